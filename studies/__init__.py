@@ -1,0 +1,1 @@
+"""Studies made with paramdelta: not installed with it."""

@@ -1,0 +1,1 @@
+"""Does the paper's claim hold on the small lineage? The experiment, its figures and its page."""
