@@ -1,0 +1,1 @@
+"""Named tensors over storage: one module for each format."""

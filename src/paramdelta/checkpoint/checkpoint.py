@@ -1,0 +1,233 @@
+"""A checkpoint: its index, its shards, and where the bytes of every tensor are. Headers only."""
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from paramdelta.checkpoint.header import header_length, parse_header
+from paramdelta.dtypes import DTYPES, DType
+from paramdelta.errors import CheckpointError
+from paramdelta.storage.local import File, read_bytes
+from paramdelta.storage.location import Location, locate
+
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+_SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.safetensors")
+_PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "*.bin", "*.pt", "*.pth")
+_MAX_JSON = 64_000_000  # bytes; the index of a model with 100 000 tensors is under 10 MB
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A tensor and where its bytes are: ``nbytes`` from ``offset`` on in ``file``, row-major."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    file: Path
+    offset: int
+    nbytes: int
+
+    @property
+    def kind(self) -> DType:
+        """Its row of the dtype table."""
+        return DTYPES[self.dtype]
+
+    @property
+    def elements(self) -> int:
+        """How many numbers it holds."""
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """What identifies a weight file: if any of it changes, the file is another one."""
+
+    path: Path
+    size: int
+    modified_ns: int
+    header_sha256: str
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Named tensors and companion files.
+
+    ``role``: "new base", "post" or "base", for messages. ``config``: config.json, {} if there is
+    none. ``tensors`` are in the order of their bytes, shard by shard.
+    """
+
+    role: str
+    location: Location
+    tensors: Mapping[str, Tensor]
+    files: tuple[SourceFile, ...]
+    config: Mapping[str, Any] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return f"{self.role} ({self.location.address})"
+
+    @property
+    def parameters(self) -> int:
+        """Floating-point numbers in all tensors."""
+        return sum(t.elements for t in self.tensors.values() if t.kind.mixable)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(tensor.nbytes for tensor in self.tensors.values())
+
+    def companion(self, name: str) -> Path | None:
+        """The path of a file beside the weights, if it is there."""
+        folder = self.location.folder
+        path = folder / name if folder else None
+        return path if path is not None and path.is_file() else None
+
+    def read_json(self, name: str) -> dict[str, Any]:
+        """A companion's JSON object, {} if the file is absent; raises CheckpointError."""
+        path = self.companion(name)
+        return read_json(path) if path else {}
+
+
+def open_checkpoint(address: str, role: str) -> Checkpoint:
+    """Find a checkpoint and read its headers.
+
+    Raises:
+        UsageError: no such place.
+        CheckpointError: no safetensors weights there, or damaged or hostile ones.
+        StorageError: a file cannot be read, or the download failed.
+    """
+    location = locate(address)
+    files = [location.path] if location.folder is None else _weight_files(location.path)
+    tensors: dict[str, Tensor] = {}
+    sources = []
+    for path in files:
+        source, found = _read_header(path)
+        sources.append(source)
+        for tensor in found:
+            if tensor.name in tensors:
+                raise CheckpointError(
+                    f"tensor {tensor.name!r} stands in two files",
+                    where=f"{tensors[tensor.name].file} and {path}",
+                    remedy="remove the file that does not belong to the checkpoint",
+                )
+            tensors[tensor.name] = tensor
+    if location.folder is not None:
+        _check_index(location.path, tensors)
+    config_path = location.path / "config.json"
+    config = read_json(config_path) if location.folder and config_path.is_file() else {}
+    return Checkpoint(role, location, tensors, tuple(sources), config)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file of at most 64 MB; raises CheckpointError or StorageError."""
+    data = read_bytes(path)
+    try:
+        if len(data) > _MAX_JSON:
+            raise ValueError(f"{len(data)} bytes are too many")
+        value = json.loads(data)
+        if not isinstance(value, dict):
+            raise ValueError("it is not an object")
+    except RecursionError:
+        raise CheckpointError("not valid JSON", where=str(path), got="nested too deeply") from None
+    except ValueError as error:
+        raise CheckpointError("not valid JSON", where=str(path), got=str(error)) from None
+    return value
+
+
+def _read_header(path: Path) -> tuple[SourceFile, list[Tensor]]:
+    where = str(path)
+    file = File(path)
+    try:
+        status = path.stat()
+        start = file.read(0, min(8, status.st_size))
+        length = header_length(start, status.st_size, where)
+        text = file.read(8, length)
+    finally:
+        file.close()
+    entries, _ = parse_header(text, status.st_size, where)
+    digest = hashlib.sha256(start + text).hexdigest()
+    source = SourceFile(path, status.st_size, status.st_mtime_ns, digest)
+    return source, [Tensor(e.name, e.dtype, e.shape, path, e.offset, e.nbytes) for e in entries]
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """The weight files of a folder in the order of their names, by the rules of transformers."""
+    single, index = folder / WEIGHTS, folder / INDEX
+    if single.is_file():
+        return [single]
+    if index.is_file():
+        return [folder / name for name in sorted(set(_weight_map(index).values()))]
+    found = sorted(folder.glob("*.safetensors"))
+    shards = [match for path in found if (match := _SHARD.fullmatch(path.name))]
+    if shards and len(shards) == len(found) == int(shards[0]["count"]):
+        return found  # complete, though the index is lost
+    if len(found) == 1 and not shards:
+        return found
+    if found:
+        raise CheckpointError(
+            "which of these files make up the checkpoint cannot be told",
+            where=str(folder),
+            expected=f"{WEIGHTS}, or {INDEX}, or all shards",
+            got=", ".join(path.name for path in found[:8]) + (" …" if len(found) > 8 else ""),
+            remedy="name one file instead of the folder, or finish the download",
+        )
+    pickles = sorted({path.name for pattern in _PICKLES for path in folder.glob(pattern)})
+    if pickles:
+        raise CheckpointError(
+            "the weights are PyTorch pickles, which can run code when they are read",
+            where=str(folder),
+            expected=f"{WEIGHTS} or {INDEX}",
+            got=", ".join(pickles[:4]),
+            remedy="convert them to safetensors: from_pretrained, then save_pretrained",
+        )
+    raise CheckpointError(
+        "no weights here", where=str(folder), expected=f"{WEIGHTS} or {INDEX}", got="neither"
+    )
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    """The index's map from tensor to shard, checked: no shard's name may leave the folder."""
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError("the index has no weight_map", where=str(index))
+    for tensor, name in weight_map.items():
+        plain = isinstance(name, str) and re.fullmatch(r"[^/\\:\x00]+", name)
+        if not plain or not name.endswith(".safetensors"):
+            raise CheckpointError(
+                "the index names a file that is no plain .safetensors name",
+                where=f"{index}, tensor {tensor!r}",
+                expected="a file of the same folder",
+                got=repr(name)[:80],
+                remedy="do not use this checkpoint unless you know where it comes from",
+            )
+    missing = sorted(n for n in set(weight_map.values()) if not (index.parent / n).is_file())
+    if missing:
+        raise CheckpointError(
+            f"{len(missing)} of {len(set(weight_map.values()))} shards are absent",
+            where=str(index.parent),
+            expected="every file that the index names",
+            got="without " + ", ".join(missing[:4]) + (" …" if len(missing) > 4 else ""),
+            remedy="finish the download",
+        )
+    return weight_map
+
+
+def _check_index(folder: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Where an index was used, every tensor that it names must be in the shard that it names."""
+    if (folder / WEIGHTS).is_file() or not (folder / INDEX).is_file():
+        return
+    for name, shard in _weight_map(folder / INDEX).items():
+        if name not in tensors or tensors[name].file.name != shard:
+            got = f"in {tensors[name].file.name}" if name in tensors else "in no shard"
+            raise CheckpointError(
+                "the index and the shards disagree",
+                where=f"{folder / INDEX}, tensor {name!r}",
+                expected=f"in {shard}",
+                got=got,
+                remedy="get the checkpoint again",
+            )

@@ -1,0 +1,292 @@
+"""The arithmetic of mixing: pure functions on arrays, compiled by numba. No I/O, no names.
+
+The value wanted is the correctly rounded n + Σ α (p − b). A float cannot hold p − b in general, so
+every sum is carried with its rounding error (Knuth's TwoSum, Dekker's TwoProduct), and the last
+step folds what is left over into the last bit ("round to odd"), after which one rounding to nearest
+even gives the correctly rounded result (Boldo and Melquiond, "Emulation of FMA and correctly
+rounded sums: proved algorithms using rounding to odd", IEEE Trans. Comp. 2008).
+
+- `mix_exact`: one Δ at scale 1, everything in one pass. 16-bit operands are added as float32,
+  wider ones as float64; F16, BF16 and F32 results are the correctly rounded exact sum.
+- `begin`, `add`, `finish`: any number of Δ at any scale, in double-double accumulators.
+
+Arrays are one-dimensional and contiguous, of equal length; BF16 travels as uint16 and F16 as int16
+(see `paramdelta.dtypes`). Every kernel releases the GIL.
+"""
+
+from typing import Any
+
+import numba
+import numpy as np
+import numpy.typing as npt
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic, overload
+
+Array = npt.NDArray[Any]
+U16, I16, U32, U64 = np.uint16, np.int16, np.uint32, np.uint64
+F32, F64 = np.float32, np.float64
+
+
+def _kernel(function: Any) -> Any:
+    """Compile lazily, one specialisation a dtype combination, cached on disk where possible."""
+    try:
+        return numba.njit(nogil=True, cache=True)(function)
+    except RuntimeError:  # no folder is writable: numba finds no place for its cache
+        return numba.njit(nogil=True)(function)
+
+
+def _bitcast(source: Any, target: Any, llvm: Any) -> Any:
+    """An intrinsic that reads the bits of one scalar as another type of the same size."""
+
+    def typed(_context: Any, _value: Any) -> Any:
+        def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+            return builder.bitcast(arguments[0], llvm)
+
+        return target(source), generate
+
+    return intrinsic(typed)
+
+
+_f32_from_bits = _bitcast(types.uint32, types.float32, ir.FloatType())
+_f32_bits = _bitcast(types.float32, types.uint32, ir.IntType(32))
+_f64_from_bits = _bitcast(types.uint64, types.float64, ir.DoubleType())
+_f64_bits = _bitcast(types.float64, types.uint64, ir.IntType(64))
+
+_inline = numba.njit
+
+
+# -- from storage to a wide float -----------------------------------------------------------------
+
+
+@_inline
+def _f32_from_bf16(bits: Any) -> Any:
+    return _f32_from_bits(U32(U32(bits) << U32(16)))
+
+
+@_inline
+def _f32_from_f16(bits: Any) -> Any:
+    half = U32(bits) & U32(0xFFFF)
+    # Shifted into place the exponent is 112 too small; multiplying repairs it, subnormals included.
+    magnitude = U32(U32(half & U32(0x7FFF)) << U32(13))
+    special = U32(0x7F800000) if magnitude >= U32(0x0F800000) else U32(0)
+    value = _f32_bits(F32(_f32_from_bits(magnitude) * F32(2.0**112)))
+    chosen = U32(magnitude | special) if special != U32(0) else value
+    return _f32_from_bits(U32(chosen | U32(U32(half & U32(0x8000)) << U32(16))))
+
+
+def _widen(value: Any, wide: Any) -> Any:
+    """The exact value of a stored element in the float type of ``wide``."""
+    raise NotImplementedError
+
+
+@overload(_widen, strict=False)
+def _widen_overload(value: Any, wide: Any) -> Any:
+    if value == types.uint16 and wide == types.float32:
+        return lambda value, wide: _f32_from_bf16(value)
+    if value == types.int16 and wide == types.float32:
+        return lambda value, wide: _f32_from_f16(value)
+    if value == types.uint16:
+        return lambda value, wide: F64(_f32_from_bf16(value))
+    if value == types.int16:
+        return lambda value, wide: F64(_f32_from_f16(value))
+    if wide == types.float64:
+        return lambda value, wide: F64(value)
+    return None
+
+
+def _bits(value: Any) -> Any:
+    """The bits of a wide float."""
+    raise NotImplementedError
+
+
+@overload(_bits, strict=False)
+def _bits_overload(value: Any) -> Any:
+    if value == types.float32:
+        return lambda value: _f32_bits(value)
+    return lambda value: _f64_bits(value)
+
+
+# -- from a wide float and what it could not hold to storage --------------------------------------
+
+
+@_inline
+def _odd32(value: Any, rest: Any) -> Any:
+    """Bits of float32 ``value + rest`` rounded to odd; |rest| is under one ulp of value."""
+    bits = _f32_bits(value)
+    step = U32(1) if (rest > F32(0)) == (value > F32(0)) else U32(0xFFFFFFFF)
+    inexact_even = (rest != F32(0)) & (U32(bits & U32(1)) == U32(0))
+    return U32(bits + (step if inexact_even else U32(0)))
+
+
+@_inline
+def _odd32_of_f64(value: Any, rest: Any) -> Any:
+    """Bits of float64 ``value + rest`` rounded to odd in float32."""
+    narrow = F32(value)
+    left = value - F64(narrow)
+    left = left if left != 0.0 else rest
+    bits = _f32_bits(narrow)
+    step = U32(1) if (left > 0.0) == (value > 0.0) else U32(0xFFFFFFFF)
+    inexact_even = (left != 0.0) & (U32(bits & U32(1)) == U32(0))
+    return U32(bits + (step if inexact_even else U32(0)))
+
+
+@_inline
+def _bf16_from_f32_bits(bits: Any) -> Any:
+    rounded = U32(U32(bits + U32(0x7FFF)) + U32(U32(bits >> U32(16)) & U32(1))) >> U32(16)
+    is_nan = U32(bits & U32(0x7FFFFFFF)) > U32(0x7F800000)
+    return U16((U32(bits >> U32(16)) | U32(0x40)) if is_nan else U32(rounded))
+
+
+@_inline
+def _f16_from_f32_bits(bits: Any) -> Any:
+    sign = U32(bits >> U32(16)) & U32(0x8000)
+    magnitude = U32(bits & U32(0x7FFFFFFF))
+    odd = U32(magnitude >> U32(13)) & U32(1)
+    normal = U32(U32(magnitude + U32(0xC8000FFF)) + odd) >> U32(13)
+    # 0.5 has an ulp of 2^-24, the quantum of F16 subnormals: the addition rounds to it.
+    shifted = _f32_bits(F32(_f32_from_bits(magnitude) + F32(0.5)))
+    subnormal = U32(shifted - U32(0x3F000000))
+    result = U32(normal) if magnitude >= U32(0x38800000) else subnormal
+    result = U32(0x7C00) if magnitude >= U32(0x477FF000) else result
+    result = U32(0x7E00) if magnitude > U32(0x7F800000) else result
+    return I16(U16(U32(result | sign)))
+
+
+@_inline
+def _odd64(value: Any, rest: Any) -> Any:
+    """Float64 ``value + rest`` rounded to odd; |rest| is under one ulp of value."""
+    bits = _f64_bits(value)
+    step = U64(1) if (rest > 0.0) == (value > 0.0) else U64(0xFFFFFFFFFFFFFFFF)
+    inexact_even = (rest != 0.0) & (U64(bits & U64(1)) == U64(0))
+    return _f64_from_bits(U64(bits + (step if inexact_even else U64(0))))
+
+
+def _narrow(value: Any, rest: Any, stored: Any) -> Any:
+    """``value + rest`` rounded once, to nearest even, into the storage type of ``stored``."""
+    raise NotImplementedError
+
+
+@overload(_narrow, strict=False)
+def _narrow_overload(value: Any, rest: Any, stored: Any) -> Any:
+    if value == types.float32:
+        if stored == types.uint16:
+            return lambda value, rest, stored: _bf16_from_f32_bits(_odd32(value, rest))
+        if stored == types.int16:
+            return lambda value, rest, stored: _f16_from_f32_bits(_odd32(value, rest))
+        return None
+    if stored == types.uint16:
+        return lambda value, rest, stored: _bf16_from_f32_bits(_odd32_of_f64(value, rest))
+    if stored == types.int16:
+        return lambda value, rest, stored: _f16_from_f32_bits(_odd32_of_f64(value, rest))
+    if stored == types.float32:
+        return lambda value, rest, stored: F32(_odd64(value, rest))
+    if stored == types.float64:
+        return lambda value, rest, stored: value
+    return None
+
+
+def _finite(stored: Any) -> Any:
+    """Whether a stored element is neither infinite nor NaN."""
+    raise NotImplementedError
+
+
+@overload(_finite, strict=False)
+def _finite_overload(stored: Any) -> Any:
+    if stored == types.uint16:
+        return lambda stored: U32(U32(stored) & U32(0x7F80)) != U32(0x7F80)
+    if stored == types.int16:
+        return lambda stored: U32(U32(stored) & U32(0x7C00)) != U32(0x7C00)
+    return lambda stored: (stored - stored) == 0
+
+
+@_inline
+def _all_finite(stored: Any) -> Any:
+    # A loop of its own: inside the arithmetic it keeps LLVM from vectorising (twice as slow).
+    broken = U32(0)
+    for i in range(stored.size):
+        broken |= U32(0) if _finite(stored[i]) else U32(1)
+    return broken == U32(0)
+
+
+# -- the kernels ----------------------------------------------------------------------------------
+
+
+@_inline
+def _two_sum(a: Any, b: Any) -> Any:
+    """a + b as the rounded sum and its exact error (Knuth)."""
+    total = a + b
+    part = total - a
+    return total, (a - (total - part)) + (b - part)
+
+
+@_kernel
+def mix_exact(new: Array, post: Array, base: Array, out: Array, wide: Any) -> bool:
+    """``out = new + (post − base)``, correctly rounded; True if every result is finite.
+
+    ``wide`` is a float32 or float64 zero: the type in which to add. float32 is wide enough where
+    all four arrays are 16-bit. Where float32 overflows on the way, the result is not finite and the
+    caller repeats the work with `begin`, `add` and `finish`.
+
+    A sum of exactly zero keeps the sign that makes ``base = new`` give back post and ``post =
+    base`` give back new, bit for bit.
+    """
+    for i in range(out.size):
+        n = _widen(new[i], wide)
+        p = _widen(post[i], wide)
+        b = _widen(base[i], wide)
+        difference, error = _two_sum(p, -b)
+        total, error2 = _two_sum(n, difference)
+        error, error3 = _two_sum(error, error2)
+        value, rest = _two_sum(total, error)
+        rest = rest if rest != 0 else error3
+        zero = p if _bits(n) == _bits(b) else (n if _bits(p) == _bits(b) else wide)
+        out[i] = _narrow(zero if value == 0 else value, rest, out[i])
+    return _all_finite(out)
+
+
+@_kernel
+def begin(new: Array, high: Array, low: Array) -> None:
+    """Start the float64 accumulators ``high + low`` at ``new``."""
+    for i in range(new.size):
+        high[i] = _widen(new[i], F64(0))
+        low[i] = 0.0
+
+
+@_kernel
+def add(post: Array, base: Array, scale: float, high: Array, low: Array) -> None:
+    """Add ``scale (post − base)`` to the float64 accumulators ``high + low``, errors carried."""
+    split = 134217729.0 * scale  # Dekker: 2^27 + 1 cuts a float64 in two halves of 26 bits
+    scale_high = split - (split - scale)
+    scale_low = scale - scale_high
+    for i in range(post.size):
+        p = _widen(post[i], F64(0))
+        b = _widen(base[i], F64(0))
+        difference, error = _two_sum(p, -b)
+        if difference == 0.0:
+            continue  # also keeps a negative zero in the accumulator
+        product = scale * difference
+        if abs(difference) < 1e290:
+            split = 134217729.0 * difference
+            upper = split - (split - difference)
+            lower = difference - upper
+            error = scale * error + (
+                ((scale_high * upper - product) + scale_high * lower + scale_low * upper)
+                + scale_low * lower
+            )
+        total, error2 = _two_sum(high[i], product)
+        rest, error3 = _two_sum(low[i], error2 + error)
+        total, rest = _two_sum(total, rest)
+        high[i] = total
+        low[i] = rest + error3
+
+
+@_kernel
+def finish(high: Array, low: Array, out: Array) -> bool:
+    """Round the accumulators once into ``out``; True if every result is finite."""
+    for i in range(out.size):
+        value, rest = high[i], low[i]
+        if rest != 0.0:  # else a negative zero would lose its sign
+            value, rest = _two_sum(value, rest)
+        out[i] = _narrow(value, rest, out[i])
+    return _all_finite(out)

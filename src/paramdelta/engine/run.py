@@ -1,0 +1,173 @@
+"""Carries out slices: read, combine, hand to the Sink. Knows nothing of threads or of files' names.
+"""
+
+import threading
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from paramdelta.checkpoint.checkpoint import Tensor
+from paramdelta.dtypes import DTYPES
+from paramdelta.engine.slices import BLOCK, Budget, Slice
+from paramdelta.plan.plan import OutputTensor, Plan
+from paramdelta.storage.local import File
+
+Bytes = npt.NDArray[np.uint8]
+
+
+class Sink(Protocol):
+    """Where finished slices go. Every method may be called from many threads at once."""
+
+    def wants(self, piece: Slice) -> bool:
+        """Whether the slice is still to be made; False where a resumed run already has it."""
+
+    def write(self, piece: Slice, data: memoryview) -> None:
+        """Take the slice's bytes. ``data`` is reused as soon as this returns."""
+
+
+@dataclass
+class Discard:
+    """A sink that keeps nothing: for measuring."""
+
+    def wants(self, piece: Slice) -> bool:
+        """Everything."""
+        return True
+
+    def write(self, piece: Slice, data: memoryview) -> None:
+        """Nothing is kept."""
+
+
+@dataclass
+class Report:
+    """What the weights turned out to hold: ``(tensor, where)`` -> numbers that are not finite.
+
+    ``where`` is a checkpoint's role, or "result" for finite operands whose sum the output's dtype
+    cannot hold.
+    """
+
+    not_finite: Counter[tuple[str, str]] = field(default_factory=Counter)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def add(self, tensor: str, where: str, count: int) -> None:
+        """Count numbers that are not finite."""
+        if count:
+            with self.lock:
+                self.not_finite[tensor, where] += count
+
+
+class Inputs:
+    """The weight files of a plan, each opened once, when it is first needed."""
+
+    def __init__(self, drop_behind: bool) -> None:
+        self.drop_behind = drop_behind
+        self._files: dict[Path, File] = {}
+        self._lock = threading.Lock()
+
+    def read_into(self, tensor: Tensor, start: int, buffer: memoryview) -> None:
+        """Fill a buffer from byte ``start`` of a tensor's data on."""
+        with self._lock:
+            file = self._files.get(tensor.file)
+            if file is None:
+                file = self._files[tensor.file] = File(tensor.file)
+        file.read_into(buffer, tensor.offset + start)
+        if self.drop_behind:
+            file.forget(tensor.offset + start, len(buffer))
+
+    def close(self) -> None:
+        """Close all files."""
+        for file in self._files.values():
+            file.close()
+        self._files.clear()
+
+
+class Worker:
+    """One pair of hands with buffers of its own: makes a slice at a time."""
+
+    def __init__(
+        self, plan: Plan, budget: Budget, inputs: Inputs, sink: Sink, report: Report
+    ) -> None:
+        self.plan = plan
+        self.inputs = inputs
+        self.sink = sink
+        self.report = report
+        self.buffers = [np.empty(budget.buffer, np.uint8) for _ in range(budget.buffers)]
+        self.high, self.low = np.empty(BLOCK), np.empty(BLOCK)
+
+    def make(self, piece: Slice) -> int:
+        """Make one slice and hand it to the sink; the bytes that were read."""
+        tensor = self.plan.tensors[piece.tensor]
+        out = self.buffers[-1][: piece.nbytes]
+        if not tensor.pairs and tensor.dtype == tensor.new.dtype:
+            self.inputs.read_into(tensor.new, piece.start * tensor.new.kind.size, out.data)
+            self.sink.write(piece, out.data)
+            return piece.nbytes
+        operands: list[npt.NDArray[Any]] = []
+        for term, buffer in zip(tensor.terms, self.buffers, strict=False):
+            size = term.tensor.kind.size
+            view = buffer[: (piece.stop - piece.start) * size]
+            self.inputs.read_into(term.tensor, piece.start * size, view.data)
+            operands.append(view.view(term.tensor.kind.numpy))
+        result = out.view(DTYPES[tensor.dtype].numpy)
+        if not combine(tensor, operands, result, self.high, self.low):
+            self._inspect(tensor, operands, result)
+        self.sink.write(piece, out.data)
+        return sum(operand.nbytes for operand in operands)
+
+    def _inspect(
+        self, tensor: OutputTensor, operands: list[npt.NDArray[Any]], result: npt.NDArray[Any]
+    ) -> None:
+        sources = self.plan.sources
+        roles = [sources[0].role]
+        for pair in tensor.pairs:
+            roles += [sources[1 + 2 * pair.number].role, sources[2 + 2 * pair.number].role]
+        clean = True
+        for role, term, operand in zip(roles, tensor.terms, operands, strict=True):
+            count = not_finite(operand, term.tensor.dtype)
+            clean &= count == 0
+            self.report.add(tensor.name, role, count)
+        if clean:
+            self.report.add(tensor.name, "result", not_finite(result, tensor.dtype))
+
+
+def combine(
+    tensor: OutputTensor,
+    operands: list[npt.NDArray[Any]],
+    out: npt.NDArray[Any],
+    high: npt.NDArray[np.float64],
+    low: npt.NDArray[np.float64],
+) -> bool:
+    """``out = new + Σ scale (post − base)`` on arrays of one length; True if all of it is finite.
+
+    ``operands``: new, then post and base of every pair, viewed as `dtypes` says. ``high`` and
+    ``low``: float64 scratch of `BLOCK` elements.
+    """
+    from paramdelta.engine import kernels  # compiled code, not needed for planning
+
+    if len(tensor.pairs) == 1 and tensor.pairs[0].scale == 1:
+        narrow = all(array.itemsize == 2 for array in (*operands, out))
+        wide = np.float32(0) if narrow else np.float64(0)
+        if kernels.mix_exact(*operands, out, wide):
+            return True
+    finite = True
+    for start in range(0, out.size, BLOCK):
+        block = slice(start, min(start + BLOCK, out.size))
+        size = block.stop - start
+        kernels.begin(operands[0][block], high, low)
+        for number, pair in enumerate(tensor.pairs):
+            post, base = operands[1 + 2 * number], operands[2 + 2 * number]
+            kernels.add(post[block], base[block], pair.scale, high, low)
+        finite &= kernels.finish(high[:size], low[:size], out[block])
+    return finite
+
+
+def not_finite(array: npt.NDArray[Any], dtype: str) -> int:
+    """How many numbers of an array, viewed as `dtypes` says, are infinite or NaN."""
+    masks: Mapping[str, int] = {"BF16": 0x7F80, "F16": 0x7C00}
+    if dtype in masks:
+        return int(np.count_nonzero((array & masks[dtype]) == masks[dtype]))
+    return int(np.count_nonzero(~np.isfinite(array)))

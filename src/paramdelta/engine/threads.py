@@ -1,0 +1,121 @@
+"""The engine on one machine: a pool of threads that take slices from one list, in order."""
+
+import os
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from paramdelta.engine.run import Inputs, Report, Sink, Worker
+from paramdelta.engine.slices import Budget, Slice, cut
+from paramdelta.plan.plan import Plan
+from paramdelta.storage.local import available_memory, raise_open_file_limit
+
+TICK = 0.1  # seconds between two calls of the progress function
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is. ``done`` and ``total``: output bytes; ``resumed``: those of ``done`` that
+    an earlier run made; ``moved``: bytes read and written by this one.
+    """
+
+    done: int
+    total: int
+    resumed: int
+    moved: int
+
+
+def default_workers() -> int:
+    """Threads: enough to keep the disk busy while some compute, no more than pay."""
+    return max(4, min(16, os.cpu_count() or 1))
+
+
+def run(
+    plan: Plan,
+    sink: Sink,
+    budget: Budget,
+    progress: Callable[[Progress], None] | None = None,
+) -> Report:
+    """Make every slice that the sink wants. Returns what the weights turned out to hold.
+
+    The first error of any worker stops all and is raised. Ctrl-C raises KeyboardInterrupt after
+    every worker has finished its slice.
+    """
+    raise_open_file_limit()
+    # A job larger than memory would push everyone else's files out of the page cache.
+    inputs = Inputs(drop_behind=plan.bytes_to_read + plan.bytes_to_write > available_memory() // 2)
+    report = Report()
+    pool = _Pool(plan, sink, budget, inputs, report)
+    try:
+        pool.run(progress or (lambda _: None))
+    finally:
+        inputs.close()
+    return report
+
+
+class _Pool:
+    def __init__(
+        self, plan: Plan, sink: Sink, budget: Budget, inputs: Inputs, report: Report
+    ) -> None:
+        self.sink = sink
+        self.slices = cut(plan, budget.buffer)
+        self.lock = threading.Lock()
+        self.stop = threading.Event()
+        self.finished = threading.Event()
+        self.errors: list[BaseException] = []
+        self.total = plan.bytes_to_write
+        self.done = self.resumed = self.moved = 0
+        self.running = budget.workers
+        self.threads = [
+            threading.Thread(
+                target=self._work,
+                args=(plan, budget, inputs, report),
+                name=f"paramdelta-{i}",
+                daemon=True,
+            )
+            for i in range(budget.workers)
+        ]
+
+    def run(self, progress: Callable[[Progress], None]) -> None:
+        for thread in self.threads:
+            thread.start()
+        try:
+            while not self.finished.wait(TICK):
+                progress(self._state())
+        finally:
+            self.stop.set()
+            for thread in self.threads:
+                thread.join()
+        if self.errors:
+            raise self.errors[0]
+        progress(self._state())
+
+    def _state(self) -> Progress:
+        with self.lock:
+            return Progress(self.done, self.total, self.resumed, self.moved)
+
+    def _next(self) -> Slice | None:
+        with self.lock:
+            for piece in self.slices:
+                if self.sink.wants(piece):
+                    return piece
+                self.done += piece.nbytes
+                self.resumed += piece.nbytes
+        return None
+
+    def _work(self, plan: Plan, budget: Budget, inputs: Inputs, report: Report) -> None:
+        try:
+            worker = Worker(plan, budget, inputs, self.sink, report)
+            while not self.stop.is_set() and (piece := self._next()) is not None:
+                read = worker.make(piece)
+                with self.lock:
+                    self.done += piece.nbytes
+                    self.moved += piece.nbytes + read
+        except BaseException as error:  # noqa: BLE001 - it is raised again in the main thread
+            self.errors.append(error)
+            self.stop.set()
+        finally:
+            with self.lock:
+                self.running -= 1
+                if self.running == 0:
+                    self.finished.set()

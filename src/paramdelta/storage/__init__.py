@@ -1,0 +1,1 @@
+"""Where bytes are: one module for each kind of place."""

@@ -1,0 +1,60 @@
+"""The Hugging Face Hub, through its own client and cache. The only module that imports it."""
+
+from pathlib import Path
+
+from paramdelta.errors import StorageError
+
+# Weights as safetensors and the small files beside them; never pickles, whatever else a repo holds.
+_WANTED = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.py", "README.md", "LICENSE*"]
+_UNWANTED = ["*.bin", "*.pt", "*.pth", "*.gguf", "*.onnx", "onnx/*", "openvino/*", "original/*"]
+
+
+def download(repo: str, revision: str | None) -> tuple[Path, str]:
+    """Download a model into the Hub's cache, or find it there; the folder and the commit hash.
+
+    Token, endpoint, cache folder and offline mode are huggingface_hub's own (HF_TOKEN, HF_ENDPOINT,
+    HF_HOME, HF_HUB_OFFLINE).
+
+    Raises:
+        StorageError: no such repository or revision, no access, or the network failed.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    where = f"{repo}@{revision}" if revision else repo
+    try:
+        folder = Path(
+            snapshot_download(
+                repo, revision=revision, allow_patterns=_WANTED, ignore_patterns=_UNWANTED
+            )
+        )
+    except GatedRepoError:
+        raise StorageError(
+            "access to this model must be asked for",
+            where=where,
+            remedy="accept its terms on the Hub, then log in: hf auth login",
+        ) from None
+    except RevisionNotFoundError:
+        raise StorageError("the model has no such revision", where=where) from None
+    except RepositoryNotFoundError:
+        raise StorageError(
+            "neither a folder here nor a model on the Hub",
+            where=where,
+            remedy="look at the spelling; a private model needs: hf auth login",
+        ) from None
+    except LocalEntryNotFoundError:
+        raise StorageError(
+            "the Hub cannot be reached and its cache does not hold this model",
+            where=where,
+            remedy="look at the network, HF_ENDPOINT and HF_HUB_OFFLINE",
+        ) from None
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise StorageError("the download failed", where=where, got=reason) from None
+    return folder, folder.name

@@ -1,0 +1,213 @@
+"""Folders and files of this machine: positional reads and writes, and what surrounds them.
+
+Positional I/O (pread, pwrite) lets many threads share one file descriptor. Where the platform has
+none (Windows), a lock a file and a seek stand in for it.
+"""
+
+import contextlib
+import errno
+import os
+import threading
+from pathlib import Path
+
+from paramdelta.errors import CheckpointError, StorageError
+
+_POSITIONAL = hasattr(os, "preadv") and hasattr(os, "pwrite")
+_BINARY = getattr(os, "O_BINARY", 0)
+
+
+class File:
+    """An open file that many threads read and write at positions of their own.
+
+    Raises:
+        StorageError: it cannot be opened, or a later read or write fails.
+    """
+
+    def __init__(self, path: Path, flags: int = os.O_RDONLY) -> None:
+        self.path = path
+        self._lock = threading.Lock()
+        try:
+            self._descriptor = os.open(path, flags | _BINARY, 0o666)
+        except OSError as error:
+            raise storage_error(error, path, "open") from None
+
+    @classmethod
+    def create(cls, path: Path) -> "File":
+        """Open for reading and writing; made if absent, kept as it is if present."""
+        return cls(path, os.O_RDWR | os.O_CREAT)
+
+    def size(self) -> int:
+        """Bytes of the file now."""
+        return os.fstat(self._descriptor).st_size
+
+    def read_into(self, buffer: memoryview, offset: int) -> None:
+        """Fill the whole buffer from ``offset`` bytes into the file.
+
+        Raises:
+            CheckpointError: the file ends before the buffer is full.
+            StorageError: the read failed.
+        """
+        done = 0
+        try:
+            while done < len(buffer):
+                count = self._read(buffer[done:], offset + done)
+                if count == 0:
+                    raise CheckpointError(
+                        "the file ends too early",
+                        where=str(self.path),
+                        expected=f"{offset + len(buffer)} bytes at the least",
+                        got=f"{offset + done} bytes",
+                        remedy="download the file again",
+                    )
+                done += count
+        except OSError as error:
+            raise storage_error(error, self.path, "read") from None
+
+    def read(self, offset: int, length: int) -> bytes:
+        """So many bytes from ``offset``; raises as `read_into`."""
+        buffer = bytearray(length)
+        self.read_into(memoryview(buffer), offset)
+        return bytes(buffer)
+
+    def write(self, data: memoryview, offset: int) -> None:
+        """Write all of ``data`` at ``offset``; raises StorageError."""
+        done = 0
+        try:
+            while done < len(data):
+                done += self._write(data[done:], offset + done)
+        except OSError as error:
+            raise storage_error(error, self.path, "write") from None
+
+    def _read(self, buffer: memoryview, offset: int) -> int:
+        if _POSITIONAL:
+            return os.preadv(self._descriptor, [buffer], offset)
+        with self._lock:
+            os.lseek(self._descriptor, offset, os.SEEK_SET)
+            data = os.read(self._descriptor, len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def _write(self, data: memoryview, offset: int) -> int:
+        if _POSITIONAL:
+            return os.pwrite(self._descriptor, data, offset)
+        with self._lock:
+            os.lseek(self._descriptor, offset, os.SEEK_SET)
+            return os.write(self._descriptor, data)
+
+    def allocate(self, size: int) -> None:
+        """Give the file ``size`` bytes of disk now, so that a full disk is met at the start.
+
+        Raises:
+            StorageError: no space left, or the file system allows no file of this size.
+        """
+        try:
+            if hasattr(os, "posix_fallocate"):
+                try:
+                    os.posix_fallocate(self._descriptor, 0, size)
+                except OSError as error:
+                    if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+                        raise
+            os.ftruncate(self._descriptor, size)
+        except OSError as error:
+            raise storage_error(error, self.path, f"allocate {size} bytes for") from None
+
+    def sync(self) -> None:
+        """Return when all that was written is on the disk; raises StorageError."""
+        try:
+            getattr(os, "fdatasync", os.fsync)(self._descriptor)
+        except OSError as error:
+            raise storage_error(error, self.path, "sync") from None
+
+    def forget(self, offset: int, length: int) -> None:
+        """Tell the system that these bytes need not stay in its page cache."""
+        if hasattr(os, "posix_fadvise"):
+            with contextlib.suppress(OSError):
+                os.posix_fadvise(self._descriptor, offset, length, os.POSIX_FADV_DONTNEED)
+
+    def close(self) -> None:
+        """Close the descriptor; the file must not be used any more."""
+        os.close(self._descriptor)
+
+
+def storage_error(error: OSError, path: Path, verb: str) -> StorageError:
+    """An OSError as one that says where, what and what to do."""
+    remedies = {
+        errno.ENOSPC: "free some space or choose another --out",
+        errno.EDQUOT: "your quota is used up: free some space or choose another --out",
+        errno.EFBIG: "the file system or a limit (ulimit -f) allows no larger file: "
+        "choose a smaller --shard-size",
+        errno.EACCES: "look at the permissions",
+        errno.EROFS: "the file system is read-only: choose another --out",
+        errno.EMFILE: "too many open files: raise ulimit -n",
+        errno.EIO: "the device reports a failure: look at the disk",
+    }
+    return StorageError(
+        f"cannot {verb} the file",
+        where=str(path),
+        got=error.strerror or str(error),
+        remedy=remedies.get(error.errno or 0),
+    )
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a small text file (UTF-8, as it stands) and sync it; raises StorageError."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a small file and sync it; raises StorageError."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise storage_error(error, path, "write") from None
+
+
+def read_bytes(path: Path) -> bytes:
+    """The whole of a small file; raises StorageError."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise storage_error(error, path, "read") from None
+
+
+def sync_folder(path: Path) -> None:
+    """Make renames and new files in a folder durable, where the system can."""
+    if os.name == "posix":
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def raise_open_file_limit() -> None:
+    """Allow as many open files as the system lets this process have: big models have many shards."""
+    try:
+        import resource
+    except ImportError:  # Windows has no such limit
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 65536 if hard == resource.RLIM_INFINITY else min(hard, 65536)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def available_memory() -> int:
+    """Bytes of memory that could be used without swapping; 0 where it cannot be told."""
+    try:
+        with Path("/proc/meminfo").open() as file:
+            for line in file:
+                if line.startswith("MemAvailable:"):
+                    return int(line.split()[1]) * 1024
+    except (OSError, ValueError):
+        pass
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return 0
+
