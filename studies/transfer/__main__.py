@@ -1,0 +1,5 @@
+"""`python -m studies.transfer`."""
+
+from studies.transfer.run import main
+
+main()
