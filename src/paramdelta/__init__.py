@@ -1,3 +1,79 @@
-"""ParamΔ weight mixing: Θ'_base + Σ αᵢ (Θ_postᵢ − Θ_baseᵢ), exactly, at disk speed."""
+"""ParamΔ weight mixing: Θ'_base + Σ αᵢ (Θ_postᵢ − Θ_baseᵢ), exactly, at disk speed.
 
-__version__ = "0.1.0"
+from paramdelta import Delta, Recipe, mix, plan, verify
+
+recipe = Recipe("new-base", [Delta(post="post", base="base")])
+print(plan(recipe).findings)
+mix(recipe, "out")
+verify("out")
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from paramdelta.version import __version__
+
+if TYPE_CHECKING:
+    from paramdelta.api import Mix, mix, plan, verify
+    from paramdelta.errors import (
+        CheckpointError,
+        Interrupted,
+        MisfitError,
+        ParamDeltaError,
+        StorageError,
+        UsageError,
+    )
+    from paramdelta.planning.findings import Finding, Severity
+    from paramdelta.planning.plan import Plan
+    from paramdelta.recipe import Delta, Recipe, read_recipe
+
+_HOMES = {
+    "Mix": "api",
+    "mix": "api",
+    "plan": "api",
+    "verify": "api",
+    "CheckpointError": "errors",
+    "Interrupted": "errors",
+    "MisfitError": "errors",
+    "ParamDeltaError": "errors",
+    "StorageError": "errors",
+    "UsageError": "errors",
+    "Finding": "planning.findings",
+    "Severity": "planning.findings",
+    "Plan": "planning.plan",
+    "Delta": "recipe",
+    "Recipe": "recipe",
+    "read_recipe": "recipe",
+}
+
+__all__ = [
+    "CheckpointError",
+    "Delta",
+    "Finding",
+    "Interrupted",
+    "MisfitError",
+    "Mix",
+    "ParamDeltaError",
+    "Plan",
+    "Recipe",
+    "Severity",
+    "StorageError",
+    "UsageError",
+    "__version__",
+    "mix",
+    "plan",
+    "read_recipe",
+    "verify",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used, so that ``import paramdelta`` costs nothing."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -6,10 +6,12 @@ kernels are specialised on that. Names are those of the safetensors format.
 """
 
 from dataclasses import dataclass
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from paramdelta.errors import UsageError
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,8 @@ class DType:
     @property
     def numpy(self) -> "np.dtype[np.generic]":
         """The numpy dtype of the view."""
+        import numpy as np  # not at the top: --help must not wait for it
+
         return np.dtype(self.view)
 
     @property

@@ -38,7 +38,7 @@ class Recipe:
     """``Θ'_base + Σ αᵢ (Θ_postᵢ − Θ_baseᵢ)``, and the choices that change the result.
 
     ``dtype``: safetensors name of the output's dtype, or None (``auto``): each tensor keeps that of
-    the new base. ``allow``: codes of refused findings that are accepted (see `plan.findings`).
+    the new base. ``allow``: codes of refused findings that are accepted (see `planning.findings`).
     """
 
     new_base: str

@@ -1,5 +1,4 @@
-"""Carries out slices: read, combine, hand to the Sink. Knows nothing of threads or of files' names.
-"""
+"""Carries out slices: read, combine, hand to the Sink. Knows nothing of threads or file names."""
 
 import threading
 from collections import Counter
@@ -14,7 +13,7 @@ import numpy.typing as npt
 from paramdelta.checkpoint.checkpoint import Tensor
 from paramdelta.dtypes import DTYPES
 from paramdelta.engine.slices import BLOCK, Budget, Slice
-from paramdelta.plan.plan import OutputTensor, Plan
+from paramdelta.planning.plan import OutputTensor, Plan
 from paramdelta.storage.local import File
 
 Bytes = npt.NDArray[np.uint8]
@@ -28,18 +27,6 @@ class Sink(Protocol):
 
     def write(self, piece: Slice, data: memoryview) -> None:
         """Take the slice's bytes. ``data`` is reused as soon as this returns."""
-
-
-@dataclass
-class Discard:
-    """A sink that keeps nothing: for measuring."""
-
-    def wants(self, piece: Slice) -> bool:
-        """Everything."""
-        return True
-
-    def write(self, piece: Slice, data: memoryview) -> None:
-        """Nothing is kept."""
 
 
 @dataclass

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from paramdelta.dtypes import DTYPES
 from paramdelta.errors import UsageError
-from paramdelta.plan.plan import OutputTensor, Plan
+from paramdelta.planning.plan import OutputTensor, Plan
 
 MAX_BUFFER = 4 << 20  # bytes: larger reads are no faster and fall out of the processor's cache
 MIN_BUFFER = 64 << 10  # bytes: below, the cost of a call outweighs the work

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from paramdelta.engine.run import Inputs, Report, Sink, Worker
 from paramdelta.engine.slices import Budget, Slice, cut
-from paramdelta.plan.plan import Plan
+from paramdelta.planning.plan import Plan
 from paramdelta.storage.local import available_memory, raise_open_file_limit
 
 TICK = 0.1  # seconds between two calls of the progress function

@@ -7,7 +7,7 @@ from typing import Any
 
 from paramdelta.checkpoint.checkpoint import WEIGHTS
 from paramdelta.errors import UsageError
-from paramdelta.plan.plan import OutputTensor, Plan
+from paramdelta.planning.plan import OutputTensor, Plan
 from paramdelta.units import show_size
 
 METADATA = {"format": "pt"}  # transformers refuses files without it
@@ -68,7 +68,9 @@ def make_layout(plan: Plan, shard_size: int) -> Layout:
     groups.append((first, len(plan.tensors)))
     shards = []
     for number, (first, last) in enumerate(groups, 1):
-        name = WEIGHTS if len(groups) == 1 else f"model-{number:05d}-of-{len(groups):05d}.safetensors"
+        name = (
+            WEIGHTS if len(groups) == 1 else f"model-{number:05d}-of-{len(groups):05d}.safetensors"
+        )
         tensors = plan.tensors[first:last]
         header = make_header(tensors)
         size = len(header) + sum(tensor.nbytes for tensor in tensors)
@@ -106,5 +108,3 @@ def _index(plan: Plan, shards: list[Shard]) -> str:
     metadata = {"total_parameters": plan.parameters, "total_size": plan.bytes_to_write}
     index = {"metadata": metadata, "weight_map": dict(sorted(weight_map.items()))}
     return json.dumps(index, indent=2, ensure_ascii=False) + "\n"
-
-

@@ -5,7 +5,16 @@ from pathlib import Path
 from paramdelta.errors import StorageError
 
 # Weights as safetensors and the small files beside them; never pickles, whatever else a repo holds.
-_WANTED = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.py", "README.md", "LICENSE*"]
+_WANTED = [
+    "*.safetensors",
+    "*.json",
+    "*.txt",
+    "*.model",
+    "*.jinja",
+    "*.py",
+    "README.md",
+    "LICENSE*",
+]
 _UNWANTED = ["*.bin", "*.pt", "*.pth", "*.gguf", "*.onnx", "onnx/*", "openvino/*", "original/*"]
 
 

@@ -185,7 +185,7 @@ def sync_folder(path: Path) -> None:
 
 
 def raise_open_file_limit() -> None:
-    """Allow as many open files as the system lets this process have: big models have many shards."""
+    """Allow as many open files as the system lets this process have: models have many shards."""
     try:
         import resource
     except ImportError:  # Windows has no such limit
@@ -210,4 +210,3 @@ def available_memory() -> int:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):
         return 0
-

@@ -13,10 +13,10 @@ from typing import Any
 from paramdelta.checkpoint.checkpoint import Checkpoint, SourceFile, Tensor, open_checkpoint
 from paramdelta.dtypes import DTYPES
 from paramdelta.errors import MisfitError
-from paramdelta.plan import companions, lineage, vocabulary
-from paramdelta.plan.companions import Companion
-from paramdelta.plan.findings import Finding, Severity, apply_allowances
-from paramdelta.plan.names import aligned, head_and_embedding, is_buffer, is_tied
+from paramdelta.planning import companions, lineage, vocabulary
+from paramdelta.planning.companions import Companion
+from paramdelta.planning.findings import Finding, Severity, apply_allowances
+from paramdelta.planning.names import aligned, head_and_embedding, is_buffer, is_tied
 from paramdelta.recipe import Recipe
 
 
@@ -55,9 +55,7 @@ class OutputTensor:
     @property
     def terms(self) -> tuple[Term, ...]:
         """All operands with their coefficients, the new base's first."""
-        mixed = [
-            Term(t, c) for p in self.pairs for t, c in ((p.post, p.scale), (p.base, -p.scale))
-        ]
+        mixed = [Term(t, c) for p in self.pairs for t, c in ((p.post, p.scale), (p.base, -p.scale))]
         return (Term(self.new, 1.0), *mixed)
 
     @property
@@ -389,9 +387,7 @@ class _Planner:
                 if name in wanted:
                     continue
                 if is_buffer(tensor) or not tensor.kind.mixable:
-                    self.find(
-                        Severity.NOTE, "buffer-left", "constants left out", post, tensor=name
-                    )
+                    self.find(Severity.NOTE, "buffer-left", "constants left out", post, tensor=name)
                 elif head and name == head[0] and is_tied(name, self.views[at], post.config):
                     self.find(
                         Severity.NOTE,
@@ -412,9 +408,7 @@ class _Planner:
                         allowed="left out",
                     )
             for name in self.views[at + 1].keys() - wanted - self.views[at].keys():
-                self.find(
-                    Severity.NOTE, "only-in-base", "tensors left out", base, tensor=name
-                )
+                self.find(Severity.NOTE, "only-in-base", "tensors left out", base, tensor=name)
 
     # -- whole checkpoints -------------------------------------------------------------------------
 

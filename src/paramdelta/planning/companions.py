@@ -13,7 +13,7 @@ from typing import Any
 
 from paramdelta.checkpoint.checkpoint import Checkpoint
 from paramdelta.dtypes import torch_name
-from paramdelta.plan.vocabulary import Comparison
+from paramdelta.planning.vocabulary import Comparison
 
 ROLES = ("bos_token_id", "eos_token_id", "pad_token_id")
 _TOKENIZER = re.compile(
@@ -147,10 +147,13 @@ def _tokenizer(
         for name, path in their_files.items():
             changes: tuple[tuple[str, Any], ...] = ()
             why = "same vocabulary; roles and chat template of post"
-            if name == "tokenizer_config.json" and length is not None:
-                if length != post.read_json(name).get("model_max_length"):
-                    changes = (("model_max_length", length),)
-                    why += "; context length of the new base"
+            if (
+                name == "tokenizer_config.json"
+                and length is not None
+                and length != post.read_json(name).get("model_max_length")
+            ):
+                changes = (("model_max_length", length),)
+                why += "; context length of the new base"
             chosen.append(Companion(name, path, "post", why, changes))
         return chosen
     template = post.read_json("tokenizer_config.json").get("chat_template")

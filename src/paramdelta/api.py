@@ -1,0 +1,146 @@
+"""What paramdelta does, as functions: plan, mix, verify. The command line calls these."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+
+from paramdelta.engine import threads
+from paramdelta.engine.slices import Budget, share_out
+from paramdelta.engine.threads import Progress, default_workers
+from paramdelta.errors import Interrupted
+from paramdelta.output import verify as verification
+from paramdelta.output.card import model_card
+from paramdelta.output.companions import write_companions
+from paramdelta.output.files import Files, check_output, check_space
+from paramdelta.output.layout import Layout, make_layout
+from paramdelta.output.lock import LOCK, lock_text
+from paramdelta.output.verify import Verification
+from paramdelta.planning.plan import Plan, make_plan
+from paramdelta.recipe import Recipe
+from paramdelta.storage.local import available_memory, write_text
+from paramdelta.units import parse_size
+
+SHARD_SIZE = "5GB"
+MEMORY = "256MB"
+
+
+@dataclass(frozen=True)
+class Mix:
+    """A finished mix.
+
+    ``not_finite``: how many infinite or NaN numbers were met, by (tensor, checkpoint's role or
+    "result"). ``seconds``: wall time. ``moved``: bytes read and written by this run; ``resumed``:
+    output bytes that an earlier run had made.
+    """
+
+    folder: Path
+    plan: Plan
+    layout: Layout
+    seconds: float
+    moved: int
+    resumed: int
+    not_finite: dict[tuple[str, str], int]
+
+
+def plan(recipe: Recipe) -> Plan:
+    """What a mix would do, from headers alone; nothing is written.
+
+    Raises:
+        UsageError, CheckpointError, StorageError: see `paramdelta.planning.plan.make_plan`.
+    """
+    return make_plan(recipe)
+
+
+def mix(
+    recipe: Recipe | Plan,
+    out: str | Path,
+    *,
+    shard_size: int | str = SHARD_SIZE,
+    memory: int | str = MEMORY,
+    workers: int | None = None,
+    overwrite: bool = False,
+    fresh: bool = False,
+    progress: Callable[[Progress], None] | None = None,
+) -> Mix:
+    """Write the mix of a recipe, or of a plan made before, as a checkpoint folder.
+
+    Whole or not at all: ``out`` appears when everything is on disk. A run that was killed is
+    resumed by the same call. ``shard_size`` and ``memory`` are bytes or text such as "5GB";
+    ``memory`` bounds what is held beyond the interpreter and its libraries. ``overwrite`` replaces
+    an earlier output of paramdelta; ``fresh`` throws an unfinished run away.
+
+    Raises:
+        UsageError: options or output that cannot be meant.
+        MisfitError: the plan has refused findings; or an unfinished run of something else is there.
+        StorageError: reading or writing failed; the same call resumes.
+        Interrupted: Ctrl-C; the same call resumes.
+    """
+    began = perf_counter()
+    out = Path(out)
+    plan = make_plan(recipe) if isinstance(recipe, Recipe) else recipe
+    plan.check()
+    shard_bytes = parse_size(shard_size)
+    layout = make_layout(plan, shard_bytes)
+    budget = budget_for(plan, memory, workers)
+    check_output(out, [source.location.path for source in plan.sources], overwrite)
+    if not fresh:
+        check_space(out, layout)
+    moved = plan.bytes_to_read + plan.bytes_to_write
+    drop = moved > available_memory() // 2
+    files = Files(plan, layout, out, fresh=fresh, drop=drop)
+    last = Progress(0, plan.bytes_to_write, 0, 0)
+
+    def watch(now: Progress) -> None:
+        nonlocal last
+        last = now
+        if progress is not None:
+            progress(now)
+
+    def write_small_files(folder: Path) -> None:
+        write_companions(plan.companions, folder)
+        write_text(folder / "README.md", model_card(plan, out))
+        write_text(folder / LOCK, lock_text(plan, shard_bytes))
+
+    try:
+        try:
+            report = threads.run(plan, files, budget, watch)
+        finally:
+            files.flush()
+        files.finish(write_small_files)
+    except KeyboardInterrupt:
+        raise Interrupted(
+            "stopped; what is done is kept",
+            where=str(files.staging),
+            remedy="the same command goes on from here; --fresh starts again",
+        ) from None
+    finally:
+        files.close()
+    return Mix(
+        out,
+        plan,
+        layout,
+        perf_counter() - began,
+        last.moved,
+        last.resumed,
+        dict(report.not_finite),
+    )
+
+
+def budget_for(plan: Plan, memory: int | str = MEMORY, workers: int | None = None) -> Budget:
+    """How a mix of this plan would share out the memory; raises UsageError if it is too little."""
+    return share_out(plan, parse_size(memory), workers or default_workers())
+
+
+def verify(
+    folder: str | Path,
+    *,
+    share: float = 0.01,
+    progress: Callable[[int, int], None] | None = None,
+) -> Verification:
+    """Recompute a share of an output from its sources by an independent path and compare.
+
+    Raises:
+        MisfitError: it differs, or the sources are no longer the same.
+    """
+    return verification.verify(Path(folder), share, progress)

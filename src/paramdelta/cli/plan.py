@@ -1,0 +1,59 @@
+"""`paramdelta plan`: what a mix would do."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from paramdelta.cli import recipe as options
+
+
+def plan(
+    recipe: options.RecipeFile = None,
+    post: options.Post = None,
+    base: options.Base = None,
+    new_base: options.NewBase = None,
+    scale: options.Scale = None,
+    dtype: options.DType = None,
+    allow: options.Allow = None,
+    memory: options.Memory = "256MB",
+    workers: options.Workers = None,
+    shard_size: options.ShardSize = "5GB",
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Where the mix would go: checks its disk.")
+    ] = None,
+    tensors: Annotated[bool, typer.Option("--tensors", help="Every tensor and its terms.")] = False,
+    as_json: options.Json = False,
+) -> None:
+    """Say what a mix would do, from headers alone: seconds, nothing is written.
+
+    Exits with 3 if the mix would be refused.
+    """
+    from paramdelta import api
+    from paramdelta.cli import show
+    from paramdelta.output.files import check_output, check_space, free_space
+    from paramdelta.output.layout import make_layout
+    from paramdelta.planning.plan import summary, terms
+    from paramdelta.units import parse_size
+
+    made = api.plan(options.make_recipe(recipe, post, base, new_base, scale, dtype, allow))
+    budget = api.budget_for(made, memory, workers)
+    layout = make_layout(made, parse_size(shard_size))
+    free, _ = free_space(out or Path("out"))
+    if as_json:
+        facts = summary(made) | {
+            "projected_memory": budget.projected,
+            "workers": budget.workers,
+            "files": {shard.name: shard.size for shard in layout.shards},
+            "free_disk": free,
+        }
+        if tensors:
+            facts["terms"] = terms(made.tensors)
+        typer.echo(json.dumps({"event": "plan", **facts}, ensure_ascii=False))
+    else:
+        show.plan(made, budget, layout, free, tensors)
+    made.check()
+    if out is not None:
+        check_output(out, [source.location.path for source in made.sources], overwrite=True)
+        check_space(out, layout)

@@ -1,0 +1,264 @@
+"""What the commands print: plans, progress, results. A live bar on a terminal, lines elsewhere."""
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from paramdelta.api import Mix
+from paramdelta.engine.slices import Budget
+from paramdelta.engine.threads import Progress
+from paramdelta.output.layout import Layout
+from paramdelta.output.verify import Verification
+from paramdelta.planning.findings import Finding, Severity
+from paramdelta.planning.plan import Plan
+from paramdelta.units import show_count, show_duration, show_size
+
+_COLOURS = {Severity.REFUSED: "red", Severity.WARNING: "yellow", Severity.NOTE: "cyan"}
+LINE_EVERY = 5.0  # seconds between two progress lines where there is no terminal
+EVENT_EVERY = 0.5  # seconds between two JSON events
+
+
+def plan(plan: Plan, budget: Budget, layout: Layout, free: int, tensors: bool) -> None:
+    """The whole plan, for people."""
+    typer.echo(_formula(plan))
+    typer.echo("\nsources")
+    for source in plan.sources:
+        typer.echo(
+            f"  {source.role:<9} {source.location.pinned}\n"
+            f"{'':12}{len(source.tensors)} tensors, {show_count(source.parameters)} parameters, "
+            f"{show_size(source.nbytes)}, {_dtypes(source.tensors.values())}"
+        )
+    for pair, like in plan.likeness.items():
+        typer.echo(
+            f"  {pair}: cosine {like.cosine:.4f}, relative distance {like.distance:.4f}"
+            f" (on {like.tensors} matrices)"
+        )
+    mixed = sum(bool(t.pairs) for t in plan.tensors)
+    typer.echo("\noutput")
+    typer.echo(
+        f"  tensors   {mixed} mixed, {len(plan.tensors) - mixed} copied from the new base; "
+        f"{show_count(plan.parameters)} parameters, {_dtypes(plan.tensors)}"
+    )
+    first, last = layout.shards[0], layout.shards[-1]
+    names = first.name if first is last else f"{first.name} to {last.name}, and their index"
+    typer.echo(f"  weights   {show_size(layout.size)} in {names}")
+    typer.echo(
+        f"  work      {show_size(plan.bytes_to_read)} to read, {show_size(plan.bytes_to_write)} to"
+        f" write; {show_size(free)} of disk free"
+    )
+    typer.echo(
+        f"  memory    at most {show_size(budget.projected)} beyond the interpreter and its "
+        f"libraries ({budget.workers} workers, {show_size(budget.buffer)} a buffer)"
+    )
+    if plan.companions:
+        typer.echo("\nfiles beside the weights")
+    for companion in plan.companions:
+        changes = ", ".join(f"{k} = {_short(v)}" for k, v in companion.changes)
+        typer.echo(
+            f"  {companion.name:<28} from {companion.giver:<8}  {companion.why}"
+            + (f"\n{'':31}changed: {changes}" if changes else "")
+        )
+    if tensors:
+        typer.echo("\ntensors")
+        for tensor in plan.tensors:
+            terms = " ".join(
+                f"{t.coefficient:+g}·{t.tensor.file.parent.name}" for t in tensor.terms
+            )
+            typer.echo(
+                f"  {tensor.name}  {tensor.dtype} {list(tensor.shape)}  "
+                + (terms if tensor.pairs else f"copied: {tensor.why}")
+            )
+    typer.echo("\nfindings" if plan.findings else "\nno findings")
+    for finding in plan.findings:
+        _finding(finding, all_tensors=tensors)
+
+
+def brief(plan: Plan) -> None:
+    """What `mix` says before it begins: the formula and what is more than a note."""
+    typer.echo(_formula(plan))
+    for finding in plan.findings:
+        if finding.severity is not Severity.NOTE:
+            _finding(finding, all_tensors=False)
+
+
+def mixed(result: Mix, as_json: bool) -> None:
+    """The result of `mix`."""
+    rate = result.moved / result.seconds if result.seconds else 0.0
+    if as_json:
+        typer.echo(
+            json.dumps(
+                {
+                    "event": "done",
+                    "folder": str(result.folder),
+                    "seconds": round(result.seconds, 3),
+                    "bytes_moved": result.moved,
+                    "bytes_resumed": result.resumed,
+                    "not_finite": [
+                        {"tensor": tensor, "where": where, "count": count}
+                        for (tensor, where), count in sorted(result.not_finite.items())
+                    ],
+                },
+                ensure_ascii=False,
+            )
+        )
+        return
+    for (tensor, where), count in sorted(result.not_finite.items()):
+        place = "the result (its dtype cannot hold the sum)" if where == "result" else where
+        typer.secho(
+            f"  warning   {count} infinite or NaN numbers in {tensor}, in {place}", fg="yellow"
+        )
+    resumed = f", {show_size(result.resumed)} from an earlier run" if result.resumed else ""
+    typer.echo(
+        f"{result.folder}: {show_count(result.plan.parameters)} parameters, "
+        f"{show_size(result.layout.size)} in {len(result.layout.shards)} "
+        f"file{'s' if len(result.layout.shards) > 1 else ''}, "
+        f"{show_duration(result.seconds)}, {show_size(rate)}/s read and written{resumed}"
+    )
+
+
+def verified(result: Verification, folder: Path, as_json: bool) -> None:
+    """The result of `verify`."""
+    if as_json:
+        typer.echo(
+            json.dumps(
+                {
+                    "event": "done",
+                    "folder": str(folder),
+                    "tensors": result.tensors,
+                    "elements": result.elements,
+                    "total": result.total,
+                }
+            )
+        )
+    else:
+        typer.echo(
+            f"{folder}: right. {result.tensors} tensors, {show_count(result.elements)} of "
+            f"{show_count(result.total)} numbers recomputed from the sources"
+        )
+
+
+class Reporter:
+    """Turns progress calls into a bar, lines or events. ``update(done, total, text)``."""
+
+    def __init__(self, verb: str) -> None:
+        self.verb = verb
+        self.began = time.monotonic()
+
+    def mix(self, now: Progress) -> None:
+        """Progress of the engine."""
+        seconds = max(time.monotonic() - self.began, 1e-9)
+        fresh = now.done - now.resumed
+        left = (now.total - now.done) * seconds / fresh if fresh else None
+        self.update(
+            now.done,
+            now.total,
+            f"{show_size(now.done)} of {show_size(now.total)}, {now.moved / seconds / 1e9:.2f} GB/s"
+            + (f", {show_duration(left)} left" if left is not None else ""),
+            {"bytes_moved": now.moved, "bytes_resumed": now.resumed, "seconds_left": left},
+        )
+
+    def verify(self, done: int, total: int) -> None:
+        """Progress of a verification, in elements."""
+        self.update(done, total, f"{show_count(done)} of {show_count(total)} numbers", {})
+
+    def update(self, done: int, total: int, text: str, facts: dict[str, Any]) -> None:
+        """Show that ``done`` of ``total`` is done."""
+
+
+class Lines(Reporter):
+    """A plain line every few seconds."""
+
+    last = 0.0
+
+    def update(self, done: int, total: int, text: str, facts: dict[str, Any]) -> None:
+        """Print at the first call after every `LINE_EVERY` seconds."""
+        now = time.monotonic()
+        if now - max(self.last, self.began) >= LINE_EVERY:
+            self.last = now
+            typer.echo(f"{self.verb}: {100 * done // max(total, 1)} %, {text}")
+
+
+class Events(Reporter):
+    """A JSON object a line."""
+
+    last = 0.0
+
+    def update(self, done: int, total: int, text: str, facts: dict[str, Any]) -> None:
+        """Print at most every `EVENT_EVERY` seconds, and the last one."""
+        now = time.monotonic()
+        if now - self.last >= EVENT_EVERY or done == total:
+            self.last = now
+            event = {"event": "progress", "done": done, "total": total, **facts}
+            print(json.dumps(event), flush=True)  # noqa: T201 - the event stream is the output
+
+
+class Bar(Reporter):
+    """A live bar on a terminal."""
+
+    def __init__(self, verb: str) -> None:
+        super().__init__(verb)
+        from rich.progress import BarColumn, Progress, TextColumn
+
+        self.bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.percentage:3.0f} %"),
+            TextColumn("{task.fields[text]}"),
+            transient=True,
+        )
+        self.task = self.bar.add_task(verb, total=None, text="")
+
+    def update(self, done: int, total: int, text: str, facts: dict[str, Any]) -> None:
+        """Move the bar."""
+        self.bar.update(self.task, completed=done, total=total, text=text)
+
+
+@contextmanager
+def progress_bar(verb: str, as_json: bool) -> Iterator[Reporter]:
+    """The right reporter for where the output goes."""
+    if as_json:
+        yield Events(verb)
+    elif sys.stdout.isatty():
+        bar = Bar(verb)
+        with bar.bar:
+            yield bar
+    else:
+        yield Lines(verb)
+
+
+def _formula(plan: Plan) -> str:
+    terms = [plan.new_base.location.name]
+    for number, delta in enumerate(plan.recipe.deltas):
+        post, base = plan.sources[1 + 2 * number], plan.sources[2 + 2 * number]
+        scale = "" if delta.scale == 1 else f"{delta.scale:g} · "
+        terms.append(f"{scale}({post.location.name} − {base.location.name})")
+    return " + ".join(terms)
+
+
+def _finding(finding: Finding, all_tensors: bool) -> None:
+    label = typer.style(f"{finding.severity.value:<9}", fg=_COLOURS[finding.severity])
+    typer.echo(f"  {label} {finding.what}  [{finding.code}]")
+    names = finding.sample(len(finding.tensors) if all_tensors else 3)
+    typer.echo(f"            in {finding.where}" + (f": {names}" if names else ""))
+    if finding.remedy:
+        typer.echo(f"            {finding.remedy}")
+    if finding.allowed and finding.severity is Severity.REFUSED:
+        typer.echo(f"            --allow {finding.code}: {finding.allowed}")
+
+
+def _dtypes(tensors: Any) -> str:
+    counts: dict[str, int] = {}
+    for tensor in tensors:
+        counts[tensor.dtype] = counts.get(tensor.dtype, 0) + tensor.elements
+    return " + ".join(sorted(counts, key=lambda name: -counts[name]))
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 40 else text[:39] + "…"

@@ -1,0 +1,150 @@
+"""The model card: what the output is, where it comes from, under which licences, and how to make it
+again.
+"""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from paramdelta.checkpoint.checkpoint import Checkpoint
+from paramdelta.planning.plan import Plan
+from paramdelta.recipe import Delta, Recipe
+from paramdelta.units import show_count
+from paramdelta.version import __version__
+
+PAPER = "https://arxiv.org/abs/2504.21023"
+_INTRODUCTION = (
+    "Made by weight arithmetic, with no training: the difference that post-training made to an old "
+    "base, added to a newer one"
+)
+_EXACT = "The sum is exact and rounded once."
+_FRONT_MATTER = re.compile(r"\A---\s*\n(.*?)\n---\s*(\n|\Z)", re.DOTALL)
+_KEPT = ("license", "license_name", "license_link", "language", "pipeline_tag")
+
+
+def model_card(plan: Plan, out: Path) -> str:
+    """README.md of the output, with the Hub's metadata in front."""
+    cards = [front_matter(source) for source in plan.sources]
+    recipe = _published(plan)
+    names = list(dict.fromkeys(source.location.name for source in plan.sources))
+    metadata: dict[str, Any] = {
+        "base_model": names,
+        "base_model_relation": "merge",
+        "library_name": _library(plan, cards),
+        "tags": ["merge", "paramdelta"],
+    }
+    for key in _KEPT:  # of the new base, as are the weights' greater part; the text names all
+        value = cards[0].get(
+            key, cards[1].get(key) if key in ("language", "pipeline_tag") else None
+        )
+        if value is not None:
+            metadata[key] = value
+    mixed = sum(bool(tensor.pairs) for tensor in plan.tensors)
+    copied = len(plan.tensors) - mixed
+    lines = [
+        "---",
+        yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True).strip(),
+        "---",
+        "",
+        f"# {out.name}",
+        "",
+        f"{_INTRODUCTION} (ParamΔ, [Cao et al., ICLR 2025]({PAPER})).",
+        "",
+        _formula(plan),
+        "",
+        "| | model | licence |",
+        "|---|---|---|",
+        *(
+            f"| {source.role} | {_cell(_public(source))} | {_cell(_licence(source, card))} |"
+            for source, card in zip(plan.sources, cards, strict=True)
+        ),
+        "",
+        "The licences of all of them bind whoever uses this model; look at each.",
+        "",
+        f"{show_count(plan.parameters)} parameters; {mixed} tensors mixed, {copied} copied. {_EXACT}",
+        "",
+        "## Recipe",
+        "",
+        "```yaml",
+        recipe.to_yaml().strip(),
+        "```",
+        "",
+        "## Make it again",
+        "",
+        "```",
+        f"pip install paramdelta=={__version__}",
+        "paramdelta mix recipe.yaml --out " + out.name,
+        "paramdelta verify " + out.name + " --full",
+        "```",
+        "",
+        "`paramdelta.lock.json` holds the digests of what was read.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _public(source: Checkpoint) -> str:
+    """An address for strangers: a Hub id with its commit, or the mere name of a folder."""
+    return source.location.pinned if source.location.repo else source.location.name
+
+
+def _published(plan: Plan) -> Recipe:
+    names = [_public(source) for source in plan.sources]
+    deltas = tuple(
+        Delta(names[1 + 2 * number], names[2 + 2 * number], delta.scale)
+        for number, delta in enumerate(plan.recipe.deltas)
+    )
+    return replace(plan.recipe, new_base=names[0], deltas=deltas)
+
+
+def front_matter(source: Checkpoint) -> dict[str, Any]:
+    """The metadata of a checkpoint's own card, {} if there is none that can be read."""
+    path = source.companion("README.md")
+    if path is None:
+        return {}
+    try:
+        match = _FRONT_MATTER.match(path.read_text(encoding="utf-8", errors="replace"))
+        data = yaml.safe_load(match[1]) if match else None
+    except (OSError, yaml.YAMLError):
+        return {}
+    return data if isinstance(data, dict) else {}
+
+
+def _library(plan: Plan, cards: list[dict[str, Any]]) -> str:
+    if any(companion.name == "modules.json" for companion in plan.companions):
+        return "sentence-transformers"
+    named = [card["library_name"] for card in cards if isinstance(card.get("library_name"), str)]
+    return str(named[0]) if named else "transformers"
+
+
+def _licence(source: Checkpoint, card: dict[str, Any]) -> str:
+    licence = card.get("license_name") or card.get("license")
+    if isinstance(licence, list):
+        licence = ", ".join(map(str, licence))
+    if licence:
+        return str(licence)
+    file = source.companion("LICENSE") or source.companion("LICENSE.txt")
+    if file is not None:
+        first = file.read_text(encoding="utf-8", errors="replace").strip().splitlines()[:1]
+        return f"see its LICENSE ({first[0].strip()})" if first else "see its LICENSE"
+    return "not stated"
+
+
+def _formula(plan: Plan) -> str:
+    deltas = plan.recipe.deltas
+    if len(deltas) == 1 and deltas[0].scale == 1:
+        return "    Θ = Θ_new_base + (Θ_post − Θ_base)"
+    terms = [
+        f"{delta.scale:g} · (Θ_post{i} − Θ_base{i})"
+        if len(deltas) > 1
+        else f"{delta.scale:g} · (Θ_post − Θ_base)"
+        for i, delta in enumerate(deltas, 1)
+    ]
+    return "    Θ = Θ_new_base + " + " + ".join(terms)
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")

@@ -1,0 +1,90 @@
+"""Provenance: paramdelta.lock.json says what the output was made from, so that it can be checked
+and made again.
+"""
+
+import json
+import platform
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from paramdelta.checkpoint.checkpoint import Checkpoint, read_json
+from paramdelta.errors import CheckpointError, MisfitError
+from paramdelta.planning.plan import Plan
+from paramdelta.recipe import Delta, Recipe
+from paramdelta.version import __version__
+
+LOCK = "paramdelta.lock.json"
+VERSION = 1
+
+
+def pinned(plan: Plan) -> Recipe:
+    """The plan's recipe with addresses that will mean the same tomorrow."""
+    sources = plan.sources
+    deltas = tuple(
+        Delta(sources[1 + 2 * i].location.pinned, sources[2 + 2 * i].location.pinned, delta.scale)
+        for i, delta in enumerate(plan.recipe.deltas)
+    )
+    return replace(plan.recipe, new_base=sources[0].location.pinned, deltas=deltas)
+
+
+def lock_text(plan: Plan, shard_size: int) -> str:
+    """The lock's JSON. It holds nothing that differs between two runs of one plan."""
+    lock: dict[str, Any] = {
+        "lock_version": VERSION,
+        "recipe": pinned(plan).to_dict(),
+        "shard_size": shard_size,
+        "plan_sha256": plan.digest,
+        "sources": [_source(source) for source in plan.sources],
+        "allowed_findings": sorted({f.code for f in plan.findings if "; allowed: " in f.what}),
+        "versions": {"paramdelta": __version__, "python": platform.python_version()},
+    }
+    return json.dumps(lock, indent=2, ensure_ascii=False) + "\n"
+
+
+def _source(source: Checkpoint) -> dict[str, Any]:
+    return {
+        "role": source.role,
+        "address": source.location.pinned,
+        "files": [
+            {"name": f.path.name, "size": f.size, "header_sha256": f.header_sha256}
+            for f in source.files
+        ],
+    }
+
+
+def read_lock(folder: Path) -> dict[str, Any]:
+    """The lock of an output folder.
+
+    Raises:
+        MisfitError: there is none.
+        CheckpointError: it cannot be understood.
+    """
+    if not (folder / LOCK).is_file():
+        raise MisfitError(
+            "paramdelta did not write this folder",
+            where=str(folder),
+            expected=f"a folder with {LOCK}",
+        )
+    lock = read_json(folder / LOCK)
+    if lock.get("lock_version") != VERSION or not isinstance(lock.get("recipe"), dict):
+        raise CheckpointError(
+            "the lock cannot be understood",
+            where=str(folder / LOCK),
+            expected=f"lock_version {VERSION}",
+            got=f"lock_version {lock.get('lock_version')!r}",
+        )
+    return lock
+
+
+def locked_recipe(lock: dict[str, Any], where: Path) -> Recipe:
+    """The recipe that a lock holds; raises CheckpointError."""
+    try:
+        recipe = lock["recipe"]
+        deltas = tuple(Delta(d["post"], d["base"], d["scale"]) for d in recipe["deltas"])
+        dtype = None if recipe["dtype"] == "auto" else recipe["dtype"]
+        return Recipe(recipe["new_base"], deltas, dtype, tuple(recipe["allow"]))
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(
+            "the lock cannot be understood", where=str(where / LOCK), got=repr(error)
+        ) from None
