@@ -20,7 +20,6 @@ _INTRODUCTION = (
     "Made by weight arithmetic, with no training: the difference that post-training made to an old "
     "base, added to a newer one"
 )
-_EXACT = "The sum is exact and rounded once."
 _FRONT_MATTER = re.compile(r"\A---\s*\n(.*?)\n---\s*(\n|\Z)", re.DOTALL)
 _KEPT = ("license", "license_name", "license_link", "language", "pipeline_tag")
 
@@ -64,7 +63,7 @@ def model_card(plan: Plan, out: Path) -> str:
         "",
         "The licences of all of them bind whoever uses this model; look at each.",
         "",
-        f"{show_count(plan.parameters)} parameters; {mixed} tensors mixed, {copied} copied. {_EXACT}",
+        f"{show_count(plan.parameters)} parameters: {mixed} tensors mixed, {copied} copied.",
         "",
         "## Recipe",
         "",
