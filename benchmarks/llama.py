@@ -19,7 +19,9 @@ class Llama:
     def tensors(self) -> dict[str, tuple[int, ...]]:
         """Name to shape, in the order in which transformers writes them."""
         kv = self.hidden // self.heads * self.kv_heads
-        shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (self.vocab, self.hidden)}
+        shapes: dict[str, tuple[int, ...]] = {
+            "model.embed_tokens.weight": (self.vocab, self.hidden)
+        }
         for layer in range(self.layers):
             block = {
                 "input_layernorm": (self.hidden,),
@@ -58,8 +60,8 @@ class Llama:
             "rms_norm_eps": 1e-05,
             "rope_theta": 500000.0,
             "hidden_act": "silu",
-            "bos_token_id": 128000,
-            "eos_token_id": 128001,
+            "bos_token_id": self.vocab - 256,
+            "eos_token_id": self.vocab - 255,
             "torch_dtype": "bfloat16",
         }
 

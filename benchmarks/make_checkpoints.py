@@ -23,7 +23,7 @@ from benchmarks.shards import ITEM, lay_down, layout
 
 NOISE = {"base": 0.0, "post": 0.0005, "new": 0.001}
 WIDTH = 0.02
-CHUNK = 1 << 20  # values made at once
+CHUNK = 1 << 18  # values made at once
 SHARD_SIZE = 960_000_000
 
 

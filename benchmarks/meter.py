@@ -1,0 +1,81 @@
+"""One child process, measured: wall time, CPU time, peak memory.
+
+wait4 gives this child's own figures, where RUSAGE_CHILDREN would give the largest of all so far.
+A child is born with its parent's resident size as its peak, so whoever measures must stay small:
+this module and compare.py import nothing but the standard library.
+"""
+
+import os
+import subprocess
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+SAMPLE_SECONDS = 0.02
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Seconds and bytes. Anonymous memory leaves out mapped files, which the kernel can drop."""
+
+    wall_s: float
+    user_s: float
+    system_s: float
+    peak_rss_bytes: int
+    peak_anonymous_bytes: int | None
+    output: str
+
+
+class ChildFailedError(Exception):
+    """A measured command ended with another status than 0; the message has its last words."""
+
+
+def measure(command: list[str], environment: dict[str, str] | None = None) -> Reading:
+    """Run `command` to its end and measure it; ChildFailedError if it fails."""
+    begin = time.perf_counter()
+    child = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=None if environment is None else {**os.environ, **environment},
+    )
+    sampler = _AnonymousPeak(child.pid)
+    sampler.start()
+    words = child.stdout.read() if child.stdout else ""
+    _, status, usage = os.wait4(child.pid, 0)
+    wall = time.perf_counter() - begin
+    child.returncode = os.waitstatus_to_exitcode(status)
+    sampler.stop()
+    if child.stdout:
+        child.stdout.close()
+    if child.returncode:
+        raise ChildFailedError(f"{' '.join(command)}: {child.returncode}\n{words[-2000:]}")
+    return Reading(
+        wall, usage.ru_utime, usage.ru_stime, usage.ru_maxrss * 1024, sampler.peak or None, words
+    )
+
+
+class _AnonymousPeak(threading.Thread):
+    """Look at a process's anonymous memory every few milliseconds; Linux only, else 0."""
+
+    def __init__(self, pid: int) -> None:
+        super().__init__(daemon=True)
+        self.peak = 0
+        self._status = Path(f"/proc/{pid}/status")
+        self._stopped = threading.Event()
+
+    def stop(self) -> None:
+        self._stopped.set()
+        self.join()
+
+    def run(self) -> None:
+        while not self._stopped.wait(SAMPLE_SECONDS):
+            try:
+                lines = self._status.read_text().splitlines()
+            except OSError:
+                return
+            for line in lines:
+                if line.startswith("RssAnon:"):
+                    self.peak = max(self.peak, int(line.split()[1]) * 1024)
