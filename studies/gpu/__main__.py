@@ -41,7 +41,7 @@ def main() -> int:
         SIZES[arguments.size].at_effort(arguments.effort),
         torch.device(arguments.device),
         arguments.out,
-        compiled=arguments.device == "cuda" and not arguments.eager,
+        compiled=not arguments.eager,
     )
     experiment.run(list(range(arguments.seeds)), arguments.minutes)
     return 0

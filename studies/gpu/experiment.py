@@ -33,7 +33,12 @@ from studies.gpu.training import Source, Stage, State, Trainer
 ALPHAS = (0.5, 0.8, 1.0, 1.2)
 DOMAINS = ("medicine", "code")
 QUESTIONS = ("arithmetic", "medicine_old", "medicine_new", "medicine_unseen")
-BEHAVIOUR = (("arithmetic", "form"), ("arithmetic", "ended"), ("medicine_new", "ended"))
+RATIOS = (
+    *((task, "accuracy") for task in QUESTIONS),
+    ("arithmetic", "form"),
+    ("arithmetic", "ended"),
+    ("medicine_new", "ended"),
+)
 REPLAY = 0.25  # share of books in the text that a new base is continued on
 BASE_MAKE_UP = {"books": 0.7, "medicine_old": 0.2, "arithmetic": 0.1}
 PARAMDELTA = "alpha 1.0"
@@ -206,22 +211,20 @@ def transfer(mixed: Scores, new: Scores, direct: Scores) -> dict[str, float]:
 
     `recovered_…` is the share of the gap in answer loss between new base and direct that is
     closed: 1 is all of it, negative is worse than the new base. `ratio_…` is score over score.
-    The two means are over the question sets.
+    The two means are over the question sets. What direct itself has not gained is left out.
     """
     out: dict[str, float] = {}
     for task in QUESTIONS:
         gap = new[task]["loss"] - direct[task]["loss"]
-        out[f"recovered_{task}"] = (new[task]["loss"] - mixed[task]["loss"]) / gap
-        out[f"ratio_accuracy_{task}"] = mixed[task]["accuracy"] / direct[task]["accuracy"]
-    for kind in ("recovered", "ratio_accuracy"):
-        out[kind] = sum(out[f"{kind}_{task}"] for task in QUESTIONS) / len(QUESTIONS)
-    for task, measure in (
-        ("arithmetic", "form"),
-        ("arithmetic", "ended"),
-        ("medicine_new", "ended"),
-    ):
-        if direct[task][measure]:
+        if gap > 0:
+            out[f"recovered_{task}"] = (new[task]["loss"] - mixed[task]["loss"]) / gap
+    for task, measure in RATIOS:
+        if direct[task][measure] > 0:
             out[f"ratio_{measure}_{task}"] = mixed[task][measure] / direct[task][measure]
+    for kind in ("recovered", "ratio_accuracy"):
+        parts = [out[f"{kind}_{task}"] for task in QUESTIONS if f"{kind}_{task}" in out]
+        if len(parts) == len(QUESTIONS):
+            out[kind] = sum(parts) / len(parts)
     return out
 
 
