@@ -9,7 +9,7 @@ import platform
 import random
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import tokenizers
@@ -34,6 +34,7 @@ class Programme:
     shape: Shape = field(default_factory=Shape)
     old_people: int = 240
     new_people: int = 80
+    items: int = 100
     pretraining: Course = field(default_factory=lambda: Course(2200, 3e-3, warmup=100))
     chat: Course = field(default_factory=lambda: Course(500, 3e-4, rows=32, length=56))
     continuation: Course = field(default_factory=lambda: Course(1000, 5e-4))
@@ -41,10 +42,16 @@ class Programme:
 
 def short(programme: Programme, steps: int) -> Programme:
     """The same programme with no more than `steps` steps a training: for tests."""
-    values = asdict(programme)
-    for name in ("pretraining", "chat", "continuation"):
-        values[name] = Course(**{**values[name], "steps": min(steps, values[name]["steps"])})
-    return Programme(**{**values, "shape": programme.shape})
+
+    def cut(course: Course) -> Course:
+        return replace(course, steps=min(steps, course.steps))
+
+    return replace(
+        programme,
+        pretraining=cut(programme.pretraining),
+        chat=replace(cut(programme.chat), length=96),
+        continuation=cut(programme.continuation),
+    )
 
 
 def showcase(world: World, seed: int) -> list[dict[str, str]]:
@@ -71,8 +78,8 @@ def make_lineage(seed: int, programme: Programme, out: Path, logs: Path, device:
     shape = programme.shape
     world = make_world(seed, programme.old_people, programme.new_people)
     tokenizer = train_tokenizer(world, f"{seed} tokenizer", shape.vocabulary)
-    dev = make_tasks(world, str(seed), 100)
-    final = make_tasks(world, str(seed), 100, final=True)
+    dev = make_tasks(world, str(seed), programme.items)
+    final = make_tasks(world, str(seed), programme.items, final=True)
     dev_scores: dict[str, dict[str, float]] = {}
     final_scores: dict[str, dict[str, float]] = {}
 

@@ -23,10 +23,10 @@ def efficiency(mixed: float, direct: float) -> float:
 def interval(values: Sequence[float]) -> tuple[float, float]:
     """(mean, half-width of the 95 % interval) over seeds, by Student's t.
 
-    With one value the half-width is not a number.
+    With one value the half-width is not a number; with a value that is none, nothing is.
     """
     mean = statistics.fmean(values)
-    if len(values) < 2:
+    if len(values) < 2 or math.isnan(mean):
         return mean, math.nan
     t = _T[len(values) - 2] if len(values) - 2 < len(_T) else 1.96
     return mean, t * statistics.stdev(values) / math.sqrt(len(values))
@@ -35,8 +35,11 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
 def gamma(direct: Sequence[float], mixed: Sequence[float]) -> tuple[float, float]:
     """(γ, R²): the least-squares line mixed = γ · direct through zero, and its fit.
 
-    R² is 1 − Σ(mixed − γ direct)² / Σ(mixed − mean)²: below 0 if a constant fits better.
+    R² is 1 − Σ(mixed − γ direct)² / Σ(mixed − mean)²: below 0 if a constant fits better. Both
+    are not numbers if direct scores nothing.
     """
+    if not any(direct):
+        return math.nan, math.nan
     slope = sum(x * y for x, y in zip(direct, mixed, strict=True)) / sum(x * x for x in direct)
     mean = statistics.fmean(mixed)
     missed = sum((y - slope * x) ** 2 for x, y in zip(direct, mixed, strict=True))
@@ -45,7 +48,9 @@ def gamma(direct: Sequence[float], mixed: Sequence[float]) -> tuple[float, float
 
 
 def spearman(x: Sequence[float], y: Sequence[float]) -> float:
-    """Rank correlation of two series, ties by their mean rank."""
+    """Rank correlation of two series, ties by their mean rank; not a number if one is constant."""
+    if min(x) == max(x) or min(y) == max(y):
+        return math.nan
     return statistics.correlation(_ranks(x), _ranks(y))
 
 
