@@ -27,9 +27,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from benchmarks import machine, mergekit, page_cache
-from benchmarks.meter import Reading, measure
+from benchmarks.meter import ROOT, Reading, measure
 
-ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "compare.json"
 TINY = ["--layers=1", "--hidden=64", "--vocab=512", "--intermediate=128", "--heads=4"]
 TINY += ["--kv-heads=2"]
@@ -214,7 +213,7 @@ def _settle(chosen: list[Contender], lineage: Lineage, tiny: Lineage, out: Path)
             module = [sys.executable, "-m", "benchmarks.agreement", *lineage.inputs, out]
             done = subprocess.run(module, check=True, cwd=ROOT, capture_output=True)
             agreement[contender.name] = json.loads(done.stdout)
-            print(f"{contender.name} beside the correctly rounded sum: {agreement[contender.name]}")
+            print(f"{contender.name} beside the right sum: {agreement[contender.name]}", flush=True)
     return agreement
 
 
@@ -235,6 +234,8 @@ def _options() -> argparse.Namespace:
     if unknown := {*options.only} - {*names} | {*options.cache} - {*CACHES}:
         parser.error(f"unknown: {', '.join(sorted(unknown))}")
     options.shape = shape
+    options.data = options.data.resolve()
+    options.mergekit_environment = options.mergekit_environment.absolute()
     return options
 
 

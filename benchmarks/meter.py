@@ -12,6 +12,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+ROOT = Path(__file__).parents[1]  # where `python -m benchmarks...` works
 SAMPLE_SECONDS = 0.02
 
 
@@ -32,13 +33,14 @@ class ChildFailedError(Exception):
 
 
 def measure(command: list[str], environment: dict[str, str] | None = None) -> Reading:
-    """Run `command` to its end and measure it; ChildFailedError if it fails."""
+    """Run `command` in the repository to its end, measured; ChildFailedError if it fails."""
     begin = time.perf_counter()
     child = subprocess.Popen(
         command,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        cwd=ROOT,
         env=None if environment is None else {**os.environ, **environment},
     )
     sampler = _AnonymousPeak(child.pid)

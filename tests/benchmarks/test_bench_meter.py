@@ -1,0 +1,75 @@
+"""The measuring itself: a child's own memory and failures, medians, ratios, tables."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks import compare, page_cache, table
+from benchmarks.meter import ChildFailedError, measure
+
+
+def test_each_child_has_its_own_peak() -> None:
+    """A small child after a large one is not charged with the large one's memory."""
+    large = measure([sys.executable, "-c", "import time; b = b'x' * 200_000_000; time.sleep(0.2)"])
+    small = measure([sys.executable, "-c", "print('done')"])
+    assert large.peak_rss_bytes > 200_000_000
+    if large.peak_anonymous_bytes:
+        assert large.peak_anonymous_bytes > 200_000_000
+    assert small.peak_rss_bytes < large.peak_rss_bytes - 100_000_000
+    assert small.output == "done\n"
+
+
+def test_a_failing_child_is_an_error() -> None:
+    """No time is reported for a command that failed; its words are."""
+    with pytest.raises(ChildFailedError, match="no such thing"):
+        measure([sys.executable, "-c", "raise SystemExit('no such thing')"])
+
+
+def test_dropping_keeps_the_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However the cache is dropped, the files read the same afterwards."""
+    monkeypatch.setattr(page_cache, "DROP", tmp_path / "no" / "such" / "file")
+    path = tmp_path / "file"
+    path.write_bytes(b"weights")
+    page_cache.drop([path])
+    page_cache.warm([path])
+    assert path.read_bytes() == b"weights"
+
+
+def runs() -> list[dict]:
+    """Three rounds in which mergekit takes 8, 10 and 20 times as long, on an uneven machine."""
+    rest = {"user_s": 1.0, "system_s": 0.5, "peak_rss_bytes": 100, "peak_anonymous_bytes": None}
+    walls = {"paramdelta": [1, 2, 1], "mergekit": [8, 20, 20]}
+    return [
+        {"contender": name, "cache": "warm", "round": number, "wall_s": wall, **rest}
+        for name, times in walls.items()
+        for number, wall in enumerate(times, 1)
+    ]
+
+
+def test_ratios_are_taken_in_turns() -> None:
+    """The median of the rounds' ratios, not the ratio of the medians."""
+    summary = compare.summarize(runs())["warm"]
+    assert summary["mergekit"]["wall_s"] == 20
+    assert summary["mergekit"]["times_paramdelta"] == 10
+    assert summary["paramdelta"]["times_paramdelta"] == 1
+    assert summary["paramdelta"]["cpu_s"] == 1.5
+
+
+def test_compare_and_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    """The floor alone, tiny: results are written, name no folder of this machine, and print."""
+    results = tmp_path / "compare.json"
+    options = ["--rounds=1", "--only=floor,floor-fsync", "--data", str(tmp_path / "data")]
+    shape = ["--layers=1", "--hidden=64", "--vocab=512", "--intermediate=128"]
+    command = ["compare", *options, "--results", str(results), *shape]
+    monkeypatch.setattr(sys, "argv", command)
+    monkeypatch.setattr(page_cache, "DROP", tmp_path / "no" / "such" / "file")
+    compare.main()
+    text = results.read_text()
+    assert str(tmp_path) not in text
+    report = json.loads(text)
+    assert {run["contender"] for run in report["runs"]} == {"floor", "floor-fsync"}
+    assert report["commands"]["floor"] == "python -m benchmarks.floor post base new out"
+    capsys.readouterr()
+    assert table.compared(report).splitlines()[2].startswith("| plain read and copy |")
