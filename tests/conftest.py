@@ -1,0 +1,40 @@
+"""Fixtures that many tests share."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from paramdelta import Delta, Recipe
+from tests.checkpoints import llama, moved, save
+
+CONFIG = {"model_type": "llama", "hidden_size": 16, "tie_word_embeddings": False}
+
+
+@dataclass
+class Lineage:
+    """Three folders that belong together, and the recipe for them."""
+
+    base: Path
+    post: Path
+    new: Path
+
+    def recipe(self, scale: float = 1.0, **choices) -> Recipe:
+        """The plain recipe."""
+        return Recipe(str(self.new), (Delta(str(self.post), str(self.base), scale),), **choices)
+
+    @property
+    def options(self) -> list[str]:
+        """The same as command-line options."""
+        return ["--post", str(self.post), "--base", str(self.base), "--new-base", str(self.new)]
+
+
+@pytest.fixture
+def lineage(tmp_path: Path) -> Lineage:
+    """A tiny bfloat16 Llama lineage, the new base in three shards."""
+    base = llama()
+    return Lineage(
+        save(tmp_path / "base", base, config_json=CONFIG),
+        save(tmp_path / "post", moved(base, 1), shards=2, config_json=CONFIG),
+        save(tmp_path / "new", moved(base, 2), shards=3, config_json=CONFIG),
+    )
