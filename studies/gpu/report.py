@@ -47,6 +47,7 @@ def report(results: Path, page: Path, plots: Path) -> None:
     _loss_plot(found, plots / "loss.png")
     _shift_plot(found, plots / "shift.png")
     tables = {
+        "headline": _headline(found),
         "run": _run_table(found),
         "ends": _ends_table(found),
         "transfer": _transfer_table(found),
@@ -79,12 +80,30 @@ def _number(spread: dict[str, float] | None, scale: float = 1.0, digits: int = 2
     return mean if low == high else f"{mean} ({low} to {high})"
 
 
+def _headline(found: dict) -> str:
+    """One line for each kind of new base: what α = 1 recovers, the best α tried, the controls."""
+    lines = []
+    for line in found["summary"]:
+        recovered = {m: line["transfer"][m].get("recovered") for m in _mixes()}
+        if None in recovered.values():
+            continue
+        best = max((f"alpha {a}" for a in ALPHAS), key=lambda m: recovered[m]["mean"])
+        lines.append(
+            f"- Continued on {line['domain']} for {line['steps']} steps: ParamΔ with α = 1 "
+            f"recovers {_number(recovered[PARAMDELTA], 100, 0)} % of what direct chat training "
+            f"gains, the best α tried ({best.split()[1]}) {_number(recovered[best], 100, 0)} %; "
+            f"a random Δ of the same norm {_number(recovered['random'], 100, 0)} %."
+        )
+    return "\n".join(lines)
+
+
 def _run_table(found: dict) -> str:
     size, machine = found["size"], found["machine"]
     stages = found["stages"]
     base = stages[0]
     versions = ", ".join(f"{k} {v}" for k, v in machine["versions"].items())
     tokens_a_step = size["rows"] * size["length"]
+    lengths = sorted({line["steps"] for line in found["summary"]})
     return _table(
         ("", ""),
         (
@@ -96,11 +115,14 @@ def _run_table(found: dict) -> str:
             ("chat training", f"{size['chat_steps'] * tokens_a_step:,} tokens"),
             (
                 "continuations",
-                ", ".join(f"{s * tokens_a_step:,}" for s in sorted(size["continuations"]))
-                + " tokens",
+                ", ".join(f"{s * tokens_a_step:,}" for s in lengths) + " tokens",
+            ),
+            (
+                "held-out questions of each kind",
+                f"{size['scored']} scored, {size['answered']} answered greedily",
             ),
             ("speed", f"{base['tokens_a_second']:,.0f} tokens a second"),
-            ("seeds", str(max(line["seeds"] for line in found["summary"]))),
+            ("new bases", str(len(found["cells"]))),
             ("whole run", f"{found['wall_seconds'] / 60:.0f} minutes"),
         ),
     )
@@ -120,11 +142,12 @@ def _transfer_table(found: dict) -> str:
         [
             line["domain"],
             str(line["steps"]),
+            str(line["seeds"]),
             *(_number(line["transfer"][m].get("recovered"), 100, 0) for m in _mixes()),
         ]
         for line in found["summary"]
     ]
-    return _table(["continued on", "steps", *(SHOWN[m] for m in _mixes())], rows)
+    return _table(["continued on", "steps", "seeds", *(SHOWN[m] for m in _mixes())], rows)
 
 
 def _losses_table(found: dict) -> str:
@@ -306,7 +329,8 @@ def _shift_plot(found: dict, path: Path) -> None:
     axes.set_xlabel("‖Θ'_base − Θ_base‖ / ‖Θ_post − Θ_base‖")
     axes.set_ylabel("share of the loss gap recovered, %")
     axes.set_title("Transfer at α = 1 against the move of the base")
-    axes.set_ylim(0, 110)
+    axes.set_xlim(left=0)
+    axes.set_ylim(top=110)
     axes.legend(frameon=False, loc="lower left")
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=130)
