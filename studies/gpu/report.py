@@ -162,7 +162,9 @@ def _losses_table(found: dict) -> str:
         for line in found["summary"]
         for model in ("new", PARAMDELTA, "direct")
     ]
-    return _table(["continued on", "steps", "model", *TASKS.values(), "tokens right, %"], rows)
+    return _table(
+        ["continued on", "steps", "model", *TASKS.values(), "arithmetic tokens right, %"], rows
+    )
 
 
 def _text_table(found: dict) -> str:
@@ -329,6 +331,7 @@ def _shift_plot(found: dict, path: Path) -> None:
     axes.set_xlabel("‖Θ'_base − Θ_base‖ / ‖Θ_post − Θ_base‖")
     axes.set_ylabel("share of the loss gap recovered, %")
     axes.set_title("Transfer at α = 1 against the move of the base")
+    axes.axhline(0, color="lightgrey", linewidth=1)
     axes.set_xlim(left=0)
     axes.set_ylim(top=110)
     axes.legend(frameon=False, loc="lower left")
