@@ -57,7 +57,9 @@ def save(folder: Path, tensors: dict[str, np.ndarray], *, shards: int = 1, **fil
     return folder
 
 
-def llama(seed: int = 0, *, hidden: int = 16, layers: int = 2, vocab: int = 32, noise: float = 0.02):
+def llama(
+    seed: int = 0, *, hidden: int = 16, layers: int = 2, vocab: int = 32, noise: float = 0.02
+):
     """Tensors of a tiny untied Llama in bfloat16."""
     chance = np.random.default_rng(seed)
 
@@ -83,7 +85,9 @@ def moved(tensors: dict[str, np.ndarray], seed: int, amount: float = 0.002):
     """The same bfloat16 tensors after some "training": each number moved a little."""
     chance = np.random.default_rng(seed)
     return {
-        name: bf16((value.astype(np.uint32) << 16).view(np.float32) + chance.normal(0, amount, value.shape))
+        name: bf16(
+            (value.astype(np.uint32) << 16).view(np.float32) + chance.normal(0, amount, value.shape)
+        )
         if value.dtype == np.uint16
         else value
         for name, value in tensors.items()

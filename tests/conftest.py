@@ -4,9 +4,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from paramdelta import Delta, Recipe
 from tests.checkpoints import llama, moved, save
+
+settings.register_profile("default", deadline=None)  # shared machines pause at will
+settings.load_profile("default")
 
 CONFIG = {"model_type": "llama", "hidden_size": 16, "tie_word_embeddings": False}
 

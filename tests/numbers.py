@@ -26,7 +26,9 @@ def ulp(exact: Fraction, dtype: str) -> Fraction:
     digits, _, least = FORMATS[dtype]
     if exact == 0:
         return Fraction(2) ** (least - digits + 1)
-    exponent = math.floor(math.log2(abs(exact.numerator))) - math.floor(math.log2(exact.denominator))
+    exponent = math.floor(math.log2(abs(exact.numerator))) - math.floor(
+        math.log2(exact.denominator)
+    )
     while Fraction(2) ** exponent > abs(exact):
         exponent -= 1
     while Fraction(2) ** (exponent + 1) <= abs(exact):

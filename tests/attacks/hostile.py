@@ -173,7 +173,11 @@ def number_index(folder: Path) -> None:
 def absent_shard(folder: Path) -> None:
     """An index that names a shard that is not there."""
     (folder / "model-00001-of-00002.safetensors").write_bytes(encode(GOOD))
-    _index(folder, dict.fromkeys(GOOD, "model-00001-of-00002.safetensors") | {"c": "model-00002-of-00002.safetensors"})
+    _index(
+        folder,
+        dict.fromkeys(GOOD, "model-00001-of-00002.safetensors")
+        | {"c": "model-00002-of-00002.safetensors"},
+    )
 
 
 def lying_index(folder: Path) -> None:

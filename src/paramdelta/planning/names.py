@@ -48,7 +48,7 @@ def is_buffer(tensor: Tensor) -> bool:
 def aligned(checkpoint: Checkpoint, target: Checkpoint) -> tuple[dict[str, Tensor], str | None]:
     """The checkpoint's tensors under the target's names, and what was done to the names.
 
-    A prefix is added to all names or taken off them if, and only if, that lets more of them agree
+    A prefix is added to the names or taken off them if, and only if, that lets more of them agree
     than before. The second value says so (``"+model."``, ``"-model."``), None if nothing was done.
     """
     own, wanted = checkpoint.tensors, target.tensors.keys()
@@ -57,11 +57,12 @@ def aligned(checkpoint: Checkpoint, target: Checkpoint) -> tuple[dict[str, Tenso
     if agreeing == len(own) or not own:
         return best, None
     for prefix in sorted(_prefixes(wanted)):
-        renamed = {prefix + name: tensor for name, tensor in own.items()}
-        if len(wanted & renamed.keys()) > agreeing:
+        # A head that has the same name in both classes stays as it is.
+        renamed = {n if n in wanted else prefix + n: tensor for n, tensor in own.items()}
+        if len(renamed) == len(own) and len(wanted & renamed.keys()) > agreeing:
             best, change, agreeing = renamed, f"+{prefix}", len(wanted & renamed.keys())
     for prefix in sorted(_prefixes(own)):
-        renamed = {name.removeprefix(prefix): tensor for name, tensor in own.items()}
+        renamed = {n if n in wanted else n.removeprefix(prefix): t for n, t in own.items()}
         if len(renamed) == len(own) and len(wanted & renamed.keys()) > agreeing:
             best, change, agreeing = renamed, f"-{prefix}", len(wanted & renamed.keys())
     return best, change

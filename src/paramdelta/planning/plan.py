@@ -261,16 +261,17 @@ class _Planner:
             return None  # tied everywhere; or missing somewhere, which the findings on names say
         if head not in self.names:
             self.names.append(head)
-        if any(ties):
-            who = " and ".join(str(owner) for owner in owners)
-            self.find(
-                Severity.WARNING,
-                "untied",
-                f"only {who} has an output head of its own; the output gets one, and config.json "
-                "says tie_word_embeddings: false",
-                self.new,
-                tensor=head,
-            )
+        if not any(ties):
+            return None
+        who = " and ".join(str(owner) for owner in owners)
+        self.find(
+            Severity.WARNING,
+            "untied",
+            f"only {who} has an output head of its own; the output gets one, and config.json says "
+            "tie_word_embeddings: false",
+            self.new,
+            tensor=head,
+        )
         return False
 
     def output(self, name: str) -> OutputTensor:

@@ -1,0 +1,123 @@
+"""The command line as a user meets it: a process, its output, its exit code."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+
+from paramdelta.version import __version__
+from tests.checkpoints import llama, save
+
+
+def run(*arguments, **variables):
+    """Run `paramdelta` and return the finished process."""
+    return subprocess.run(
+        [sys.executable, "-c", "from paramdelta.cli.app import main; main()", *arguments],
+        capture_output=True,
+        text=True,
+        env=os.environ | variables,
+    )
+
+
+def test_plan_mix_verify(lineage, tmp_path):
+    """The three commands in a row, on a tiny lineage."""
+    out = tmp_path / "out"
+    planned = run("plan", *lineage.options)
+    assert planned.returncode == 0, planned.stderr
+    assert "21 mixed, 0 copied" in planned.stdout
+    assert not out.exists()
+    mixed = run("mix", *lineage.options, "--out", str(out))
+    assert mixed.returncode == 0, mixed.stderr
+    assert (out / "model.safetensors").is_file()
+    verified = run("verify", str(out), "--full")
+    assert verified.returncode == 0, verified.stderr
+    assert "right" in verified.stdout
+
+
+def test_json_events(lineage, tmp_path):
+    """Every line of --json is an object; the last says that it is done."""
+    result = run("mix", *lineage.options, "--out", str(tmp_path / "out"), "--json")
+    events = [json.loads(line) for line in result.stdout.splitlines()]
+    assert events[0]["event"] == "plan"
+    assert events[0]["mixed"] == 21
+    assert events[-1]["event"] == "done"
+    assert any(e["event"] == "progress" and e["done"] == e["total"] for e in events)
+    planned = json.loads(run("plan", *lineage.options, "--json", "--tensors").stdout)
+    assert [t["coefficient"] for t in planned["terms"][0]["terms"]] == [1.0, 1.0, -1.0]
+
+
+def test_recipe_file(lineage, tmp_path):
+    """A YAML recipe does what the options do."""
+    path = tmp_path / "recipe.yaml"
+    path.write_text(lineage.recipe(0.5).to_yaml())
+    assert run("mix", str(path), "--out", str(tmp_path / "a")).returncode == 0
+    options = [*lineage.options, "--scale", "0.5"]
+    assert run("mix", *options, "--out", str(tmp_path / "b")).returncode == 0
+    one, other = (tmp_path / n / "model.safetensors" for n in "ab")
+    assert one.read_bytes() == other.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "text"),
+    [
+        (["mix"], 2, "missing --out"),
+        (["plan"], 2, "missing --post, --base, --new-base"),
+        (["plan", "--post", "/absent"], 2, "missing --base"),
+        (["plan", "--post", "/absent", "--base", "/absent", "--new-base", "/absent"], 2, "no such"),
+        (["plan", "absent.yaml"], 2, "cannot read the recipe"),
+        (["nonsense"], 2, "nonsense"),
+        (["plan", "--nonsense"], 2, "nonsense"),
+        (["verify", "/absent"], 3, "did not write"),
+        (["verify", "/absent", "--sample", "200%"], 2, "not a share"),
+    ],
+)
+def test_mistakes_end_with_their_exit_code(arguments, code, text):
+    """No traceback, the right exit code, and words."""
+    result = run(*arguments)
+    assert result.returncode == code
+    assert text in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_errors_as_json():
+    """With --json an error is an object too."""
+    result = run("plan", "--post", "/a", "--base", "/a", "--new-base", "/a", "--json")
+    event = json.loads(result.stdout)
+    assert (event["event"], event["kind"], event["exit_code"]) == ("error", "UsageError", 2)
+
+
+def test_misfit_exits_with_3(lineage, tmp_path):
+    """A post that lacks a tensor is refused; --allow accepts it and says so."""
+    tensors = llama(1)
+    tensors.pop("model.norm.weight")
+    save(tmp_path / "post", tensors)
+    (tmp_path / "post" / "model.safetensors.index.json").unlink()
+    result = run("mix", *lineage.options, "--out", str(tmp_path / "out"))
+    assert result.returncode == 3
+    assert "model.norm.weight" in result.stderr
+    assert "--allow missing-in-post" in result.stderr
+    assert not (tmp_path / "out").exists()
+    options = [*lineage.options, "--allow", "missing-in-post"]
+    result = run("mix", *options, "--out", str(tmp_path / "out"))
+    assert result.returncode == 0, result.stderr
+    assert "copied from the new base" in result.stdout
+
+
+def test_version_and_help():
+    """--version, --help and -h."""
+    assert run("--version").stdout.strip() == f"paramdelta {__version__}"
+    for arguments in (["--help"], ["-h"], ["mix", "--help"]):
+        result = run(*arguments)
+        assert result.returncode == 0
+        assert re.search(r"Usage: (paramdelta|-c)", result.stdout)
+
+
+def test_works_where_nothing_can_be_cached(lineage, tmp_path):
+    """Numba's cache has no place to go: slower, but it works."""
+    result = run(
+        "mix", *lineage.options, "--out", str(tmp_path / "out"), NUMBA_CACHE_DIR="/proc/nowhere"
+    )
+    assert result.returncode == 0, result.stderr

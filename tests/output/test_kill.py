@@ -1,0 +1,97 @@
+"""Runs killed with SIGKILL at random moments and resumed end in the same bytes."""
+
+import hashlib
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from paramdelta.checkpoint.checkpoint import open_checkpoint
+from paramdelta.errors import CheckpointError
+from tests.checkpoints import llama, moved, save
+
+COMMAND = [sys.executable, "-c", "from paramdelta.cli.app import main; main()", "mix"]
+
+
+def digest(folder: Path) -> str:
+    """One hash of every file of a folder, names included."""
+    total = hashlib.sha256()
+    for path in sorted(folder.iterdir()):
+        total.update(path.name.encode() + path.read_bytes())
+    return total.hexdigest()
+
+
+def is_loadable(folder: Path) -> bool:
+    """Whether a loader would take the folder for a checkpoint: by its standard names."""
+    if not folder.is_dir():
+        return False
+    if not any(
+        (folder / n).exists() for n in ("model.safetensors", "model.safetensors.index.json")
+    ):
+        return False
+    try:
+        open_checkpoint(str(folder), "output")
+    except CheckpointError:
+        return False
+    return True
+
+
+def kill_and_resume(tmp_path: Path, runs: int, seed: int) -> None:
+    """``runs`` times: start, kill at random moments until it ends by itself, compare."""
+    base = llama(hidden=256, layers=6, vocab=2000)
+    for name, tensors in (("base", base), ("post", moved(base, 1)), ("new", moved(base, 2))):
+        save(tmp_path / name, tensors, config_json={"model_type": "llama"})
+    options = [f"--{n}={tmp_path / n.replace('-base', '')}" for n in ("post", "base", "new-base")]
+    options += ["--shard-size", "2MB", "--memory", "60MB", "--workers", "2"]
+
+    began = time.monotonic()
+    subprocess.run([*COMMAND, *options, "--out", str(tmp_path / "whole" / "out")], check=True)
+    duration = time.monotonic() - began
+    expected = digest(tmp_path / "whole" / "out")
+    chance = random.Random(seed)
+    out, staging = tmp_path / "out", tmp_path / ".out.paramdelta-partial"
+    kills = resumed = 0
+    for _ in range(runs):
+        while True:
+            process = subprocess.Popen(
+                [*COMMAND, *options, "--out", str(out), "--json"], stdout=subprocess.PIPE
+            )
+            try:
+                process.wait(chance.uniform(0.3, 1.1) * duration)
+            except subprocess.TimeoutExpired:
+                os.kill(process.pid, signal.SIGKILL)
+                process.wait()
+            stdout = process.stdout.read().decode()
+            process.stdout.close()
+            if process.returncode == 0:
+                resumed += '"bytes_resumed": 0,' not in stdout.splitlines()[-1]
+                break
+            assert process.returncode == -signal.SIGKILL, stdout
+            kills += 1
+            if out.exists():  # killed after the rename: it is whole
+                break
+            if is_loadable(staging):  # killed between the last name and the rename: whole too
+                assert not list(staging.glob("*.part"))
+        (out / "journal.jsonl").unlink(missing_ok=True)  # killed right after the rename
+        assert digest(out) == expected
+        for path in out.iterdir():
+            path.unlink()
+        out.rmdir()
+    print(f"{runs} runs, {kills} kills, {resumed} runs that ended had resumed")
+    assert kills >= runs // 4
+
+
+def test_a_few_kills(tmp_path):
+    """Three runs, killed at random: the same bytes each time."""
+    kill_and_resume(tmp_path, 3, seed=1)
+
+
+@pytest.mark.slow
+def test_a_hundred_kills(tmp_path):
+    """A hundred runs, killed at random: a hundred identical outputs."""
+    kill_and_resume(tmp_path, 100, seed=2)
