@@ -1,0 +1,110 @@
+"""Positional I/O, its fall-back, and what its errors say."""
+
+import errno
+import os
+import threading
+
+import pytest
+
+import paramdelta.storage.local as local
+from paramdelta.errors import CheckpointError, StorageError
+from paramdelta.storage.local import File, storage_error
+
+
+@pytest.fixture(params=[True, False], ids=["positional", "fall-back"])
+def positional(request, monkeypatch):
+    """Run a test with pread and pwrite, and with what stands in for them on Windows."""
+    monkeypatch.setattr(local, "_POSITIONAL", request.param)
+
+
+@pytest.mark.usefixtures("positional")
+def test_many_threads_share_one_file(tmp_path):
+    """Interleaved writes and reads at positions of their own do not disturb each other."""
+    file = File.create(tmp_path / "f")
+    file.allocate(64_000)
+
+    def work(number):
+        for place in range(number, 640, 8):
+            file.write(memoryview(bytes([place % 251]) * 100), place * 100)
+        for place in range(number, 640, 8):
+            assert file.read(place * 100, 100) == bytes([place % 251]) * 100
+
+    threads = [threading.Thread(target=work, args=(n,)) for n in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    file.sync()
+    file.close()
+    data = (tmp_path / "f").read_bytes()
+    assert data == b"".join(bytes([p % 251]) * 100 for p in range(640))
+
+
+@pytest.mark.usefixtures("positional")
+def test_the_end_of_a_file_is_no_zeros(tmp_path):
+    """Reading past the end is an error that says how much is missing."""
+    (tmp_path / "f").write_bytes(b"123")
+    file = File(tmp_path / "f")
+    with pytest.raises(CheckpointError, match="too early"):
+        file.read(1, 5)
+    file.close()
+
+
+def test_short_reads_and_writes_are_completed(tmp_path, monkeypatch):
+    """A system that moves fewer bytes than asked for is asked again."""
+    real_read, real_write = os.preadv, os.pwrite
+    monkeypatch.setattr(os, "preadv", lambda d, b, o: real_read(d, [b[0][:7]], o))
+    monkeypatch.setattr(os, "pwrite", lambda d, b, o: real_write(d, b[:5], o))
+    file = File.create(tmp_path / "f")
+    file.write(memoryview(bytes(range(100))), 3)
+    assert file.read(3, 100) == bytes(range(100))
+    file.close()
+
+
+@pytest.mark.parametrize(
+    ("code", "remedy"),
+    [
+        (errno.ENOSPC, "free some space"),
+        (errno.EFBIG, "ulimit -f"),
+        (errno.EIO, "look at the disk"),
+    ],
+)
+def test_failures_say_what_to_do(tmp_path, monkeypatch, code, remedy):
+    """An I/O error names the file, the system's reason and a remedy."""
+
+    def fail(*arguments):
+        raise OSError(code, os.strerror(code))
+
+    file = File.create(tmp_path / "f")
+    monkeypatch.setattr(os, "pwrite", fail)
+    with pytest.raises(StorageError) as error:
+        file.write(memoryview(b"x"), 0)
+    file.close()
+    assert str(tmp_path / "f") in str(error.value)
+    assert os.strerror(code) in str(error.value)
+    assert remedy in str(error.value)
+
+
+def test_allocation_without_system_support(tmp_path, monkeypatch):
+    """A file system without fallocate gets the size alone; a full disk is still an error."""
+
+    def unsupported(*arguments):
+        raise OSError(errno.EOPNOTSUPP, "no")
+
+    monkeypatch.setattr(os, "posix_fallocate", unsupported)
+    file = File.create(tmp_path / "f")
+    file.allocate(1000)
+    assert file.size() == 1000
+
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(StorageError, match="allocate"):
+        file.allocate(2000)
+    file.close()
+
+
+def test_unknown_errors_have_no_remedy(tmp_path):
+    """Nothing is invented for an error that is not known."""
+    assert storage_error(OSError(errno.ELOOP, "loop"), tmp_path, "read").remedy is None
