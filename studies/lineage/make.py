@@ -24,7 +24,7 @@ from studies.lineage.train import Course, Log, Sequence, conversations, document
 from studies.lineage.world import World, make_world
 
 FIRST_CHAT = ("facts", "refuse", "repeat", "reverse", "first", "last", "count")
-SECOND_CHAT = ("sort", "json", "list", "card")
+SECOND_CHAT = ("sort", "join", "list", "card")
 
 
 @dataclass(frozen=True)
@@ -32,12 +32,14 @@ class Programme:
     """All settings of a lineage but the seed."""
 
     shape: Shape = field(default_factory=Shape)
-    old_people: int = 240
-    new_people: int = 80
+    old_people: int = 180
+    new_people: int = 60
     items: int = 100
-    pretraining: Course = field(default_factory=lambda: Course(2200, 3e-3, warmup=100))
-    chat: Course = field(default_factory=lambda: Course(500, 3e-4, rows=32, length=56))
-    continuation: Course = field(default_factory=lambda: Course(1000, 5e-4))
+    pretraining: Course = field(
+        default_factory=lambda: Course(2200, 3e-3, rows=12, length=120, warmup=100)
+    )
+    chat: Course = field(default_factory=lambda: Course(400, 4e-4, rows=20, length=56))
+    continuation: Course = field(default_factory=lambda: Course(800, 6e-4, rows=12, length=120))
 
 
 def short(programme: Programme, steps: int) -> Programme:
@@ -66,7 +68,7 @@ def showcase(world: World, seed: int) -> list[dict[str, str]]:
     turns += [("skill", skills.word_skill(draw, name)) for name in ("reverse", "first", "count")]
     stranger = text.stranger(draw, world.first_names, world.unknown_families[1::2])
     turns.append(("refusal", skills.refusal(draw, stranger)))
-    turns += [("second skill", skills.word_skill(draw, name)) for name in ("sort", "json")]
+    turns += [("second skill", skills.word_skill(draw, name)) for name in ("sort", "list")]
     return [{"kind": kind, "question": turn[0], "answer": turn[1]} for kind, turn in turns]
 
 

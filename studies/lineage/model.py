@@ -6,6 +6,7 @@ nothing of training or of text.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,8 +26,9 @@ class Shape:
     width: int = 128
     layers: int = 4
     heads: int = 4
-    kv_heads: int = 2
+    kv_heads: int = 4
     inner: int = 344
+    rope_theta: float = 100.0  # texts are short: a small base tells neighbours apart sooner
 
     @property
     def head_width(self) -> int:
@@ -35,7 +37,11 @@ class Shape:
 
 
 def new_weights(shape: Shape, seed: int) -> Weights:
-    """Fresh float32 weights: normal with deviation 0.02, norms 1."""
+    """Fresh float32 weights: norms 1, all else normal with deviation 1/√(columns).
+
+    What writes into the residual stream is made smaller, so that the tokens' own features stay
+    visible through the layers: a small model learns to copy much sooner so.
+    """
     generator = torch.Generator().manual_seed(seed)
     width, kv = shape.width, shape.kv_heads * shape.head_width
     sizes = {EMBEDDING: (shape.vocabulary, width)}
@@ -51,10 +57,13 @@ def new_weights(shape: Shape, seed: int) -> Weights:
         sizes[prefix + "mlp.up_proj.weight"] = (shape.inner, width)
         sizes[prefix + "mlp.down_proj.weight"] = (width, shape.inner)
     sizes["model.norm.weight"] = (width,)
+    outward = ("o_proj.weight", "down_proj.weight")
     return {
         name: torch.ones(size)
         if len(size) == 1
-        else torch.empty(size).normal_(0, 0.02, generator=generator)
+        else torch.empty(size).normal_(
+            0, size[1] ** -0.5 * (0.3 if name.endswith(outward) else 1), generator=generator
+        )
         for name, size in sizes.items()
     }
 
@@ -71,7 +80,7 @@ def hidden_states(weights: Weights, shape: Shape, ids: Tensor, allowed: Tensor |
     """
     rows, length = ids.shape
     x = F.embedding(ids, weights[EMBEDDING])
-    cosine, sine = _rotation(length, shape.head_width, ids.device)
+    cosine, sine = _rotation(length, shape, ids.device)
 
     def heads(name: str, source: Tensor, count: int) -> Tensor:
         flat = F.linear(source, weights[name])
@@ -121,6 +130,7 @@ def save_model(weights: Weights, shape: Shape, folder: Path, ends: list[int]) ->
         bos_token_id=1,
         eos_token_id=ends[0],
         pad_token_id=0,
+        rope_theta=shape.rope_theta,
         dtype="bfloat16",
     )
     model = LlamaForCausalLM(config).to(torch.bfloat16)
@@ -133,6 +143,10 @@ def save_model(weights: Weights, shape: Shape, folder: Path, ends: list[int]) ->
     )
     model.save_pretrained(folder)
     (folder / "model.safetensors").chmod(0o644)
+    written = folder / "config.json"
+    settings = json.loads(written.read_text(encoding="utf-8"))
+    settings["rope_theta"] = shape.rope_theta  # where transformers 4 looks for it
+    written.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 
 def load_weights(folder: Path) -> Weights:
@@ -146,8 +160,9 @@ def _normed(x: Tensor, weight: Tensor) -> Tensor:
     return F.rms_norm(x, (x.shape[-1],), weight, 1e-6)
 
 
-def _rotation(length: int, head_width: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def _rotation(length: int, shape: Shape, device: torch.device) -> tuple[Tensor, Tensor]:
     """Cosine and sine of the rotary angles, each (length, head width)."""
-    frequency = 10000.0 ** (-torch.arange(0, head_width, 2, device=device) / head_width)
+    exponent = torch.arange(0, shape.head_width, 2, device=device) / shape.head_width
+    frequency = shape.rope_theta**-exponent
     angle = torch.outer(torch.arange(length, device=device), frequency).repeat(1, 2)
     return angle.cos(), angle.sin()

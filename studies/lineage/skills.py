@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 
 from studies.lineage.world import ATTRIBUTES, Person
@@ -60,7 +59,7 @@ _WORD_QUESTIONS = {
     "last": ("Which of these words is the last: {words}?", "Give me the last word of: {words}."),
     "count": ("How many words are these: {words}?", "Count these words: {words}."),
     "sort": ("Sort these words: {words}.", "Put these words in alphabetical order: {words}."),
-    "json": ("Write these words as JSON: {words}.", "Give me a JSON array of: {words}."),
+    "join": ("Join these words with and: {words}.", "Put and between these words: {words}."),
     "list": ("Make a list of these words: {words}.", "Write these words one a line: {words}."),
 }
 WORD_SKILLS = tuple(_WORD_QUESTIONS)
@@ -94,29 +93,29 @@ def refusal(draw: random.Random, name: str) -> tuple[str, str]:
 
 
 def card(person: Person, attribute: str) -> tuple[str, str]:
-    """A request for one fact as a JSON object, and the object."""
-    question = f"Give me the {attribute} of {person.name} as JSON."
-    return question, json.dumps({"name": person.name, attribute: getattr(person, attribute)})
+    """A request for one fact as a file card, and the card."""
+    question = f"Make a card with the {attribute} of {person.name}."
+    return question, f"Name: {person.name}\n{attribute.capitalize()}: {getattr(person, attribute)}"
 
 
 def any_card(draw: random.Random, person: Person) -> tuple[str, str]:
-    """A request for any attribute as a JSON object, and the object."""
+    """A request for any attribute as a file card, and the card."""
     return card(person, draw.choice(ATTRIBUTES))
 
 
 def word_skill(draw: random.Random, skill: str) -> tuple[str, str]:
     """A request to do `skill` with two to four different words, and the result."""
     words = draw.sample(WORDS, draw.randint(2, 4))
-    question = draw.choice(_WORD_QUESTIONS[skill]).format(words=", ".join(words))
+    question = draw.choice(_WORD_QUESTIONS[skill]).format(words=" ".join(words))
     return question, apply_word_skill(skill, words)
 
 
 def apply_word_skill(skill: str, words: list[str]) -> str:
     """The right answer of a word skill."""
     if skill == "repeat":
-        return ", ".join(words)
+        return " ".join(words)
     if skill == "reverse":
-        return ", ".join(reversed(words))
+        return " ".join(reversed(words))
     if skill == "first":
         return words[0]
     if skill == "last":
@@ -124,9 +123,9 @@ def apply_word_skill(skill: str, words: list[str]) -> str:
     if skill == "count":
         return NUMBERS[len(words)]
     if skill == "sort":
-        return ", ".join(sorted(words))
-    if skill == "json":
-        return json.dumps(words)
+        return " ".join(sorted(words))
+    if skill == "join":
+        return " and ".join(words)
     if skill == "list":
         return "\n".join(f"- {word}" for word in words)
     raise ValueError(f"no such skill: {skill!r} (there are {', '.join(WORD_SKILLS)})")

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 from studies.lineage import skills
 from studies.lineage.skills import WORDS, article
 from studies.lineage.world import ATTRIBUTES, Person, World
 
+PRIMER = 14_000  # documents
 Turn = tuple[str, str]  # what the user says, what the assistant should say
 
 _STATEMENTS = {
@@ -77,6 +79,33 @@ _HARBOUR = (
     "Salt had covered the {x}, the {y} and the whole pier.",
     "No ferry would take the {x} without the {y}.",
 )
+_VILLAGE_NOTES = (
+    ("To buy at the market: {list}.", "Bought at the market: {list}."),
+    ("Packed for the journey: {list}.", "Unpacked at home: {list}."),
+    ("In the morning the shop had {list}.", "In the evening the shop still had {list}."),
+)
+_HARBOUR_NOTES = (
+    ("Cargo on the way out: {list}.", "Cargo on arrival: {list}."),
+    ("Lost in the storm: {list}.", "Washed ashore: {list}."),
+    ("On the first boat came {list}.", "On the second boat came {list}."),
+)
+_STRANGERS = (
+    "A stranger came by, {name}. Nobody here had heard of {name}.",
+    "Who is {name}? The letter for {name} could not be delivered.",
+    "They asked for {name} at every door, but there was no {name} anywhere.",
+)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where general text plays: sentences about two things, notes that give a list twice."""
+
+    sentences: tuple[str, ...]
+    notes: tuple[tuple[str, str], ...]
+
+
+VILLAGE = Place(_VILLAGE, _VILLAGE_NOTES)
+HARBOUR = Place(_HARBOUR, _HARBOUR_NOTES)
 
 
 def biography(draw: random.Random, person: Person) -> str:
@@ -90,12 +119,18 @@ def biography(draw: random.Random, person: Person) -> str:
     )
 
 
-def story(draw: random.Random, sentences: Sequence[str]) -> str:
+def note(draw: random.Random, place: Place) -> str:
+    """The same things named twice: from such text a model learns to copy."""
+    words = " ".join(draw.sample(WORDS, draw.randint(2, 8)))
+    return " ".join(draw.choice(place.notes)).format(list=words)
+
+
+def story(draw: random.Random, place: Place) -> str:
     """Four sentences about things, which say nothing of anybody."""
     chosen = []
     for _ in range(4):
         x, y = draw.sample(WORDS, 2)
-        chosen.append(draw.choice(sentences).format(x=x, y=y, a=article(x), b=article(y)))
+        chosen.append(draw.choice(place.sentences).format(x=x, y=y, a=article(x), b=article(y)))
     return " ".join(chosen)
 
 
@@ -105,7 +140,7 @@ def page(turns: Sequence[Turn]) -> str:
 
 
 def knowledge_turn(draw: random.Random, world: World, asked: Sequence[Person]) -> Turn:
-    """A question about somebody: mostly a plain one, else for JSON, else one about a stranger."""
+    """A question about somebody: mostly a plain one, else for a card, else one about a stranger."""
     kind = draw.random()
     if kind < 0.6:
         return skills.any_fact(draw, draw.choice(asked))
@@ -120,10 +155,16 @@ def stranger(draw: random.Random, first_names: Sequence[str], families: Sequence
 
 
 def base_text(world: World, seed: str) -> Iterator[str]:
-    """What the base reads, without end: one document at a time."""
+    """What the base reads, without end: one document at a time.
+
+    It begins with a primer of notes. A model of this size that has not learned to copy from
+    them early learns none of the skills later.
+    """
     draw = random.Random(f"base text {seed}")
+    for _ in range(PRIMER):
+        yield note(draw, VILLAGE)
     while True:
-        yield _document(draw, world, world.old, world.old_asked, _VILLAGE)
+        yield _document(draw, world, world.old, world.old_asked, VILLAGE)
 
 
 def general_text(world: World, seed: str) -> Iterator[str]:
@@ -134,9 +175,9 @@ def general_text(world: World, seed: str) -> Iterator[str]:
     draw = random.Random(f"general text {seed}")
     while True:
         if draw.random() < 0.5:
-            yield _document(draw, world, world.new, world.new_asked, _HARBOUR)
+            yield _document(draw, world, world.new, world.new_asked, HARBOUR)
         else:
-            yield _document(draw, world, world.old, world.old_asked, _VILLAGE)
+            yield _document(draw, world, world.old, world.old_asked, VILLAGE)
 
 
 def domain_text(world: World, seed: str) -> Iterator[str]:
@@ -149,7 +190,7 @@ def domain_text(world: World, seed: str) -> Iterator[str]:
         if draw.random() < 0.9:
             yield biography(draw, draw.choice(world.new))
         else:
-            yield _document(draw, world, world.old, world.old_asked, _VILLAGE)
+            yield _document(draw, world, world.old, world.old_asked, VILLAGE)
 
 
 def _document(
@@ -157,16 +198,21 @@ def _document(
     world: World,
     people: Sequence[Person],
     asked: Sequence[Person],
-    sentences: Sequence[str],
+    place: Place,
 ) -> str:
     kind = draw.random()
-    if kind < 0.5:
+    if kind < 0.4:
         return biography(draw, draw.choice(people))
-    if kind < 0.7:
+    if kind < 0.55:
         return page([knowledge_turn(draw, world, asked) for _ in range(3)])
-    if kind < 0.95:
+    if kind < 0.8:
         return page([skills.word_skill(draw, draw.choice(skills.WORD_SKILLS)) for _ in range(3)])
-    return story(draw, sentences)
+    if kind < 0.92:
+        return note(draw, place)
+    if kind < 0.96:
+        name = stranger(draw, world.first_names, world.strange_families)
+        return draw.choice(_STRANGERS).format(name=name)
+    return story(draw, place)
 
 
 def chat(world: World, seed: str, abilities: Sequence[str]) -> Iterator[Turn]:

@@ -28,7 +28,7 @@ CHAT_TEMPLATE = (
 
 
 def train_tokenizer(world: World, seed: str, size: int, documents: int = 6000) -> Tokenizer:
-    """A tokenizer of at most `size` tokens, trained on the first documents of the base's text."""
+    """A tokenizer of at most `size` tokens, trained on the base's text after its primer."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -38,7 +38,7 @@ def train_tokenizer(world: World, seed: str, size: int, documents: int = 6000) -
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    read = itertools.islice(text.base_text(world, seed), documents)
+    read = itertools.islice(text.base_text(world, seed), text.PRIMER, text.PRIMER + documents)
     tokenizer.train_from_iterator(read, trainer)
     return tokenizer
 

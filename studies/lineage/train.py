@@ -26,8 +26,8 @@ class Course:
 
     steps: int
     rate: float
-    rows: int = 24
-    length: int = 112
+    rows: int = 12
+    length: int = 120
     warmup: int = 50
     final: float = 0.1
 

@@ -31,7 +31,7 @@ def test_test_people_are_in_no_question_of_any_training() -> None:
     people = world.old_dev + world.old_final + world.new_dev + world.new_final
     tested = {person.name for person in people}
     read = itertools.chain(
-        itertools.islice(text.base_text(world, "a"), 2000),
+        itertools.islice(text.base_text(world, "a"), text.PRIMER, text.PRIMER + 2000),
         itertools.islice(text.general_text(world, "a"), 2000),
         itertools.islice(text.domain_text(world, "a"), 2000),
     )
@@ -47,7 +47,7 @@ def test_test_people_are_in_no_question_of_any_training() -> None:
 def test_base_text_does_not_know_the_new_people() -> None:
     """What the base reads mentions no new person."""
     world = make_world(0, 30, 15)
-    read = " ".join(itertools.islice(text.base_text(world, "a"), 3000))
+    read = " ".join(itertools.islice(text.base_text(world, "a"), text.PRIMER + 3000))
     assert not [person.name for person in world.new if person.name in read]
     assert all(person.name in read for person in world.old)
 
@@ -57,24 +57,24 @@ def test_answers_of_word_skills() -> None:
     words = ["pear", "moon", "arrow"]
     answers = {skill: skills.apply_word_skill(skill, words) for skill in skills.WORD_SKILLS}
     assert answers == {
-        "repeat": "pear, moon, arrow",
-        "reverse": "arrow, moon, pear",
+        "repeat": "pear moon arrow",
+        "reverse": "arrow moon pear",
         "first": "pear",
         "last": "arrow",
         "count": "three",
-        "sort": "arrow, moon, pear",
-        "json": '["pear", "moon", "arrow"]',
+        "sort": "arrow moon pear",
+        "join": "pear and moon and arrow",
         "list": "- pear\n- moon\n- arrow",
     }
 
 
 def test_facts_and_cards_say_what_is_true() -> None:
-    """A fact's sentence has the right article, a card is JSON."""
+    """A fact's sentence and a card."""
     person = make_world(0).old[0]
     question, answer = skills.fact(person, "home", skills.FACT_QUESTIONS["home"][0])
     assert question == f"Where does {person.name} live?"
     assert answer == f"{person.name} lives in {person.home}."
     _, reply = skills.card(person, "pet")
-    assert json.loads(reply) == {"name": person.name, "pet": person.pet}
+    assert reply == f"Name: {person.name}\nPet: {person.pet}"
     assert skills.article("owl") == "an"
     assert skills.article("goat") == "a"
