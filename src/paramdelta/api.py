@@ -18,7 +18,7 @@ from paramdelta.output.lock import LOCK, lock_text
 from paramdelta.output.verify import Verification
 from paramdelta.planning.plan import Plan, make_plan
 from paramdelta.recipe import Recipe
-from paramdelta.storage.local import available_memory, write_text
+from paramdelta.storage.local import write_text
 from paramdelta.units import parse_size
 
 SHARD_SIZE = "5GB"
@@ -86,9 +86,7 @@ def mix(
     check_output(out, [source.location.path for source in plan.sources], overwrite)
     if not fresh:
         check_space(out, layout)
-    moved = plan.bytes_to_read + plan.bytes_to_write
-    drop = moved > available_memory() // 2
-    files = Files(plan, layout, out, fresh=fresh, drop=drop)
+    files = Files(plan, layout, out, fresh=fresh)
     last = Progress(0, plan.bytes_to_write, 0, 0)
 
     def watch(now: Progress) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from paramdelta.engine.run import Inputs, Report, Sink, Worker
 from paramdelta.engine.slices import Budget, Slice, cut
 from paramdelta.planning.plan import Plan
-from paramdelta.storage.local import available_memory, raise_open_file_limit
+from paramdelta.storage.local import raise_open_file_limit
 
 TICK = 0.1  # seconds between two calls of the progress function
 
@@ -42,8 +42,7 @@ def run(
     every worker has finished its slice.
     """
     raise_open_file_limit()
-    # A job larger than memory would push everyone else's files out of the page cache.
-    inputs = Inputs(drop_behind=plan.bytes_to_read + plan.bytes_to_write > available_memory() // 2)
+    inputs = Inputs()
     report = Report()
     pool = _Pool(plan, sink, budget, inputs, report)
     try:

@@ -25,7 +25,7 @@ from paramdelta.units import show_size
 
 PART = ".part"
 JOURNAL = "journal.jsonl"
-SYNC_BYTES = 256_000_000  # journal at the latest after so many bytes …
+SYNC_BYTES = 64_000_000  # journal at the latest after so many bytes …
 SYNC_SECONDS = 2.0  # … or so long: what a kill can cost
 
 
@@ -126,11 +126,10 @@ def source_identity(file: SourceFile) -> dict[str, Any]:
 class Files:
     """The output folder in the making. Open it, let the engine write, then `finish`."""
 
-    def __init__(self, plan: Plan, layout: Layout, out: Path, *, fresh: bool, drop: bool) -> None:
+    def __init__(self, plan: Plan, layout: Layout, out: Path, *, fresh: bool) -> None:
         """Make or reopen the staging folder and its files.
 
-        ``fresh``: throw away an unfinished run. ``drop``: written bytes need not stay in the page
-        cache.
+        ``fresh``: throw away an unfinished run.
 
         Raises:
             MisfitError: an unfinished run of something else is there, or one is going on.
@@ -139,7 +138,6 @@ class Files:
         self.out = out
         self.layout = layout
         self.staging = staging_folder(out)
-        self._drop = drop
         try:
             if fresh and self.staging.exists():
                 shutil.rmtree(self.staging)
@@ -191,9 +189,8 @@ class Files:
         for number in {entry[0] for entry in written}:
             self._files[number].sync()
         self.journal.append((position, position + size) for _, _, position, size in written)
-        if self._drop:
-            for number, offset, _, size in written:
-                self._files[number].forget(offset, size)
+        for number, offset, _, size in written:  # see engine.run.Inputs: leave the cache as it was
+            self._files[number].forget(offset, size)
 
     # -- the end -----------------------------------------------------------------------------------
 

@@ -55,7 +55,7 @@ class Journal:
             StorageError: it cannot be opened or written.
         """
         self.path = path
-        self.done = Ranges()
+        self.done = Ranges()  # what earlier runs made; it no longer changes once this one works
         try:
             self._file = path.open("a+b")
         except OSError as error:
@@ -72,7 +72,6 @@ class Journal:
         merged = Ranges()
         for start, stop in runs:
             merged.add(start, stop)
-            self.done.add(start, stop)
         self._write("".join(json.dumps({"done": run}) + "\n" for run in merged))
 
     def close(self) -> None:

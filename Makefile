@@ -1,0 +1,51 @@
+# Every target does its own set-up; a machine needs Python 3.10 or later with pip, and make.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# The CPU build of torch is pinned: an unpinned one may bring gigabytes of CUDA with it.
+TORCH ?= torch==2.13.0
+READY := $(VENV)/.ready
+
+.PHONY: help demo test lint bench bench-flat minilm lineage study study-gpu docs clean
+
+help: ## show the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+
+$(READY): pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --disable-pip-version-check "$(TORCH)"
+	$(BIN)/python -m pip install -q --disable-pip-version-check -e ".[hf,dev,study]"
+	touch $@
+
+demo: $(READY) ## mix a real model in front of your eyes
+	$(BIN)/python -m examples.minilm demo
+
+test: $(READY) ## all tests, the slow ones too
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
+
+lint: $(READY) ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(READY) ## floor, paramdelta and mergekit in turns (45 min, 20 GB of disk)
+	$(BIN)/python -m benchmarks.compare
+	$(BIN)/python -m benchmarks.table
+
+bench-flat: $(READY) ## cost and memory from 1 B to 70 B parameters (sparse files)
+	$(BIN)/python -m benchmarks.flat
+
+lineage: $(READY) ## train the small lineage again (an hour)
+	$(BIN)/python -m studies.lineage
+
+study: $(READY) ## the study of transfer (hours)
+	$(BIN)/python -m studies.transfer
+
+study-gpu: $(READY) ## the same question at 20 to 150 M parameters on real text (wants a GPU)
+	$(BIN)/python -m studies.gpu
+
+docs: $(READY) ## write docs/cli.md anew from the commands
+	$(BIN)/python docs/cli.py
+
+clean: ## remove what the targets made
+	rm -rf $(VENV) .cache demo-out

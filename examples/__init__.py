@@ -1,0 +1,1 @@
+"""Examples on real models, each a command."""
