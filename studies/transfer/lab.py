@@ -32,17 +32,17 @@ class Programme:
 
     shape: Shape = field(
         default_factory=lambda: Shape(
-            vocabulary=1024, width=64, layers=3, heads=2, kv_heads=1, inner=176
+            vocabulary=1024, width=64, layers=3, heads=4, kv_heads=4, inner=176
         )
     )
     old_people: int = 90
     new_people: int = 36
     items: int = 60
     pretraining: Course = field(
-        default_factory=lambda: Course(1000, 5e-3, rows=12, length=120, warmup=100)
+        default_factory=lambda: Course(1600, 4e-3, rows=12, length=120, warmup=100)
     )
-    chat: Course = field(default_factory=lambda: Course(250, 5e-4, rows=24, length=56))
-    continuation: Course = field(default_factory=lambda: Course(300, 1e-3, rows=12, length=120))
+    chat: Course = field(default_factory=lambda: Course(250, 4e-4, rows=20, length=56))
+    continuation: Course = field(default_factory=lambda: Course(500, 6e-4, rows=12, length=120))
 
 
 def tiny(programme: Programme) -> Programme:

@@ -18,7 +18,7 @@ from studies.transfer.distance import RATES, run_distance
 from studies.transfer.lab import Lab, Programme, tiny
 from studies.transfer.scenarios import SCENARIOS, run_controls, run_parts, run_scenario
 
-WIDTHS = {32: 2, 64: 2, 128: 4}  # width -> heads; all heads but width 32's are 32 wide
+WIDTHS = (32, 64, 128)
 PARTS_OF_STUDY = ("scenarios", "parts", "controls", "distance", "widths", "final")
 
 
@@ -53,14 +53,8 @@ def run(parts: list[str], seeds: int, programme: Programme, cache: Path, out: Pa
                 for rate in RATES:
                     note(run_distance(lab, rates=(rate,)))
         elif part == "widths":
-            for width, heads in WIDTHS.items():
-                shape = replace(
-                    programme.shape,
-                    width=width,
-                    heads=heads,
-                    kv_heads=heads // 2,
-                    inner=width * 11 // 4,
-                )
+            for width in WIDTHS:
+                shape = replace(programme.shape, width=width, inner=width * 11 // 4)
                 sized = replace(programme, shape=shape)
                 for seed in range(1, min(seeds, 3) + 1):
                     folder = "usual" if shape == programme.shape else f"width-{width}"
