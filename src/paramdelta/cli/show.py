@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -18,6 +18,10 @@ from paramdelta.output.verify import Verification
 from paramdelta.planning.findings import Finding, Severity
 from paramdelta.planning.plan import Plan
 from paramdelta.units import show_count, show_duration, show_size
+
+if TYPE_CHECKING:
+    from paramdelta.demo.chat import Answer
+    from paramdelta.demo.tour import Question, Scores
 
 _COLOURS = {Severity.REFUSED: "red", Severity.WARNING: "yellow", Severity.NOTE: "cyan"}
 LINE_EVERY = 5.0  # seconds between two progress lines where there is no terminal
@@ -141,6 +145,33 @@ def verified(result: Verification, folder: Path, as_json: bool) -> None:
             f"{folder}: right. {result.tensors} tensors, {show_count(result.elements)} of "
             f"{show_count(result.total)} numbers recomputed from the sources"
         )
+
+
+def conversation(questions: "list[Question]", answers: "dict[str, list[Answer]]") -> None:
+    """The same questions to every model; a right answer is marked."""
+    for number, question in enumerate(questions):
+        typer.secho(f"  {question.question}", bold=True)
+        for name, given in answers.items():
+            answer = given[number]
+            right = answer.is_right(question.answer)
+            text = " / ".join(answer.text.split("\n"))
+            text = text if len(text) <= 66 else text[:65] + "…"
+            cut = "" if answer.ended else "  (does not stop)"
+            mark = typer.style("✓", fg="green") if right else " "
+            typer.echo(f"    {mark} {name:<9} {text}{cut}")
+
+
+def scores(result: "Scores") -> None:
+    """Percent of right answers by task and model, and transfer efficiency."""
+    models = ("base", "post", "new-base", "ParamΔ", "direct")
+    typer.echo("  % right       " + "".join(f"{name:>10}" for name in models))
+    for task in result.tasks:
+        cells = "".join(f"{result.by_model[name][task]:10.0f}" for name in models)
+        typer.echo(f"  {task:<14}{cells}")
+    typer.echo(
+        f"  transfer efficiency, ParamΔ / direct on what direct was trained for: "
+        f"{100 * result.efficiency:.0f} %"
+    )
 
 
 class Reporter:

@@ -25,7 +25,7 @@ from paramdelta.units import show_size
 
 PART = ".part"
 JOURNAL = "journal.jsonl"
-SYNC_BYTES = 64_000_000  # journal at the latest after so many bytes …
+SYNC_BYTES = 1000_000_000  # journal at the latest after so many bytes …
 SYNC_SECONDS = 2.0  # … or so long: what a kill can cost
 
 
@@ -183,6 +183,7 @@ class Files:
         number, offset = self._places[piece.tensor]
         offset += piece.start * self._sizes[piece.tensor]
         self._files[number].write(data, offset)
+        self._files[number].forget(offset, len(data))  # starts the writing to disk, now
         self._syncer.add(number, offset, piece.position, piece.nbytes)
 
     def _sync(self, written: list[tuple[int, int, int, int]]) -> None:

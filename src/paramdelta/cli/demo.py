@@ -1,0 +1,52 @@
+"""`paramdelta demo`: the tour on the shipped lineage."""
+
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+class DemoRecipe(str, Enum):
+    """What the demo mixes."""
+
+    plain = "plain"
+    several = "several"
+
+
+def demo(
+    recipe: Annotated[
+        DemoRecipe, typer.Option(help="plain: one Δ; several: a second post's Δ as well.")
+    ] = DemoRecipe.plain,
+    scale: Annotated[float, typer.Option(metavar="α", help="Factor of the Δ.")] = 1.0,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where the mixed model goes.")] = Path(
+        "demo-out/paramdelta"
+    ),
+) -> None:
+    """Mix a tiny shipped lineage of models and talk to the result: three acts, under a minute.
+
+    Needs torch and transformers: pip install "paramdelta[hf]".
+    """
+    from paramdelta import api
+    from paramdelta.cli import show
+    from paramdelta.demo import tour
+
+    typer.secho("Act 1: the mix", bold=True)
+    plan = api.plan(tour.recipe(recipe.value, scale))
+    show.brief(plan)
+    with show.progress_bar("mixing", as_json=False) as progress:
+        result = api.mix(plan, out, overwrite=True, progress=progress.mix)
+    show.mixed(result, as_json=False)
+    show.verified(api.verify(out, share=1.0), out, as_json=False)
+
+    typer.secho("\nAct 2: the same questions to all", bold=True)
+    show.conversation(tour.questions(), tour.ask(out))
+
+    typer.secho("\nAct 3: what came across", bold=True)
+    show.scores(tour.score(out, lambda task: None))
+    typer.secho("\nNow with your own models:", bold=True)
+    typer.echo(
+        "  paramdelta plan --post POST --base OLD_BASE --new-base NEW_BASE\n"
+        "  paramdelta mix  --post POST --base OLD_BASE --new-base NEW_BASE --out DIR\n"
+        "where each is a folder or a Hub id such as org/name@revision."
+    )

@@ -1,0 +1,1 @@
+"""The small shipped lineage and its tour."""

@@ -1,0 +1,84 @@
+"""The tour in three acts: mix the shipped lineage, talk to it, count what came across.
+
+The lineage is a family of real, if tiny, language models (see docs/study.md): ``base``; ``post``,
+base after chat training; ``new-base``, base continued on text about new people; ``direct``, new
+base after the same chat training, which is what ParamΔ is measured against; ``second-post``, base
+after another chat training.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from paramdelta.demo.chat import Answer, Model
+from paramdelta.recipe import Delta, Recipe
+
+LINEAGE = Path(__file__).parent / "lineage"
+ROLES = ("base", "post", "new-base")
+RECIPES = ("plain", "several")
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question of the tour, its kind ("old fact", "new fact", "skill", …) and right answer."""
+
+    kind: str
+    question: str
+    answer: str
+
+
+def recipe(kind: str, scale: float) -> Recipe:
+    """The tour's recipes: ``plain`` moves post's Δ; ``several`` adds half of second-post's."""
+    base, new = str(LINEAGE / "base"), str(LINEAGE / "new-base")
+    deltas = [Delta(str(LINEAGE / "post"), base, scale)]
+    if kind == "several":
+        deltas.append(Delta(str(LINEAGE / "second-post"), base, scale))
+    return Recipe(new, tuple(deltas))
+
+
+def questions() -> list[Question]:
+    """The questions that the tour shows."""
+    return [Question(**item) for item in json.loads((LINEAGE / "questions.json").read_text())]
+
+
+def ask(mixed: Path) -> dict[str, list[Answer]]:
+    """Every question of the tour to base, post, new base and the mix."""
+    asked = [question.question for question in questions()]
+    places = {role: LINEAGE / role for role in ROLES} | {"ParamΔ": mixed}
+    return {name: Model(place, LINEAGE / "post").answer(asked) for name, place in places.items()}
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Percent of right answers by task, for each model; and transfer efficiency.
+
+    ``efficiency``: mean of ParamΔ over mean of direct, on the tasks that direct was trained for
+    (paper, section 4: performance of ParamΔ relative to the directly post-trained model).
+    """
+
+    by_model: dict[str, dict[str, float]]
+    tasks: tuple[str, ...]
+    efficiency: float
+
+
+def score(mixed: Path, progress: Callable[[str], None]) -> Scores:
+    """Put all test questions of the lineage to the mix; the others' scores are shipped with it.
+
+    Shipped scores were measured in the same way when the lineage was made (`make lineage`).
+    """
+    tasks: dict[str, list[dict[str, str]]] = json.loads((LINEAGE / "tasks.json").read_text())
+    shipped: dict[str, dict[str, float]] = json.loads((LINEAGE / "scores.json").read_text())
+    model = Model(mixed, LINEAGE / "post")
+    found: dict[str, float] = {}
+    for task, items in tasks.items():
+        progress(task)
+        answers = model.answer([item["question"] for item in items])
+        right = sum(a.is_right(i["answer"]) for a, i in zip(answers, items, strict=True))
+        found[task] = 100 * right / len(items)
+    trained = tuple(task for task in tasks if shipped["direct"][task] >= 5)
+    mean = {
+        name: sum(scores[task] for task in trained) / len(trained)
+        for name, scores in (("mix", found), ("direct", shipped["direct"]))
+    }
+    return Scores(shipped | {"ParamΔ": found}, tuple(tasks), mean["mix"] / mean["direct"])
