@@ -14,9 +14,7 @@ from paramdelta.checkpoint.checkpoint import Tensor
 from paramdelta.dtypes import DTYPES
 from paramdelta.engine.slices import BLOCK, Budget, Slice
 from paramdelta.planning.plan import OutputTensor, Plan
-from paramdelta.storage.local import File
-
-Bytes = npt.NDArray[np.uint8]
+from paramdelta.storage.local import File, page_buffer
 
 
 class Sink(Protocol):
@@ -50,29 +48,28 @@ class Report:
 class Inputs:
     """The weight files of a plan, each opened once, when it is first needed.
 
-    The page cache is left as it was found: what was not in it is dropped behind the reading. So
-    nobody's files are pushed out, and the system reuses the same few pages instead of clearing
-    gigabytes of new ones.
+    The page cache is left as it was found: a file that is not in it is read around it.
     """
 
     def __init__(self) -> None:
-        self._files: dict[Path, tuple[File, bool]] = {}
+        self._files: dict[Path, File] = {}
         self._lock = threading.Lock()
 
-    def read_into(self, tensor: Tensor, start: int, buffer: memoryview) -> None:
-        """Fill a buffer from byte ``start`` of a tensor's data on."""
+    def fetch(self, tensor: Tensor, start: int, length: int, buffer: memoryview) -> memoryview:
+        """Bring bytes of a tensor's data, from ``start`` on, into a buffer: the part with them."""
         with self._lock:
-            if tensor.file not in self._files:
+            file = self._files.get(tensor.file)
+            if file is None:
                 file = File(tensor.file)
-                self._files[tensor.file] = file, file.is_cached()
-            file, keep = self._files[tensor.file]
-        file.read_into(buffer, tensor.offset + start)
-        if not keep:
-            file.forget(tensor.offset + start, len(buffer))
+                if not file.is_cached():
+                    file.close()
+                    file = File(tensor.file, direct=True)
+                self._files[tensor.file] = file
+        return file.fetch(buffer, tensor.offset + start, length)
 
     def close(self) -> None:
         """Close all files."""
-        for file, _ in self._files.values():
+        for file in self._files.values():
             file.close()
         self._files.clear()
 
@@ -87,27 +84,28 @@ class Worker:
         self.inputs = inputs
         self.sink = sink
         self.report = report
-        self.buffers = [np.empty(budget.buffer, np.uint8) for _ in range(budget.buffers)]
+        self.buffers = [page_buffer(budget.buffer) for _ in range(budget.buffers)]
         self.high, self.low = np.empty(BLOCK), np.empty(BLOCK)
 
     def make(self, piece: Slice) -> int:
         """Make one slice and hand it to the sink; the bytes that were read."""
         tensor = self.plan.tensors[piece.tensor]
-        out = self.buffers[-1][: piece.nbytes]
+        out = self.buffers[-1]
         if not tensor.pairs and tensor.dtype == tensor.new.dtype:
-            self.inputs.read_into(tensor.new, piece.start * tensor.new.kind.size, out.data)
-            self.sink.write(piece, out.data)
+            start = piece.start * tensor.new.kind.size
+            self.sink.write(piece, self.inputs.fetch(tensor.new, start, piece.nbytes, out))
             return piece.nbytes
         operands: list[npt.NDArray[Any]] = []
         for term, buffer in zip(tensor.terms, self.buffers, strict=False):
-            size = term.tensor.kind.size
-            view = buffer[: (piece.stop - piece.start) * size]
-            self.inputs.read_into(term.tensor, piece.start * size, view.data)
-            operands.append(view.view(term.tensor.kind.numpy))
-        result = out.view(DTYPES[tensor.dtype].numpy)
+            kind = term.tensor.kind
+            length = (piece.stop - piece.start) * kind.size
+            view = self.inputs.fetch(term.tensor, piece.start * kind.size, length, buffer)
+            operands.append(np.frombuffer(view, kind.numpy))
+        data = out[: piece.nbytes]
+        result = np.frombuffer(data, DTYPES[tensor.dtype].numpy)
         if not combine(tensor, operands, result, self.high, self.low):
             self._inspect(tensor, operands, result)
-        self.sink.write(piece, out.data)
+        self.sink.write(piece, data)
         return sum(operand.nbytes for operand in operands)
 
     def _inspect(

@@ -25,7 +25,7 @@ from paramdelta.units import show_size
 
 PART = ".part"
 JOURNAL = "journal.jsonl"
-SYNC_BYTES = 1000_000_000  # journal at the latest after so many bytes …
+SYNC_BYTES = 256_000_000  # journal at the latest after so many bytes …
 SYNC_SECONDS = 2.0  # … or so long: what a kill can cost
 
 
@@ -183,15 +183,12 @@ class Files:
         number, offset = self._places[piece.tensor]
         offset += piece.start * self._sizes[piece.tensor]
         self._files[number].write(data, offset)
-        self._files[number].forget(offset, len(data))  # starts the writing to disk, now
         self._syncer.add(number, offset, piece.position, piece.nbytes)
 
     def _sync(self, written: list[tuple[int, int, int, int]]) -> None:
         for number in {entry[0] for entry in written}:
             self._files[number].sync()
         self.journal.append((position, position + size) for _, _, position, size in written)
-        for number, offset, _, size in written:  # see engine.run.Inputs: leave the cache as it was
-            self._files[number].forget(offset, size)
 
     # -- the end -----------------------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ from typing import Any
 from paramdelta.checkpoint.checkpoint import WEIGHTS
 from paramdelta.errors import UsageError
 from paramdelta.planning.plan import OutputTensor, Plan
+from paramdelta.storage.local import BLOCK
 from paramdelta.units import show_size
 
 METADATA = {"format": "pt"}  # transformers refuses files without it
@@ -63,7 +64,7 @@ def make_layout(plan: Plan, shard_size: int) -> Layout:
         if number > first and size + needed > shard_size:
             groups.append((first, number))
             first, size = number, 0
-        size = size or 128  # the length, the metadata and the padding of the header
+        size = size or 128 + BLOCK  # the length, the metadata and the padding of the header
         size += needed
     groups.append((first, len(plan.tensors)))
     shards = []
@@ -79,7 +80,7 @@ def make_layout(plan: Plan, shard_size: int) -> Layout:
 
 
 def make_header(tensors: Iterable[OutputTensor]) -> bytes:
-    """The safetensors header of a file with these tensors, padded so that the data is aligned."""
+    """The safetensors header of a file with these tensors, padded to a whole block."""
     header: dict[str, Any] = {"__metadata__": METADATA}
     offset = 0
     for tensor in tensors:
@@ -90,7 +91,7 @@ def make_header(tensors: Iterable[OutputTensor]) -> bytes:
         }
         offset += tensor.nbytes
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)
+    text += b" " * (-(8 + len(text)) % BLOCK)
     return len(text).to_bytes(8, "little") + text
 
 

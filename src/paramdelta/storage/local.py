@@ -1,11 +1,17 @@
 """Folders and files of this machine: positional reads and writes, and what surrounds them.
 
+Two ways to the disk: through the system's page cache, and around it ("direct"). Around it, bytes
+that are needed once neither push others out of the cache nor cost the clearing of fresh pages; but
+address, position and length must be whole blocks, so a direct read brings a little more than asked
+for, and the ends of a direct write go through the cache. Where the system cannot, all does.
+
 Positional I/O (pread, pwrite) lets many threads share one file descriptor. Where the platform has
 none (Windows), a lock a file and a seek stand in for it.
 """
 
 import contextlib
 import errno
+import mmap
 import os
 import threading
 from pathlib import Path
@@ -14,6 +20,13 @@ from paramdelta.errors import CheckpointError, StorageError
 
 _POSITIONAL = hasattr(os, "preadv") and hasattr(os, "pwrite")
 _BINARY = getattr(os, "O_BINARY", 0)
+_DIRECT = getattr(os, "O_DIRECT", 0) if _POSITIONAL else 0
+BLOCK = 4096  # bytes: what every file system accepts for direct transfers
+
+
+def page_buffer(size: int) -> memoryview:
+    """Memory for direct transfers: page-aligned, ``size`` bytes and room for the blocks around."""
+    return memoryview(mmap.mmap(-1, -(-size // BLOCK) * BLOCK + 2 * BLOCK))
 
 
 class File:
@@ -23,18 +36,23 @@ class File:
         StorageError: it cannot be opened, or a later read or write fails.
     """
 
-    def __init__(self, path: Path, flags: int = os.O_RDONLY) -> None:
+    def __init__(self, path: Path, flags: int = os.O_RDONLY, *, direct: bool = False) -> None:
+        """Open a file; ``direct``: around the page cache where that is possible."""
         self.path = path
         self._lock = threading.Lock()
+        self._direct: int | None = None
         try:
             self._descriptor = os.open(path, flags | _BINARY, 0o666)
         except OSError as error:
             raise storage_error(error, path, "open") from None
+        if direct and _DIRECT:
+            with contextlib.suppress(OSError):  # tmpfs and some network file systems cannot
+                self._direct = os.open(path, (flags & ~os.O_CREAT) | _DIRECT)
 
     @classmethod
     def create(cls, path: Path) -> "File":
-        """Open for reading and writing; made if absent, kept as it is if present."""
-        return cls(path, os.O_RDWR | os.O_CREAT)
+        """Open for reading and direct writing; made if absent, kept as it is if present."""
+        return cls(path, os.O_RDWR | os.O_CREAT, direct=True)
 
     def size(self) -> int:
         """Bytes of the file now."""
@@ -63,6 +81,31 @@ class File:
         except OSError as error:
             raise storage_error(error, self.path, "read") from None
 
+    def fetch(self, buffer: memoryview, offset: int, length: int) -> memoryview:
+        """Bring ``length`` bytes from ``offset`` into a `page_buffer`; the part of it with them.
+
+        Raises as `read_into`.
+        """
+        lead = offset % BLOCK
+        # A position that splits elements would leave the numbers at odd addresses.
+        if self._direct is not None and offset % 8 == 0:
+            wanted = buffer[: -(-(lead + length) // BLOCK) * BLOCK]
+            done = 0
+            try:
+                while done < lead + length:
+                    count = os.preadv(self._direct, [wanted[done:]], offset - lead + done)
+                    done += count
+                    if count == 0 or done % BLOCK:
+                        break
+            except OSError as error:
+                if error.errno != errno.EINVAL:
+                    raise storage_error(error, self.path, "read") from None
+            if done >= lead + length:
+                return buffer[lead : lead + length]
+        view = buffer[:length]
+        self.read_into(view, offset)
+        return view
+
     def read(self, offset: int, length: int) -> bytes:
         """So many bytes from ``offset``; raises as `read_into`."""
         buffer = bytearray(length)
@@ -70,13 +113,30 @@ class File:
         return bytes(buffer)
 
     def write(self, data: memoryview, offset: int) -> None:
-        """Write all of ``data`` at ``offset``; raises StorageError."""
+        """Write all of ``data`` at ``offset``; raises StorageError.
+
+        Whole blocks of a `page_buffer` go directly to the disk.
+        """
         done = 0
         try:
+            if self._direct is not None and offset % BLOCK == 0 and len(data) >= BLOCK:
+                done = self._write_direct(data[: len(data) // BLOCK * BLOCK], offset)
             while done < len(data):
                 done += self._write(data[done:], offset + done)
         except OSError as error:
             raise storage_error(error, self.path, "write") from None
+
+    def _write_direct(self, data: memoryview, offset: int) -> int:
+        done = 0
+        try:
+            while done < len(data):
+                done += os.pwrite(self._direct or 0, data[done:], offset + done)
+                if done % BLOCK:
+                    break
+        except OSError as error:
+            if error.errno != errno.EINVAL:  # not aligned as this file system wants it
+                raise
+        return done
 
     def _read(self, buffer: memoryview, offset: int) -> int:
         if _POSITIONAL:
@@ -141,15 +201,11 @@ class File:
             hits += 1
         return hits > probes // 2
 
-    def forget(self, offset: int, length: int) -> None:
-        """Tell the system that these bytes need not stay in its page cache."""
-        if hasattr(os, "posix_fadvise"):
-            with contextlib.suppress(OSError):
-                os.posix_fadvise(self._descriptor, offset, length, os.POSIX_FADV_DONTNEED)
-
     def close(self) -> None:
-        """Close the descriptor; the file must not be used any more."""
+        """Close the descriptors; the file must not be used any more."""
         os.close(self._descriptor)
+        if self._direct is not None:
+            os.close(self._direct)
 
 
 def storage_error(error: OSError, path: Path, verb: str) -> StorageError:
