@@ -40,10 +40,11 @@ def demo(
     show.verified(api.verify(out, share=1.0), out, as_json=False)
 
     typer.secho("\nAct 2: the same questions to all", bold=True)
-    show.conversation(tour.questions(), tour.ask(out))
+    questions = tour.questions(recipe.value)
+    show.conversation(questions, tour.ask(out, questions))
 
     typer.secho("\nAct 3: what came across", bold=True)
-    show.scores(tour.score(out, lambda task: None))
+    show.scores(tour.score(out))
     typer.secho("\nNow with your own models:", bold=True)
     typer.echo(
         "  paramdelta plan --post POST --base OLD_BASE --new-base NEW_BASE\n"

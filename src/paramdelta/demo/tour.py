@@ -7,7 +7,6 @@ after another chat training.
 """
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +15,6 @@ from paramdelta.recipe import Delta, Recipe
 
 LINEAGE = Path(__file__).parent / "lineage"
 ROLES = ("base", "post", "new-base")
-RECIPES = ("plain", "several")
 
 
 @dataclass(frozen=True)
@@ -29,7 +27,7 @@ class Question:
 
 
 def recipe(kind: str, scale: float) -> Recipe:
-    """The tour's recipes: ``plain`` moves post's Δ; ``several`` adds half of second-post's."""
+    """The tour's recipes: ``plain`` moves post's Δ; ``several`` adds second-post's to it."""
     base, new = str(LINEAGE / "base"), str(LINEAGE / "new-base")
     deltas = [Delta(str(LINEAGE / "post"), base, scale)]
     if kind == "several":
@@ -37,14 +35,15 @@ def recipe(kind: str, scale: float) -> Recipe:
     return Recipe(new, tuple(deltas))
 
 
-def questions() -> list[Question]:
-    """The questions that the tour shows."""
-    return [Question(**item) for item in json.loads((LINEAGE / "questions.json").read_text())]
+def questions(kind: str) -> list[Question]:
+    """The questions of a recipe's tour; those for second-post only with ``several``."""
+    found = [Question(**item) for item in json.loads((LINEAGE / "questions.json").read_text())]
+    return [q for q in found if kind == "several" or q.kind != "second skill"]
 
 
-def ask(mixed: Path) -> dict[str, list[Answer]]:
-    """Every question of the tour to base, post, new base and the mix."""
-    asked = [question.question for question in questions()]
+def ask(mixed: Path, chosen: list[Question]) -> dict[str, list[Answer]]:
+    """The questions to base, post, new base and the mix."""
+    asked = [question.question for question in chosen]
     places = {role: LINEAGE / role for role in ROLES} | {"ParamΔ": mixed}
     return {name: Model(place, LINEAGE / "post").answer(asked) for name, place in places.items()}
 
@@ -53,8 +52,9 @@ def ask(mixed: Path) -> dict[str, list[Answer]]:
 class Scores:
     """Percent of right answers by task, for each model; and transfer efficiency.
 
-    ``efficiency``: mean of ParamΔ over mean of direct, on the tasks that direct was trained for
-    (paper, section 4: performance of ParamΔ relative to the directly post-trained model).
+    ``tasks``: those in which direct or the mix gets anything right. ``efficiency``: mean of ParamΔ
+    over mean of direct, on the tasks in which direct gets anything right (the paper's measure:
+    performance relative to the directly post-trained model).
     """
 
     by_model: dict[str, dict[str, float]]
@@ -62,7 +62,7 @@ class Scores:
     efficiency: float
 
 
-def score(mixed: Path, progress: Callable[[str], None]) -> Scores:
+def score(mixed: Path) -> Scores:
     """Put all test questions of the lineage to the mix; the others' scores are shipped with it.
 
     Shipped scores were measured in the same way when the lineage was made (`make lineage`).
@@ -72,13 +72,14 @@ def score(mixed: Path, progress: Callable[[str], None]) -> Scores:
     model = Model(mixed, LINEAGE / "post")
     found: dict[str, float] = {}
     for task, items in tasks.items():
-        progress(task)
         answers = model.answer([item["question"] for item in items])
         right = sum(a.is_right(i["answer"]) for a, i in zip(answers, items, strict=True))
         found[task] = 100 * right / len(items)
-    trained = tuple(task for task in tasks if shipped["direct"][task] >= 5)
+    trained = tuple(task for task in tasks if shipped["direct"][task] > 0)
     mean = {
         name: sum(scores[task] for task in trained) / len(trained)
         for name, scores in (("mix", found), ("direct", shipped["direct"]))
     }
-    return Scores(shipped | {"ParamΔ": found}, tuple(tasks), mean["mix"] / mean["direct"])
+    everyone = shipped | {"ParamΔ": found}
+    shown = tuple(t for t in tasks if t in trained or found[t] > 0)
+    return Scores(everyone, shown, mean["mix"] / mean["direct"])
