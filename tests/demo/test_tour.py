@@ -7,9 +7,9 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from paramdelta import mix, verify  # noqa: E402
-from paramdelta.demo import tour  # noqa: E402
-from paramdelta.demo.chat import Answer, Model  # noqa: E402
+from paramdelta import mix, verify
+from paramdelta.demo import tour
+from paramdelta.demo.chat import Answer, Model
 
 pytestmark = pytest.mark.hf
 
