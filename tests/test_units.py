@@ -47,8 +47,8 @@ def test_other_shares_are_refused(text):
 
 @given(st.integers(0, 10**15))
 def test_what_is_shown_is_near(size):
-    """A shown size reads back within one in a hundred, or half a unit."""
-    assert parse_size(show_size(size)) == pytest.approx(size, rel=0.01)
+    """A shown size has one decimal below 100, so it reads back within half of a tenth of a unit."""
+    assert parse_size(show_size(size)) == pytest.approx(size, rel=0.05)
 
 
 def test_people_read_these():
