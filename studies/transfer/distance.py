@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from studies.transfer.figures import average, efficiency
 from studies.transfer.lab import Lab
 from studies.transfer.measures import measure
@@ -9,11 +11,11 @@ from studies.transfer.mix import mix
 from studies.transfer.scenarios import SCENARIOS
 
 MULTIPLES = (0.25, 0.5, 1, 2, 4, 8, 16)
-RATES = (3e-4, 1e-3, 3e-3)
+RATES = (1e-4, 3e-4, 1e-3)
 
 
 def run_distance(
-    lab: Lab, rates: tuple[float, ...] = RATES, multiples: tuple[float, ...] = MULTIPLES
+    lab: Lab, rates: Sequence[float] = RATES, multiples: Sequence[float] = MULTIPLES
 ) -> list[dict]:
     """Transfer to the base continued for a multiple of the steps, at each learning rate.
 

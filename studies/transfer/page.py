@@ -122,7 +122,7 @@ def predictors(folder: Path) -> str:
     """Which of the things measurable beforehand foretells transfer."""
     found = summary.predictions(summary.load(folder, "distance"))
     rows = [
-        [name, f"{f['rank']:.2f}", _number(f["whole below"]), _number(f["broken above"])]
+        [name, _number(f["rank"]), _number(f["whole below"]), _number(f["broken above"])]
         for name, f in found.items()
     ]
     head = ["predictor", "rank correlation", "all keep ≥ 95 % up to", "first below 50 % at"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -117,7 +118,10 @@ def distance(folder: Path) -> Figure:
                 s=18,
                 label=f"rate {rate:g}",
             )
-        axes.set_title(f"rank correlation {table[name]['rank']:.2f}", fontsize=9)
+        rank = table[name]["rank"]
+        axes.set_title(
+            "no differences" if math.isnan(rank) else f"rank correlation {rank:.2f}", fontsize=9
+        )
         axes.set_xlabel(label)
     grid[0].set_xscale("log")
     grid[2].set_xscale("symlog", linthresh=0.01)

@@ -9,12 +9,13 @@ import platform
 import shlex
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
 
-from studies.transfer.distance import RATES, run_distance
+from studies.transfer.distance import MULTIPLES, RATES, run_distance
 from studies.transfer.lab import Lab, Programme, tiny
 from studies.transfer.scenarios import SCENARIOS, run_controls, run_parts, run_scenario
 
@@ -22,8 +23,19 @@ WIDTHS = (32, 64, 128)
 PARTS_OF_STUDY = ("scenarios", "parts", "controls", "distance", "widths", "final")
 
 
-def run(parts: list[str], seeds: int, programme: Programme, cache: Path, out: Path, device: str):
-    """Run the named parts of the study and write `out`/<part>.json for each."""
+def run(
+    parts: Sequence[str],
+    seeds: int,
+    programme: Programme,
+    cache: Path,
+    out: Path,
+    device: str,
+    multiples: Sequence[float] = MULTIPLES,
+) -> None:
+    """Run the named parts of the study and write `out`/<part>.json for each.
+
+    `multiples` are those of the usual steps for which the distance part continues the base.
+    """
     out.mkdir(parents=True, exist_ok=True)
     labs = [Lab(seed, programme, cache / "usual", device) for seed in range(1, seeds + 1)]
     for part in parts:
@@ -51,7 +63,7 @@ def run(parts: list[str], seeds: int, programme: Programme, cache: Path, out: Pa
         elif part == "distance":
             for lab in labs[:2]:
                 for rate in RATES:
-                    note(run_distance(lab, rates=(rate,)))
+                    note(run_distance(lab, (rate,), multiples))
         elif part == "widths":
             for width in WIDTHS:
                 shape = replace(programme.shape, width=width, inner=width * 11 // 4)
@@ -103,6 +115,12 @@ def main() -> None:
         action="store_true",
         help="score the held-out people: once, when every setting is decided",
     )
+    parser.add_argument(
+        "--farthest",
+        type=float,
+        default=max(MULTIPLES),
+        help="distance: continue the base for at most so many times the usual steps",
+    )
     parser.add_argument("--tiny", action="store_true", help="a size that says nothing: for tests")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -111,4 +129,5 @@ def main() -> None:
     parts = options.only or [part for part in PARTS_OF_STUDY if part != "final"]
     if options.final:
         parts = ["final"]
-    run(parts, options.seeds, programme, options.cache, options.out, options.device)
+    multiples = [multiple for multiple in MULTIPLES if multiple <= options.farthest]
+    run(parts, options.seeds, programme, options.cache, options.out, options.device, multiples)

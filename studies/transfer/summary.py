@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Sequence
@@ -97,20 +98,18 @@ def predictions(points: Sequence[dict]) -> dict[str, dict[str, float]]:
     """How well each predictor orders the transfer efficiencies, and where it breaks.
 
     "rank" is Spearman's correlation. "whole below" is the largest value up to which every
-    point keeps at least 95 % of direct (for the cosine: from which on), "broken above" the
-    smallest value at which any point keeps less than half.
+    point keeps at least 95 % of direct, "broken above" the smallest value at which any point
+    keeps less than half. A predictor that is the same everywhere foretells nothing.
     """
     y = [point["efficiency"] for point in points]
     table = {}
     for name in PREDICTORS:
         x = [point["measures"][name] for point in points]
-        sign = -1 if name == "cosine" else 1
-        ordered = sorted(zip((sign * v for v in x), y, strict=True))
-        kept = math.nan
-        for value, got in ordered:
-            if got < KEPT:
-                break
-            kept = sign * value
-        broken = next((sign * value for value, got in ordered if got < 50), math.nan)
-        table[name] = {"rank": spearman(x, y), "whole below": kept, "broken above": broken}
+        ordered = sorted(zip(x, y, strict=True))
+        rank, whole, broken = spearman(x, y), math.nan, math.nan
+        if not math.isnan(rank):
+            kept = itertools.takewhile(lambda pair: pair[1] >= KEPT, ordered)
+            whole = max((value for value, _ in kept), default=math.nan)
+            broken = next((value for value, got in ordered if got < 50), math.nan)
+        table[name] = {"rank": rank, "whole below": whole, "broken above": broken}
     return table
