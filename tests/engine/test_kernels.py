@@ -146,6 +146,29 @@ def test_identities_hold_bit_for_bit(dtype):
     check()
 
 
+@pytest.mark.parametrize("dtype", ["BF16", "F16", "F32"])
+def test_neighbours_make_no_difference(dtype):
+    """Alone or in a block that has to be made with care, three numbers give the same bits.
+
+    Alone, most of them are added plainly; a spoiler whose sum is never exact forbids that.
+    """
+    numbers = (1e9, 1e-9, 0.333) if dtype == "F32" else (3e4, 6.2e-5, 0.333)
+    spoiler = [bits_of(np.array([value]), dtype)[0] for value in numbers]
+    n, p, b = (array([bits], dtype) for bits in spoiler)
+    wide = np.float64(0) if dtype == "F32" else np.float32(0)
+    assert not kernels._mix_plainly(n, p, b, n.copy(), wide)
+
+    @settings(max_examples=100, deadline=None)
+    @given(st.lists(st.tuples(*[patterns(dtype)] * 3), min_size=1, max_size=24))
+    def check(rows):
+        together, _ = mix(dtype, [*zip(*rows, spoiler, strict=True)], [dtype] * 3, [1.0])
+        for row, bits in zip(rows, together, strict=False):
+            alone, finite = mix(dtype, [[number] for number in row], [dtype] * 3, [1.0])
+            assert alone[0] == bits or (not finite and math.isnan(decode(int(bits), dtype))), row
+
+    check()
+
+
 def test_fast_and_general_path_agree():
     """The one-pass kernel and the accumulators give the same bits at scale 1."""
     chance = np.random.default_rng(3)
