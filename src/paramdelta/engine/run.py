@@ -46,26 +46,19 @@ class Report:
 
 
 class Inputs:
-    """The weight files of a plan, each opened once, when it is first needed.
-
-    The page cache is left as it was found: a file that is not in it is read around it.
-    """
+    """The weight files of a plan, each opened once, when it is first needed."""
 
     def __init__(self) -> None:
         self._files: dict[Path, File] = {}
         self._lock = threading.Lock()
 
-    def fetch(self, tensor: Tensor, start: int, length: int, buffer: memoryview) -> memoryview:
-        """Bring bytes of a tensor's data, from ``start`` on, into a buffer: the part with them."""
+    def file(self, tensor: Tensor) -> File:
+        """The file that holds a tensor."""
         with self._lock:
             file = self._files.get(tensor.file)
             if file is None:
-                file = File(tensor.file)
-                if not file.is_cached():
-                    file.close()
-                    file = File(tensor.file, direct=True)
-                self._files[tensor.file] = file
-        return file.fetch(buffer, tensor.offset + start, length)
+                file = self._files[tensor.file] = File.open_once(tensor.file)
+            return file
 
     def close(self) -> None:
         """Close all files."""
@@ -92,21 +85,26 @@ class Worker:
         tensor = self.plan.tensors[piece.tensor]
         out = self.buffers[-1]
         if not tensor.pairs and tensor.dtype == tensor.new.dtype:
-            start = piece.start * tensor.new.kind.size
-            self.sink.write(piece, self.inputs.fetch(tensor.new, start, piece.nbytes, out))
+            self._fetch(tensor.new, piece, out)
+            self.sink.write(piece, out[: piece.nbytes])
             return piece.nbytes
-        operands: list[npt.NDArray[Any]] = []
-        for term, buffer in zip(tensor.terms, self.buffers, strict=False):
-            kind = term.tensor.kind
-            length = (piece.stop - piece.start) * kind.size
-            view = self.inputs.fetch(term.tensor, piece.start * kind.size, length, buffer)
-            operands.append(np.frombuffer(view, kind.numpy))
+        operands = [
+            self._fetch(term.tensor, piece, buffer)
+            for term, buffer in zip(tensor.terms, self.buffers, strict=False)
+        ]
         data = out[: piece.nbytes]
         result = np.frombuffer(data, DTYPES[tensor.dtype].numpy)
         if not combine(tensor, operands, result, self.high, self.low):
             self._inspect(tensor, operands, result)
         self.sink.write(piece, data)
         return sum(operand.nbytes for operand in operands)
+
+    def _fetch(self, tensor: Tensor, piece: Slice, buffer: memoryview) -> npt.NDArray[Any]:
+        """The slice's elements of one checkpoint's tensor, read into a buffer."""
+        size = tensor.kind.size
+        view = buffer[: (piece.stop - piece.start) * size]
+        self.inputs.file(tensor).read_once(view, tensor.offset + piece.start * size)
+        return np.frombuffer(view, tensor.kind.numpy)
 
     def _inspect(
         self, tensor: OutputTensor, operands: list[npt.NDArray[Any]], result: npt.NDArray[Any]

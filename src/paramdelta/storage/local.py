@@ -1,9 +1,10 @@
 """Folders and files of this machine: positional reads and writes, and what surrounds them.
 
-Two ways to the disk: through the system's page cache, and around it ("direct"). Around it, bytes
-that are needed once neither push others out of the cache nor cost the clearing of fresh pages; but
-address, position and length must be whole blocks, so a direct read brings a little more than asked
-for, and the ends of a direct write go through the cache. Where the system cannot, all does.
+A mix touches every byte once and should not push everyone else's files out of the page cache. So
+reads that had to go to the disk are dropped behind: through the cache, whose large pages make the
+largest requests, and out of it again while they are still warm. Whole blocks are written around the
+cache ("direct"), which also saves the clearing of fresh pages. Where the system can neither, all
+goes the plain way.
 
 Positional I/O (pread, pwrite) lets many threads share one file descriptor. Where the platform has
 none (Windows), a lock a file and a seek stand in for it.
@@ -24,9 +25,12 @@ _DIRECT = getattr(os, "O_DIRECT", 0) if _POSITIONAL else 0
 BLOCK = 4096  # bytes: what every file system accepts for direct transfers
 
 
+WINDOW = 8 << 20  # bytes: what is dropped at a time; no page of the cache is larger
+
+
 def page_buffer(size: int) -> memoryview:
-    """Memory for direct transfers: page-aligned, ``size`` bytes and room for the blocks around."""
-    return memoryview(mmap.mmap(-1, -(-size // BLOCK) * BLOCK + 2 * BLOCK))
+    """Page-aligned memory, as direct writes want it."""
+    return memoryview(mmap.mmap(-1, max(size, 1)))[:size]
 
 
 class File:
@@ -36,23 +40,33 @@ class File:
         StorageError: it cannot be opened, or a later read or write fails.
     """
 
-    def __init__(self, path: Path, flags: int = os.O_RDONLY, *, direct: bool = False) -> None:
-        """Open a file; ``direct``: around the page cache where that is possible."""
+    def __init__(self, path: Path, flags: int = os.O_RDONLY) -> None:
+        """Open a file."""
         self.path = path
         self._lock = threading.Lock()
         self._direct: int | None = None
+        self._passed: dict[int, int] | None = None  # by window: its bytes that have been read
         try:
             self._descriptor = os.open(path, flags | _BINARY, 0o666)
         except OSError as error:
             raise storage_error(error, path, "open") from None
-        if direct and _DIRECT:
-            with contextlib.suppress(OSError):  # tmpfs and some network file systems cannot
-                self._direct = os.open(path, (flags & ~os.O_CREAT) | _DIRECT)
 
     @classmethod
     def create(cls, path: Path) -> "File":
         """Open for reading and direct writing; made if absent, kept as it is if present."""
-        return cls(path, os.O_RDWR | os.O_CREAT, direct=True)
+        file = cls(path, os.O_RDWR | os.O_CREAT)
+        if _DIRECT:
+            with contextlib.suppress(OSError):  # tmpfs and some network file systems cannot
+                file._direct = os.open(path, os.O_RDWR | _DIRECT)
+        return file
+
+    @classmethod
+    def open_once(cls, path: Path) -> "File":
+        """Open a file whose bytes are read once each: it leaves the page cache as it was."""
+        file = cls(path)
+        if hasattr(os, "posix_fadvise") and not file._is_cached():
+            file._passed = {}
+        return file
 
     def size(self) -> int:
         """Bytes of the file now."""
@@ -81,30 +95,21 @@ class File:
         except OSError as error:
             raise storage_error(error, self.path, "read") from None
 
-    def fetch(self, buffer: memoryview, offset: int, length: int) -> memoryview:
-        """Bring ``length`` bytes from ``offset`` into a `page_buffer`; the part of it with them.
-
-        Raises as `read_into`.
-        """
-        lead = offset % BLOCK
-        # A position that splits elements would leave the numbers at odd addresses.
-        if self._direct is not None and offset % 8 == 0:
-            wanted = buffer[: -(-(lead + length) // BLOCK) * BLOCK]
-            done = 0
-            try:
-                while done < lead + length:
-                    count = os.preadv(self._direct, [wanted[done:]], offset - lead + done)
-                    done += count
-                    if count == 0 or done % BLOCK:
-                        break
-            except OSError as error:
-                if error.errno != errno.EINVAL:
-                    raise storage_error(error, self.path, "read") from None
-            if done >= lead + length:
-                return buffer[lead : lead + length]
-        view = buffer[:length]
-        self.read_into(view, offset)
-        return view
+    def read_once(self, buffer: memoryview, offset: int) -> None:
+        """As `read_into`; bytes that were not in the page cache do not stay there."""
+        self.read_into(buffer, offset)
+        if self._passed is None:
+            return
+        stop = offset + len(buffer)
+        for window in range(offset // WINDOW, -(-stop // WINDOW)):
+            start = window * WINDOW
+            count = min(stop, start + WINDOW) - max(offset, start)
+            with self._lock:
+                count += self._passed.pop(window, 0)
+                if count < WINDOW:
+                    self._passed[window] = count
+            if count == WINDOW:
+                os.posix_fadvise(self._descriptor, start, WINDOW, os.POSIX_FADV_DONTNEED)
 
     def read(self, offset: int, length: int) -> bytes:
         """So many bytes from ``offset``; raises as `read_into`."""
@@ -178,7 +183,7 @@ class File:
         except OSError as error:
             raise storage_error(error, self.path, "sync") from None
 
-    def is_cached(self) -> bool:
+    def _is_cached(self) -> bool:
         """Whether the file's bytes are, mostly, in the page cache; True where it cannot be told.
 
         Asked by reading single bytes with the promise not to wait for the disk.
@@ -203,6 +208,8 @@ class File:
 
     def close(self) -> None:
         """Close the descriptors; the file must not be used any more."""
+        if self._passed:  # what is left: windows that hold the ends
+            os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
         os.close(self._descriptor)
         if self._direct is not None:
             os.close(self._direct)
