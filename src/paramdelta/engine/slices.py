@@ -7,7 +7,7 @@ from paramdelta.dtypes import DTYPES
 from paramdelta.errors import UsageError
 from paramdelta.planning.plan import OutputTensor, Plan
 
-MAX_BUFFER = 4 << 20  # bytes: larger reads are no faster and fall out of the processor's cache
+MAX_BUFFER = 1 << 20  # bytes: larger reads are no faster and fall out of the processor's cache
 MIN_BUFFER = 64 << 10  # bytes: below, the cost of a call outweighs the work
 BLOCK = 1 << 14  # elements that the general arithmetic takes at a time: 16 bytes each of scratch
 OVERHEAD = 48_000_000  # bytes: plan, threads, file tables; measured in tests
