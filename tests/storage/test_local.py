@@ -105,6 +105,79 @@ def test_allocation_without_system_support(tmp_path, monkeypatch):
     file.close()
 
 
+@pytest.fixture
+def large_file(tmp_path):
+    """20 MiB and a bit on a disk whose page cache can be asked and emptied."""
+    path = tmp_path / "large"
+    path.write_bytes(os.urandom(20 * 2**20 + 777))
+    file = File(path)
+    file.sync()
+    os.posix_fadvise(file._descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+    cached = file._is_cached()
+    os.posix_fadvise(file._descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+    file.close()
+    if cached:
+        pytest.skip("this file system keeps everything in memory, or cannot say what it keeps")
+    return path
+
+
+def read_through(file, length):
+    """All bytes of a file by four threads, in pieces of ``length``."""
+    size, pieces = file.size(), {}
+
+    def work(number):
+        for offset in range(number * length, size, 4 * length):
+            buffer = memoryview(bytearray(min(length, size - offset)))
+            file.read_once(buffer, offset)
+            pieces[offset] = bytes(buffer)
+
+    threads = [threading.Thread(target=work, args=(n,)) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return b"".join(pieces[offset] for offset in sorted(pieces))
+
+
+@pytest.mark.skipif(not hasattr(os, "RWF_NOWAIT"), reason="the page cache cannot be asked")
+@pytest.mark.parametrize("length", [1 << 20, 999_983])
+def test_what_was_not_cached_is_dropped_behind(large_file, length):
+    """A cold file is read rightly in pieces of any size, and is cold again afterwards."""
+    file = File.open_once(large_file)
+    found = read_through(file, length)
+    file.close()
+    file = File(large_file)
+    assert not file._is_cached()
+    file.close()
+    assert found == large_file.read_bytes()
+
+
+@pytest.mark.skipif(not hasattr(os, "RWF_NOWAIT"), reason="the page cache cannot be asked")
+def test_what_was_cached_stays(large_file):
+    """Reading once a file that somebody keeps in the page cache does not push it out."""
+    expected = large_file.read_bytes()  # now it is cached
+    file = File.open_once(large_file)
+    assert read_through(file, 1 << 20) == expected
+    assert file._is_cached()
+    file.close()
+
+
+@pytest.mark.skipif(not hasattr(os, "RWF_NOWAIT"), reason="the page cache cannot be asked")
+def test_a_window_is_dropped_once_and_only_when_it_was_read(large_file, monkeypatch):
+    """No window is dropped while another thread has yet to read from it."""
+    file = File.open_once(large_file)
+    dropped = []
+    monkeypatch.setattr(os, "posix_fadvise", lambda d, start, length, advice: dropped.append(start))
+    half = memoryview(bytearray(local.WINDOW // 2))
+    for offset in (0, local.WINDOW, 3 * local.WINDOW // 2):
+        file.read_once(half, offset)
+    assert dropped == [local.WINDOW]
+    file.read_once(half, local.WINDOW // 2)
+    assert dropped == [local.WINDOW, 0]
+    file.close()
+    assert dropped == [local.WINDOW, 0]  # nothing else was read
+
+
 def test_unknown_errors_have_no_remedy(tmp_path):
     """Nothing is invented for an error that is not known."""
     assert storage_error(OSError(errno.ELOOP, "loop"), tmp_path, "read").remedy is None

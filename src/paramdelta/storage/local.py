@@ -14,6 +14,7 @@ import contextlib
 import errno
 import mmap
 import os
+import random
 import threading
 from pathlib import Path
 
@@ -186,25 +187,27 @@ class File:
     def _is_cached(self) -> bool:
         """Whether the file's bytes are, mostly, in the page cache; True where it cannot be told.
 
-        Asked by reading single bytes with the promise not to wait for the disk.
+        Asked by reading single bytes with the promise not to wait for the disk: without
+        read-ahead and at new places every time, for a probe that misses fetches its page.
         """
         if not hasattr(os, "RWF_NOWAIT"):
             return True
-        size, hits, probes = self.size(), 0, 9
-        for probe in range(probes):
-            try:
-                os.preadv(
-                    self._descriptor,
-                    [bytearray(1)],
-                    (size - 1) * probe // (probes - 1),
-                    os.RWF_NOWAIT,
-                )
-            except BlockingIOError:
-                continue
-            except OSError:  # the file system cannot say
-                return True
-            hits += 1
+        os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_RANDOM)
+        try:
+            size, probes = self.size(), 9
+            hits = sum(self._has_page(random.randrange(size)) for _ in range(probes))
+        except (OSError, ValueError):  # the file system cannot say, or the file is empty
+            return True
+        finally:
+            os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_NORMAL)
         return hits > probes // 2
+
+    def _has_page(self, offset: int) -> bool:
+        try:
+            os.preadv(self._descriptor, [bytearray(1)], offset, os.RWF_NOWAIT)
+        except BlockingIOError:
+            return False
+        return True
 
     def close(self) -> None:
         """Close the descriptors; the file must not be used any more."""
