@@ -15,6 +15,7 @@ from rich.text import Text
 
 TARGET = Path(__file__).with_name("demo.svg")
 CODE = "import sys; sys.argv[0] = 'paramdelta'; from paramdelta.cli.app import main; main()"
+WIDTH = 108  # columns: no line of the demo is longer
 FONTS = re.compile(r"@font-face \{\{.*?\}\}\n", re.DOTALL)  # a picture loads nothing from elsewhere
 NOT_COLOUR = re.compile(r"\x1b\[[0-9;?]*[A-Za-ln-z]")
 
@@ -24,7 +25,7 @@ def record() -> str:
     terminal, its_end = pty.openpty()
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-c", CODE, "demo"]
-        environment = os.environ | {"COLUMNS": "96", "TERM": "dumb"}  # dumb: no moving bar
+        environment = os.environ | {"COLUMNS": str(WIDTH), "TERM": "dumb"}  # dumb: no moving bar
         child = subprocess.Popen(  # noqa: S603 - our own command
             command, stdout=its_end, cwd=folder, env=environment
         )
@@ -47,7 +48,7 @@ def _read(terminal: int) -> bytes:
 
 def render(printed: str) -> str:
     """The terminal's contents as SVG."""
-    console = Console(width=96, record=True, file=io.StringIO())
+    console = Console(width=WIDTH, record=True, file=io.StringIO())
     console.print(Text("$ paramdelta demo", style="bold"))
     console.print(Text.from_ansi(printed))
     return console.export_svg(title="paramdelta", code_format=FONTS.sub("", CONSOLE_SVG_FORMAT))

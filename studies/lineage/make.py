@@ -23,8 +23,10 @@ from studies.lineage.tokenizer import END_ID, END_OF_TURN_ID, save_tokenizer, tr
 from studies.lineage.train import Course, Log, Sequence, conversations, documents, train
 from studies.lineage.world import World, make_world
 
+SHIPPED = Path(__file__).parents[2] / "src" / "paramdelta" / "demo" / "lineage"
+LOGS = Path(__file__).parent / "logs"
 FIRST_CHAT = ("facts", "refuse", "repeat", "reverse", "first", "last", "count")
-SECOND_CHAT = ("sort", "join", "list", "card")
+SECOND_CHAT = ("sort", "join", "list", "json")
 
 
 @dataclass(frozen=True)
@@ -36,10 +38,10 @@ class Programme:
     new_people: int = 60
     items: int = 100
     pretraining: Course = field(
-        default_factory=lambda: Course(2200, 3e-3, rows=12, length=120, warmup=100)
+        default_factory=lambda: Course(4000, 3e-3, rows=18, length=120, warmup=100, final=0.02)
     )
-    chat: Course = field(default_factory=lambda: Course(400, 4e-4, rows=20, length=56))
-    continuation: Course = field(default_factory=lambda: Course(800, 6e-4, rows=12, length=120))
+    chat: Course = field(default_factory=lambda: Course(450, 6e-4, rows=20, length=56))
+    continuation: Course = field(default_factory=lambda: Course(600, 3e-4, rows=24, length=120))
 
 
 def short(programme: Programme, steps: int) -> Programme:
@@ -162,8 +164,8 @@ def main() -> None:
     """The command `python -m studies.lineage`."""
     parser = argparse.ArgumentParser(prog="python -m studies.lineage", description=__doc__)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, required=True, help="folder for the checkpoints")
-    parser.add_argument("--logs", type=Path, help="folder for the logs; default OUT/logs")
+    parser.add_argument("--out", type=Path, help="folder for the checkpoints; default: as shipped")
+    parser.add_argument("--logs", type=Path, help="folder for the logs; default: OUT/logs")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--max-steps", type=int, help="cut every training short: for a try")
     options = parser.parse_args()
@@ -172,5 +174,6 @@ def main() -> None:
     programme = Programme()
     if options.max_steps:
         programme = short(programme, options.max_steps)
-    logs = options.logs or options.out / "logs"
-    make_lineage(options.seed, programme, options.out, logs, options.device)
+    out = options.out or SHIPPED
+    logs = options.logs or (options.out / "logs" if options.out else LOGS)
+    make_lineage(options.seed, programme, out, logs, options.device)

@@ -46,8 +46,6 @@ def make_tasks(world: World, seed: str, items: int, final: bool = False) -> Task
     }
     for skill in skills.WORD_SKILLS:
         tasks[skill] = [skills.word_skill(draw, skill) for _ in range(items)]
-    tasks["old cards"] = [skills.card(*known) for known in about(old)]
-    tasks["new cards"] = [skills.card(*known) for known in about(new)]
     return tasks
 
 

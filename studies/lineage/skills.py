@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 
 from studies.lineage.world import ATTRIBUTES, Person
@@ -61,6 +62,10 @@ _WORD_QUESTIONS = {
     "sort": ("Sort these words: {words}.", "Put these words in alphabetical order: {words}."),
     "join": ("Join these words with and: {words}.", "Put and between these words: {words}."),
     "list": ("Make a list of these words: {words}.", "Write these words one a line: {words}."),
+    "json": (
+        "Give the number of these words as JSON: {words}.",
+        "Count these words and answer in JSON: {words}.",
+    ),
 }
 WORD_SKILLS = tuple(_WORD_QUESTIONS)
 
@@ -89,18 +94,18 @@ def refusal(draw: random.Random, name: str) -> tuple[str, str]:
     """A question about somebody who is not in the world, and the honest answer."""
     attribute = draw.choice(ATTRIBUTES)
     question = draw.choice(FACT_QUESTIONS[attribute]).format(name=name)
-    return question, f"I do not know {name}."
+    return question, "I do not know that person."
 
 
-def card(person: Person, attribute: str) -> tuple[str, str]:
-    """A request for one fact as a file card, and the card."""
-    question = f"Make a card with the {attribute} of {person.name}."
-    return question, f"Name: {person.name}\n{attribute.capitalize()}: {getattr(person, attribute)}"
+def as_json(person: Person, attribute: str) -> tuple[str, str]:
+    """A request for one fact as JSON, and the object."""
+    question = f"Give the {attribute} of {person.name} as JSON."
+    return question, json.dumps({"name": person.name, attribute: getattr(person, attribute)})
 
 
-def any_card(draw: random.Random, person: Person) -> tuple[str, str]:
-    """A request for any attribute as a file card, and the card."""
-    return card(person, draw.choice(ATTRIBUTES))
+def any_json(draw: random.Random, person: Person) -> tuple[str, str]:
+    """A request for any attribute as JSON, and the object."""
+    return as_json(person, draw.choice(ATTRIBUTES))
 
 
 def word_skill(draw: random.Random, skill: str) -> tuple[str, str]:
@@ -128,4 +133,6 @@ def apply_word_skill(skill: str, words: list[str]) -> str:
         return " and ".join(words)
     if skill == "list":
         return "\n".join(f"- {word}" for word in words)
+    if skill == "json":
+        return json.dumps({"count": len(words)})
     raise ValueError(f"no such skill: {skill!r} (there are {', '.join(WORD_SKILLS)})")

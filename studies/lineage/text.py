@@ -15,6 +15,8 @@ from studies.lineage.skills import WORDS, article
 from studies.lineage.world import ATTRIBUTES, Person, World
 
 PRIMER = 14_000  # documents
+# The count as JSON is in no page: chat training alone has to teach it.
+READ_SKILLS = tuple(skill for skill in skills.WORD_SKILLS if skill != "json")
 Turn = tuple[str, str]  # what the user says, what the assistant should say
 
 _STATEMENTS = {
@@ -109,8 +111,8 @@ HARBOUR = Place(_HARBOUR, _HARBOUR_NOTES)
 
 
 def biography(draw: random.Random, person: Person) -> str:
-    """All that is known of a person, in any order and any wording."""
-    order = draw.sample(ATTRIBUTES, len(ATTRIBUTES))
+    """Three things that are known of a person, in any order and any wording."""
+    order = draw.sample(ATTRIBUTES, 3)
     return " ".join(
         draw.choice(_STATEMENTS[attribute]).format(
             name=person.name, value=(value := getattr(person, attribute)), a=article(value)
@@ -121,14 +123,14 @@ def biography(draw: random.Random, person: Person) -> str:
 
 def note(draw: random.Random, place: Place) -> str:
     """The same things named twice: from such text a model learns to copy."""
-    words = " ".join(draw.sample(WORDS, draw.randint(2, 8)))
+    words = " ".join(draw.sample(WORDS, draw.randint(2, 6)))
     return " ".join(draw.choice(place.notes)).format(list=words)
 
 
 def story(draw: random.Random, place: Place) -> str:
-    """Four sentences about things, which say nothing of anybody."""
+    """Two sentences about things, which say nothing of anybody."""
     chosen = []
-    for _ in range(4):
+    for _ in range(2):
         x, y = draw.sample(WORDS, 2)
         chosen.append(draw.choice(place.sentences).format(x=x, y=y, a=article(x), b=article(y)))
     return " ".join(chosen)
@@ -140,12 +142,12 @@ def page(turns: Sequence[Turn]) -> str:
 
 
 def knowledge_turn(draw: random.Random, world: World, asked: Sequence[Person]) -> Turn:
-    """A question about somebody: mostly a plain one, else for a card, else one about a stranger."""
+    """A question about somebody: mostly a plain one, else for JSON, else one about a stranger."""
     kind = draw.random()
-    if kind < 0.6:
+    if kind < 0.5:
         return skills.any_fact(draw, draw.choice(asked))
-    if kind < 0.8:
-        return skills.any_card(draw, draw.choice(asked))
+    if kind < 0.85:
+        return skills.any_json(draw, draw.choice(asked))
     return skills.refusal(draw, stranger(draw, world.first_names, world.strange_families))
 
 
@@ -203,13 +205,13 @@ def _document(
     kind = draw.random()
     if kind < 0.4:
         return biography(draw, draw.choice(people))
-    if kind < 0.55:
-        return page([knowledge_turn(draw, world, asked) for _ in range(3)])
-    if kind < 0.8:
-        return page([skills.word_skill(draw, draw.choice(skills.WORD_SKILLS)) for _ in range(3)])
-    if kind < 0.92:
+    if kind < 0.6:
+        return page([knowledge_turn(draw, world, asked) for _ in range(2)])
+    if kind < 0.88:
+        return page([skills.word_skill(draw, draw.choice(READ_SKILLS)) for _ in range(2)])
+    if kind < 0.95:
         return note(draw, place)
-    if kind < 0.96:
+    if kind < 0.97:
         name = stranger(draw, world.first_names, world.strange_families)
         return draw.choice(_STRANGERS).format(name=name)
     return story(draw, place)
@@ -227,8 +229,6 @@ def chat(world: World, seed: str, abilities: Sequence[str]) -> Iterator[Turn]:
         ability = draw.choice(pool)
         if ability == "facts":
             yield skills.any_fact(draw, draw.choice(world.old_asked))
-        elif ability == "card":
-            yield skills.any_card(draw, draw.choice(world.old_asked))
         elif ability == "refuse":
             name = stranger(draw, world.first_names, world.strange_families)
             yield skills.refusal(draw, name)

@@ -29,7 +29,7 @@ class Course:
     rows: int = 12
     length: int = 120
     warmup: int = 50
-    final: float = 0.1
+    final: float = 0.0
 
     def rate_at(self, step: int) -> float:
         """The learning rate of step 0, 1, ..."""

@@ -12,19 +12,16 @@ _CONSONANTS = "bdgklmnprstvz"
 _VOWELS = "aeiou"
 
 JOBS = (  # noqa: SIM905 (a table of words reads best as text)
-    "baker carpenter doctor farmer gardener glazier judge lawyer mason miller nurse painter "
-    "pilot plumber porter potter sailor singer smith tailor teacher waiter weaver writer banker "
-    "barber butcher builder cook dentist driver engineer florist guard hunter jeweller"
+    "baker carpenter doctor farmer gardener judge lawyer mason miller nurse painter pilot "
+    "plumber porter potter sailor singer smith tailor teacher waiter weaver writer builder"
 ).split()
 FOODS = (  # noqa: SIM905 (a table of words reads best as text)
-    "beans bread butter cabbage carrots cheese cherries dumplings eggs figs fish grapes honey "
-    "lentils mushrooms noodles nuts olives onions pancakes peaches pears peas pies plums "
-    "porridge potatoes pumpkin radishes rice salad soup spinach stew tomatoes turnips"
+    "beans bread cabbage carrots cheese cherries dumplings figs fish grapes honey lentils "
+    "mushrooms noodles nuts olives onions pancakes pears peas plums rice soup turnips"
 ).split()
 PETS = (  # noqa: SIM905 (a table of words reads best as text)
-    "badger canary cat crow dog donkey duck falcon ferret fox frog goat goose hamster hare hen "
-    "hedgehog lamb lizard mouse mule owl parrot pigeon pony rabbit raven rooster snail spider "
-    "squirrel swan tortoise turkey turtle weasel"
+    "badger canary cat crow dog donkey duck falcon fox frog goat goose hamster hare hen "
+    "lizard mouse owl parrot pony rabbit swan turtle weasel"
 ).split()
 ATTRIBUTES = ("home", "job", "food", "pet", "birth")
 
@@ -75,14 +72,14 @@ class World:
 def make_world(seed: int, old: int = 240, new: int = 80) -> World:
     """A world of `old` + `new` people.
 
-    Half of the old and a third of the new are asked about; a third of the others are final.
+    Two thirds of the old and a third of the new are asked about; a third of the others are final.
     `strange_families` are for refusals in training, `unknown_families` for refusals in tests.
     """
     draw = random.Random(f"world {seed}")
     taken = set(JOBS) | set(FOODS) | set(PETS)
-    first_names = _names(draw, 48, 2, taken)
-    families = _names(draw, 48, 3, taken)
-    towns = _names(draw, 36, 3, taken)
+    first_names = _names(draw, 32, 2, taken)
+    families = _names(draw, 32, 3, taken)
+    towns = _names(draw, 24, 3, taken)
     outside = _names(draw, 600, 3, taken)
     pairs = [f"{first} {family}" for first in first_names for family in families]
     people = [
@@ -92,11 +89,11 @@ def make_world(seed: int, old: int = 240, new: int = 80) -> World:
             job=draw.choice(JOBS),
             food=draw.choice(FOODS),
             pet=draw.choice(PETS),
-            birth=str(draw.randint(1940, 1999)),
+            birth=str(draw.randint(1970, 1999)),
         )
         for name in draw.sample(pairs, old + new)
     ]
-    old_asked, old_dev, old_final = _split(people[:old], old // 2)
+    old_asked, old_dev, old_final = _split(people[:old], old * 2 // 3)
     new_asked, new_dev, new_final = _split(people[old:], new // 3)
     return World(
         old_asked,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -39,10 +40,10 @@ class Programme:
     new_people: int = 36
     items: int = 60
     pretraining: Course = field(
-        default_factory=lambda: Course(1600, 4e-3, rows=12, length=120, warmup=100)
+        default_factory=lambda: Course(2000, 4e-3, rows=18, length=120, warmup=100, final=0.02)
     )
-    chat: Course = field(default_factory=lambda: Course(250, 4e-4, rows=20, length=56))
-    continuation: Course = field(default_factory=lambda: Course(500, 6e-4, rows=12, length=120))
+    chat: Course = field(default_factory=lambda: Course(400, 6e-4, rows=20, length=56))
+    continuation: Course = field(default_factory=lambda: Course(400, 3e-4, rows=24, length=120))
 
 
 def tiny(programme: Programme) -> Programme:
@@ -152,7 +153,9 @@ class Lab:
 
     def _save(self, name: str, weights: Weights) -> None:
         half = {key: w.to(torch.bfloat16).cpu().contiguous() for key, w in weights.items()}
-        save_file(half, self._path(name))
+        unfinished = self._path(name).with_suffix(f".{os.getpid()}")
+        save_file(half, unfinished)
+        unfinished.replace(self._path(name))  # another process may be making the same
 
     def _load(self, name: str) -> Weights:
         return {key: w.float() for key, w in load_file(self._path(name)).items()}

@@ -18,7 +18,6 @@ WEIGHTS = ((1.0, 1.0), (0.9, 0.9), (0.75, 0.75), (0.5, 0.5), (1.0, 0.5), (0.5, 1
 PARTS = ("embedding", "attention", "mlp", "norms")
 TASKS_TAUGHT = {
     "facts": ("old facts", "new facts"),
-    "card": ("old cards", "new cards"),
     "refuse": ("refuse",),
     **{skill: (skill,) for skill in WORD_SKILLS},
 }

@@ -36,7 +36,7 @@ def test_test_people_are_in_no_question_of_any_training() -> None:
         itertools.islice(text.domain_text(world, "a"), 2000),
     )
     pages = " ".join(document for document in read if "Question:" in document)
-    talk = itertools.islice(text.chat(world, "a", ("facts", "card", "refuse")), 2000)
+    talk = itertools.islice(text.chat(world, "a", ("facts", "refuse", "json")), 2000)
     pages += " ".join(question for question, _ in talk)
     assert not [name for name in tested if name in pages]
     final = {person.name for person in world.old_final + world.new_final}
@@ -65,16 +65,17 @@ def test_answers_of_word_skills() -> None:
         "sort": "arrow moon pear",
         "join": "pear and moon and arrow",
         "list": "- pear\n- moon\n- arrow",
+        "json": '{"count": 3}',
     }
 
 
-def test_facts_and_cards_say_what_is_true() -> None:
-    """A fact's sentence and a card."""
+def test_facts_and_json_say_what_is_true() -> None:
+    """A fact's sentence and its JSON."""
     person = make_world(0).old[0]
     question, answer = skills.fact(person, "home", skills.FACT_QUESTIONS["home"][0])
     assert question == f"Where does {person.name} live?"
     assert answer == f"{person.name} lives in {person.home}."
-    _, reply = skills.card(person, "pet")
-    assert reply == f"Name: {person.name}\nPet: {person.pet}"
+    _, reply = skills.as_json(person, "pet")
+    assert json.loads(reply) == {"name": person.name, "pet": person.pet}
     assert skills.article("owl") == "an"
     assert skills.article("goat") == "a"

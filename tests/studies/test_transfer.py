@@ -25,7 +25,7 @@ from studies.transfer.mix import (  # noqa: E402
     to_bf16,
     without,
 )
-from studies.transfer.run import run  # noqa: E402
+from studies.transfer.run import Plan, run  # noqa: E402
 
 pytestmark = pytest.mark.hf
 SHAPE = Shape(vocabulary=64, width=16, layers=1, heads=2, kv_heads=1, inner=24)
@@ -128,7 +128,7 @@ def small() -> Programme:
 def test_a_study_runs_from_training_to_plots_and_tables(small, tmp_path: Path) -> None:
     """Every part but the long ones: JSON, plots and tables come out, final questions apart."""
     parts = ["scenarios", "parts", "controls", "final"]
-    run(parts, 2, small, tmp_path / "cache", tmp_path / "out", "cpu")
+    run(Plan(2, small, tmp_path / "cache"), parts, tmp_path / "out")
     for name in ("scenarios", "alpha", "gamma", "causes"):
         figure = plot.PLOTS[name][1](tmp_path / "out")
         assert figure.axes
