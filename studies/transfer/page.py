@@ -120,7 +120,8 @@ def continued(folder: Path) -> str:
 
 def predictors(folder: Path) -> str:
     """Which of the things measurable beforehand foretells transfer."""
-    found = summary.predictions(summary.load(folder, "distance"))
+    points = summary.load(folder, "distance")
+    found = summary.predictions(points) if points else {}
     rows = [
         [name, _number(f["rank"]), _number(f["whole below"]), _number(f["broken above"])]
         for name, f in found.items()

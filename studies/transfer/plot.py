@@ -49,7 +49,8 @@ def scenarios(folder: Path) -> Figure:
             shown.add(model)
     axes.set_xticks(range(len(names)), [name.replace(" with ", "\nwith ") for name in names])
     axes.set_ylabel("exactly right, % (mean over tasks)")
-    axes.set_ylim(0, 105)
+    axes.set_ylim(0, 122)
+    axes.set_yticks(range(0, 101, 20))
     axes.legend(ncols=6, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, 1.14), frameon=False)
     return figure
 
@@ -130,21 +131,28 @@ def distance(folder: Path) -> Figure:
     return figure
 
 
+_NAMES = {
+    "nothing": "all of Δ",
+    **{part: f"without {part}" for part in ("embedding", "attention", "norms")},
+    "mlp": "without MLP",
+}
+
+
 def causes(folder: Path) -> Figure:
     """Mean scores with a part of Δ left out, and with a Δ that should not work."""
-    figure, grid = plt.subplots(1, 2, figsize=(9, 3.2))
+    figure, grid = plt.subplots(2, 1, figsize=(7, 4.8), sharex=True, layout="constrained")
     for axes, part, key in zip(grid, ("parts", "controls"), ("without", "controls"), strict=True):
         table = summary.score_table(summary.load(folder, part), key)
         cases = list(table)[::-1]
         axes.barh(
-            [f"without {case}" if key == "without" else case for case in cases],
+            [_NAMES.get(case, case) for case in cases],
             [table[case][0] for case in cases],
             xerr=[table[case][1] for case in cases],
             color=COLOURS["ParamΔ"],
             error_kw={"lw": 0.8},
         )
         axes.set_xlim(0, 105)
-        axes.set_xlabel("exactly right, % (mean over tasks)")
+    grid[1].set_xlabel("exactly right, % (mean over tasks)")
     return figure
 
 

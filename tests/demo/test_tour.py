@@ -46,8 +46,8 @@ def test_the_new_base_gets_both(mixed):
         pairs = zip(answers, items, strict=True)
         right[name] = sum(answer.is_right(item["answer"]) for answer, item in pairs)
     assert right["new-base"] == 0
-    assert right["post"] <= 8
-    assert right["mix"] >= 25
+    assert right["post"] <= 1
+    assert right["mix"] >= 36
 
 
 def test_shipped_scores_are_what_the_models_score():
@@ -59,6 +59,12 @@ def test_shipped_scores_are_what_the_models_score():
         answers = model.answer([item["question"] for item in tasks[task]])
         right = sum(a.is_right(i["answer"]) for a, i in zip(answers, tasks[task], strict=True))
         assert abs(100 * right / len(tasks[task]) - shipped[task]) <= 3
+
+
+@pytest.mark.slow
+def test_param_delta_keeps_nine_tenths_of_direct(mixed):
+    """The claim that the demo shows, on all its questions, which no training ever asked."""
+    assert tour.score(mixed).efficiency >= 0.9
 
 
 def test_several_deltas_is_a_recipe(tmp_path):

@@ -169,7 +169,7 @@ def scores(result: "Scores") -> None:
         cells = "".join(f"{result.by_model[name][task]:10.0f}" for name in models)
         typer.echo(f"  {task:<14}{cells}")
     typer.echo(
-        f"  transfer efficiency, ParamΔ / direct on what direct was trained for: "
+        f"  transfer efficiency, ParamΔ / direct on what direct gets right: "
         f"{100 * result.efficiency:.0f} %"
     )
 
