@@ -124,7 +124,8 @@ def distance(folder: Path) -> Figure:
             "no differences" if math.isnan(rank) else f"rank correlation {rank:.2f}", fontsize=9
         )
         axes.set_xlabel(label)
-    grid[0].set_xscale("log")
+    grid[0].set_xscale("log", base=2)
+    grid[0].xaxis.set_major_formatter("{x:g}")
     grid[2].set_xscale("symlog", linthresh=0.01)
     grid[0].set_ylabel("transfer efficiency, %")
     grid[0].legend(fontsize=8)
@@ -167,7 +168,12 @@ def widths(folder: Path) -> Figure:
             for size in sizes
         ]
         axes.errorbar(
-            sizes, [m for m, _ in curve], [h for _, h in curve], label=model, color=COLOURS[model]
+            [size * (0.985 if model == "direct" else 1.015) for size in sizes],
+            [m for m, _ in curve],
+            [h for _, h in curve],
+            label=model,
+            color=COLOURS[model],
+            capsize=3,
         )
     kept = [
         interval(summary.efficiencies([r for r in results if r["width"] == size]))[0]
