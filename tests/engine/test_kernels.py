@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from paramdelta.checkpoint.checkpoint import Tensor
+from paramdelta.checkpoint.tensor import Tensor
 from paramdelta.dtypes import DTYPES
 from paramdelta.engine import kernels
 from paramdelta.engine.run import combine

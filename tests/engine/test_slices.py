@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from paramdelta import UsageError
-from paramdelta.checkpoint.checkpoint import Tensor
+from paramdelta.checkpoint.tensor import Tensor
 from paramdelta.engine.slices import MAX_BUFFER, MIN_BUFFER, Budget, cut, share_out
 from paramdelta.planning.plan import OutputTensor, Pair, Plan
 

@@ -184,7 +184,7 @@ def test_only_post_is_untied(tmp_path):
     made = plan(three(tmp_path, base=base, post=post, configs=(tied, untied, tied)))
     assert codes(made) == {"untied": Severity.WARNING}
     head = next(t for t in made.tensors if t.name == HEAD)
-    assert [t.tensor.name for t in head.terms] == [EMBEDDING, HEAD, EMBEDDING]
+    assert [t.view.name for t in head.terms] == [EMBEDDING, HEAD, EMBEDDING]
     config = next(c for c in made.companions if c.name == "config.json")
     assert dict(config.changes)["tie_word_embeddings"] is False
 
@@ -195,7 +195,7 @@ def test_only_new_base_is_untied(tmp_path):
     tied, untied = {"tie_word_embeddings": True}, {"tie_word_embeddings": False}
     made = plan(three(tmp_path, base=base, new=llama(), configs=(tied, tied, untied)))
     head = next(t for t in made.tensors if t.name == HEAD)
-    assert [t.tensor.name for t in head.terms] == [HEAD, EMBEDDING, EMBEDDING]
+    assert [t.view.name for t in head.terms] == [HEAD, EMBEDDING, EMBEDDING]
     assert not made.refused
 
 

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from paramdelta.checkpoint.header import header_length, parse_header
-from paramdelta.dtypes import DTYPES, DType
+from paramdelta.checkpoint.tensor import Tensor
 from paramdelta.errors import CheckpointError
 from paramdelta.storage.local import File, read_bytes
 from paramdelta.storage.location import Location, locate
@@ -20,28 +19,6 @@ INDEX = "model.safetensors.index.json"
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.safetensors")
 _PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "*.bin", "*.pt", "*.pth")
 _MAX_JSON = 64_000_000  # bytes; the index of a model with 100 000 tensors is under 10 MB
-
-
-@dataclass(frozen=True)
-class Tensor:
-    """A tensor and where its bytes are: ``nbytes`` from ``offset`` on in ``file``, row-major."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    file: Path
-    offset: int
-    nbytes: int
-
-    @property
-    def kind(self) -> DType:
-        """Its row of the dtype table."""
-        return DTYPES[self.dtype]
-
-    @property
-    def elements(self) -> int:
-        """How many numbers it holds."""
-        return math.prod(self.shape)
 
 
 @dataclass(frozen=True)

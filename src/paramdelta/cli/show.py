@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from paramdelta.api import Mix
+from paramdelta.checkpoint.tensor import View
 from paramdelta.engine.slices import Budget
 from paramdelta.engine.threads import Progress
 from paramdelta.output.layout import Layout
@@ -71,9 +72,7 @@ def plan(plan: Plan, budget: Budget, layout: Layout, free: int, tensors: bool) -
     if tensors:
         typer.echo("\ntensors")
         for tensor in plan.tensors:
-            terms = " ".join(
-                f"{t.coefficient:+g}·{t.tensor.file.parent.name}" for t in tensor.terms
-            )
+            terms = " ".join(f"{t.coefficient:+g}·{_place(t.view)}" for t in tensor.terms)
             typer.echo(
                 f"  {tensor.name}  {tensor.dtype} {list(tensor.shape)}  "
                 + (terms if tensor.pairs else f"copied: {tensor.why}")
@@ -281,6 +280,11 @@ def _finding(finding: Finding, all_tensors: bool) -> None:
         typer.echo(f"            {finding.remedy}")
     if finding.allowed and finding.severity is Severity.REFUSED:
         typer.echo(f"            --allow {finding.code}: {finding.allowed}")
+
+
+def _place(view: View) -> str:
+    """Where an operand comes from: the folders of its parts."""
+    return "+".join(dict.fromkeys(part.file.parent.name for part in view.parts)) or "0"
 
 
 def _dtypes(tensors: Any) -> str:

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from paramdelta.checkpoint.checkpoint import Tensor
+from paramdelta.checkpoint.tensor import Tensor, View
 from paramdelta.dtypes import DTYPES
 from paramdelta.engine.slices import BLOCK, Budget, Slice
 from paramdelta.planning.plan import OutputTensor, Plan
@@ -60,6 +60,10 @@ class Inputs:
                 file = self._files[tensor.file] = File.open_once(tensor.file)
             return file
 
+    def fetch(self, tensor: Tensor, start: int, into: memoryview) -> None:
+        """Fill ``into`` with a stored tensor's bytes from element ``start`` on."""
+        self.file(tensor).read_once(into, tensor.offset + start * tensor.kind.size)
+
     def close(self) -> None:
         """Close all files."""
         for file in self._files.values():
@@ -89,7 +93,7 @@ class Worker:
             self.sink.write(piece, out[: piece.nbytes])
             return piece.nbytes
         operands = [
-            self._fetch(term.tensor, piece, buffer)
+            self._fetch(term.view, piece, buffer)
             for term, buffer in zip(tensor.terms, self.buffers, strict=False)
         ]
         data = out[: piece.nbytes]
@@ -99,12 +103,11 @@ class Worker:
         self.sink.write(piece, data)
         return sum(operand.nbytes for operand in operands)
 
-    def _fetch(self, tensor: Tensor, piece: Slice, buffer: memoryview) -> npt.NDArray[Any]:
-        """The slice's elements of one checkpoint's tensor, read into a buffer."""
-        size = tensor.kind.size
-        view = buffer[: (piece.stop - piece.start) * size]
-        self.inputs.file(tensor).read_once(view, tensor.offset + piece.start * size)
-        return np.frombuffer(view, tensor.kind.numpy)
+    def _fetch(self, operand: View, piece: Slice, buffer: memoryview) -> npt.NDArray[Any]:
+        """The slice's elements of one operand, read into a buffer."""
+        into = buffer[: (piece.stop - piece.start) * operand.kind.size]
+        operand.read(piece.start, piece.stop, into, self.inputs.fetch)
+        return np.frombuffer(into, operand.kind.numpy)
 
     def _inspect(
         self, tensor: OutputTensor, operands: list[npt.NDArray[Any]], result: npt.NDArray[Any]
@@ -115,7 +118,7 @@ class Worker:
             roles += [sources[1 + 2 * pair.number].role, sources[2 + 2 * pair.number].role]
         clean = True
         for role, term, operand in zip(roles, tensor.terms, operands, strict=True):
-            count = not_finite(operand, term.tensor.dtype)
+            count = not_finite(operand, term.view.dtype)
             clean &= count == 0
             self.report.add(tensor.name, role, count)
         if clean:
@@ -136,11 +139,14 @@ def combine(
     """
     from paramdelta.engine import kernels  # compiled code, not needed for planning
 
+    broken = None
     if len(tensor.pairs) == 1 and tensor.pairs[0].scale == 1:
         narrow = all(array.itemsize == 2 for array in (*operands, out))
         wide = np.float32(0) if narrow else np.float64(0)
         if kernels.mix_exact(*operands, out, wide):
             return True
+        # Made again, but only where it went wrong: the sign of a zero is mix_exact's own promise.
+        broken, out, whole = not_finite_mask(out, tensor.dtype), np.empty_like(out), out
     finite = True
     for start in range(0, out.size, BLOCK):
         block = slice(start, min(start + BLOCK, out.size))
@@ -150,12 +156,19 @@ def combine(
             post, base = operands[1 + 2 * number], operands[2 + 2 * number]
             kernels.add(post[block], base[block], pair.scale, high, low)
         finite &= kernels.finish(high[:size], low[:size], out[block])
+    if broken is not None:
+        whole[broken] = out[broken]
     return finite
 
 
 def not_finite(array: npt.NDArray[Any], dtype: str) -> int:
     """How many numbers of an array, viewed as `dtypes` says, are infinite or NaN."""
+    return int(np.count_nonzero(not_finite_mask(array, dtype)))
+
+
+def not_finite_mask(array: npt.NDArray[Any], dtype: str) -> npt.NDArray[np.bool_]:
+    """Which numbers of an array, viewed as `dtypes` says, are infinite or NaN."""
     masks: Mapping[str, int] = {"BF16": 0x7F80, "F16": 0x7C00}
     if dtype in masks:
-        return int(np.count_nonzero((array & masks[dtype]) == masks[dtype]))
-    return int(np.count_nonzero(~np.isfinite(array)))
+        return (array & masks[dtype]) == masks[dtype]  # type: ignore[no-any-return]
+    return np.logical_not(np.isfinite(array))

@@ -16,7 +16,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from paramdelta.checkpoint.checkpoint import Checkpoint, Tensor, open_checkpoint
+from paramdelta.checkpoint.blockscaled import BlockScaled
+from paramdelta.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from paramdelta.checkpoint.tensor import (
+    Part,
+    Rows,
+    Tensor,
+    Transposed,
+    View,
+    Wide,
+    Zeros,
+)
 from paramdelta.dtypes import DTYPES
 from paramdelta.errors import MisfitError
 from paramdelta.output.lock import locked_recipe, read_lock
@@ -26,6 +36,7 @@ CHUNK = 1 << 18  # elements compared at a time
 TOLERANCE = Fraction(51, 100)  # ulp, for scales other than 1; at scale 1 the result is exact
 
 Floats = npt.NDArray[np.float64]
+Rows64 = npt.NDArray[np.int64]
 # Largest finite value's exponent, least normal exponent, by dtype (IEEE 754 and bfloat16).
 _RANGE = {"F64": (1023, -1022), "F32": (127, -126), "F16": (15, -14), "BF16": (127, -126)}
 
@@ -112,7 +123,7 @@ def _runs(
 
 def _compare(tensor: OutputTensor, output: Tensor, start: int, stop: int) -> None:
     got = _stored(output, start, stop)
-    if not tensor.pairs and tensor.dtype == tensor.new.dtype:
+    if not tensor.pairs and isinstance(tensor.new, Tensor) and tensor.dtype == tensor.new.dtype:
         expected = _stored(tensor.new, start, stop)
         wrong = np.flatnonzero(got != expected)
         if got.dtype.kind == "f":  # compare bits: NaN differs from itself
@@ -122,15 +133,13 @@ def _compare(tensor: OutputTensor, output: Tensor, start: int, stop: int) -> Non
             at = int(wrong[0])
             raise _differs(output, start + at, str(expected[at]), str(got[at]))
         return
-    operands = [
-        _value(_stored(term.tensor, start, stop), term.tensor.dtype) for term in tensor.terms
-    ]
+    operands = [_value(term.view, start, stop) for term in tensor.terms]
     with np.errstate(all="ignore"):
         total = operands[0].copy()
         for number, pair in enumerate(tensor.pairs):
             total += pair.scale * (operands[1 + 2 * number] - operands[2 + 2 * number])
         expected = rounded(total, tensor.dtype)
-    actual = _value(got, tensor.dtype)
+    actual = _float64(got, tensor.dtype)
     same = (expected == actual) | (np.isnan(expected) & np.isnan(actual))
     for at in map(int, np.flatnonzero(~same)):
         exact = exact_sum(tensor, [float(operand[at]) for operand in operands])
@@ -157,12 +166,80 @@ def _stored(tensor: Tensor, start: int, stop: int) -> npt.NDArray[Any]:
     return np.memmap(tensor.file, tensor.kind.numpy, "r", offset, (stop - start,))
 
 
-def _value(stored: npt.NDArray[Any], dtype: str) -> Floats:
+def _value(view: View, start: int, stop: int) -> Floats:
+    """A run of a view's elements, by what the view means and not by how the engine reads it."""
+    if isinstance(view, Tensor):
+        return _float64(_stored(view, start, stop), view.dtype)
+    if isinstance(view, Zeros):
+        return np.zeros(stop - start)
+    if isinstance(view, Wide):
+        return _value(view.view, start, stop)
+    if isinstance(view, Part):
+        return _value(view.view, view.first + start, view.first + stop)
+    element = np.arange(start, stop)
+    if isinstance(view, Rows):
+        row, column = np.divmod(element, view.width)
+        if view.rows is not None:
+            row = np.frombuffer(view.rows, np.int32)[row].astype(np.int64)
+        return _picked(view.views, row, column)
+    row, column = np.divmod(element, view.shape[1])
+    if isinstance(view, Transposed):
+        return _gathered(view.view, column * view.view.shape[1] + row)
+    if isinstance(view, BlockScaled):
+        across = -(-view.shape[1] // view.block[1])
+        block = row // view.block[0] * across + column // view.block[1]
+        return _gathered(view.weight, element) * _gathered(view.scale, block)
+    raise NotImplementedError(type(view).__name__)
+
+
+def _picked(views: tuple[View, ...], row: Rows64, column: Rows64) -> Floats:
+    """Elements of views whose rows are numbered through; zero in absent rows."""
+    result = np.zeros(len(row))
+    first = 0
+    for view in views:
+        rows = view.elements // max(1, column_count(view))
+        here = np.flatnonzero((row >= first) & (row < first + rows))
+        if here.size:
+            result[here] = _gathered(view, (row[here] - first) * column_count(view) + column[here])
+        first += rows
+    return result
+
+
+def column_count(view: View) -> int:
+    """Elements of a row."""
+    return math.prod(view.shape[1:])
+
+
+def _gathered(view: View, elements: Rows64) -> Floats:
+    """A view's elements by their numbers."""
+    if isinstance(view, Tensor):
+        stored = _stored(view, 0, view.elements)
+        return _float64(stored[elements], view.dtype)
+    if isinstance(view, Part):
+        return _gathered(view.view, elements + view.first)
+    whole, where = np.unique(elements, return_inverse=True)
+    if not len(whole):
+        return np.empty(0)
+    first = int(whole[0])
+    return _value(view, first, int(whole[-1]) + 1)[whole - first][where]
+
+
+def _float64(stored: npt.NDArray[Any], dtype: str) -> Floats:
+    """Stored elements of any dtype that holds numbers, as float64."""
+    stored = np.asarray(stored)
     if dtype == "BF16":
         return (stored.astype(np.uint32) << 16).view(np.float32).astype(np.float64)
     if dtype == "F16":
-        return np.asarray(stored).view(np.float16).astype(np.float64)
-    return np.asarray(stored).astype(np.float64)
+        return stored.view(np.float16).astype(np.float64)
+    if dtype == "F8_E5M2":  # the upper half of a float16
+        return (stored.astype(np.uint16) << 8).view(np.float16).astype(np.float64)
+    if dtype == "F8_E4M3":  # a float16 whose exponent is 8 too small; 0x7f is NaN
+        magnitude = ((stored & 0x7F).astype(np.uint16) << 7).view(np.float16).astype(np.float64)
+        value = np.where((stored & 0x7F) == 0x7F, np.nan, magnitude * 256)
+        return np.where(stored & 0x80, -value, value)
+    if dtype == "F8_E8M0":
+        return np.where(stored == 255, np.nan, 2.0 ** (stored.astype(np.float64) - 127))
+    return stored.astype(np.float64)
 
 
 def rounded(value: Floats, dtype: str) -> Floats:

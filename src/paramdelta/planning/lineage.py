@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from paramdelta.checkpoint.checkpoint import Tensor
+from paramdelta.checkpoint.tensor import Tensor, View
 from paramdelta.storage.local import File
 
 TENSORS = 8  # matrices that are sampled
@@ -27,7 +27,7 @@ class Likeness:
     tensors: int
 
 
-def sample(tensors: Sequence[str], checkpoints: Sequence[Mapping[str, Tensor]]) -> list[str]:
+def sample(tensors: Sequence[str], checkpoints: Sequence[Mapping[str, View]]) -> list[str]:
     """Choose matrices that all the checkpoints have in equal shape, spread over the model."""
     usable = []
     for name in tensors:
@@ -41,7 +41,7 @@ def sample(tensors: Sequence[str], checkpoints: Sequence[Mapping[str, Tensor]]) 
 
 
 def likeness(
-    names: Sequence[str], one: Mapping[str, Tensor], other: Mapping[str, Tensor]
+    names: Sequence[str], one: Mapping[str, View], other: Mapping[str, View]
 ) -> Likeness | None:
     """Compare two checkpoints on the named tensors, a few MB read; None without a sample."""
     dot = norm_one = norm_other = apart = 0.0
@@ -58,24 +58,21 @@ def likeness(
     return Likeness(dot / (norm_one * norm_other) ** 0.5, (apart / norm_one) ** 0.5, len(names))
 
 
-def read_sample(tensor: Tensor) -> npt.NDArray[np.float64]:
+def read_sample(view: View) -> npt.NDArray[np.float64]:
     """A run of at most `ELEMENTS` numbers from the middle of a tensor, as float64."""
-    count = min(tensor.elements, ELEMENTS)
-    start = (tensor.elements - count) // 2
+    count = min(view.elements, ELEMENTS)
+    start = (view.elements - count) // 2
+    return view.float64(start, start + count, fetch)
+
+
+def fetch(tensor: Tensor, start: int, into: memoryview) -> None:
+    """Read a run of a stored tensor, opening its file for that alone."""
     file = File(tensor.file)
     try:
-        size = tensor.kind.size
-        data = np.frombuffer(
-            file.read(tensor.offset + start * size, count * size), tensor.kind.numpy
-        )
+        file.read_into(into, tensor.offset + start * tensor.kind.size)
     finally:
         file.close()
-    if tensor.dtype == "BF16":
-        data = (data.astype(np.uint32) << 16).view(np.float32)
-    elif tensor.dtype == "F16":
-        data = data.view(np.float16)
-    return data.astype(np.float64)
 
 
-def _is_matrix(tensor: Tensor) -> bool:
+def _is_matrix(tensor: View) -> bool:
     return len(tensor.shape) == 2 and min(tensor.shape) > 1

@@ -9,7 +9,8 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from paramdelta.checkpoint.checkpoint import Checkpoint, Tensor
+from paramdelta.checkpoint.checkpoint import Checkpoint
+from paramdelta.checkpoint.tensor import View
 
 # Constants that some libraries store beside the weights. They are copied, never scaled.
 _BUFFER = re.compile(
@@ -32,7 +33,7 @@ _HEADS = (
 )
 
 
-def is_buffer(tensor: Tensor) -> bool:
+def is_buffer(tensor: View) -> bool:
     """Whether the name is that of a constant and not of a weight.
 
     ``attn.bias`` is GPT-2's causal mask where it is square over its last two axes, and the bias of
@@ -45,13 +46,14 @@ def is_buffer(tensor: Tensor) -> bool:
     return True
 
 
-def aligned(checkpoint: Checkpoint, target: Checkpoint) -> tuple[dict[str, Tensor], str | None]:
+def aligned(checkpoint: Checkpoint, target: Checkpoint) -> tuple[dict[str, View], str | None]:
     """The checkpoint's tensors under the target's names, and what was done to the names.
 
     A prefix is added to the names or taken off them if, and only if, that lets more of them agree
     than before. The second value says so (``"+model."``, ``"-model."``), None if nothing was done.
     """
-    own, wanted = checkpoint.tensors, target.tensors.keys()
+    own: Mapping[str, View] = checkpoint.tensors
+    wanted = target.tensors.keys()
     best, change = dict(own), None
     agreeing = len(wanted & own.keys())
     if agreeing == len(own) or not own:
@@ -72,7 +74,7 @@ def _prefixes(names: Iterable[str]) -> set[str]:
     return {name.split(".", 1)[0] + "." for name in names if "." in name}
 
 
-def head_and_embedding(checkpoints: Iterable[Mapping[str, Tensor]]) -> tuple[str, str] | None:
+def head_and_embedding(checkpoints: Iterable[Mapping[str, View]]) -> tuple[str, str] | None:
     """Names of the output head and of the embedding that it can be tied to.
 
     None where none of the checkpoints stores a head: then there is nothing to decide.
@@ -86,7 +88,7 @@ def head_and_embedding(checkpoints: Iterable[Mapping[str, Tensor]]) -> tuple[str
     return None
 
 
-def is_tied(head: str, tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> bool:
+def is_tied(head: str, tensors: Mapping[str, View], config: Mapping[str, Any]) -> bool:
     """Whether a checkpoint's output head is its input embedding.
 
     It is where config.json says so, and where it says nothing and stores no head (Gemma). A head

@@ -10,7 +10,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from paramdelta.checkpoint.checkpoint import Checkpoint, SourceFile, Tensor, open_checkpoint
+from paramdelta.checkpoint.checkpoint import Checkpoint, SourceFile, open_checkpoint
+from paramdelta.checkpoint.tensor import View
 from paramdelta.dtypes import DTYPES
 from paramdelta.errors import MisfitError
 from paramdelta.planning import companions, lineage, vocabulary
@@ -22,9 +23,9 @@ from paramdelta.recipe import Recipe
 
 @dataclass(frozen=True)
 class Term:
-    """One operand of an output tensor: a tensor of the same shape, and its coefficient."""
+    """One operand of an output tensor: a view of the same shape, and its coefficient."""
 
-    tensor: Tensor
+    view: View
     coefficient: float
 
 
@@ -33,8 +34,8 @@ class Pair:
     """The operands of one Δ: ``scale · (post − base)``; ``number`` counts the recipe's Δ from 0."""
 
     number: int
-    post: Tensor
-    base: Tensor
+    post: View
+    base: View
     scale: float
 
 
@@ -48,7 +49,7 @@ class OutputTensor:
     name: str
     dtype: str
     shape: tuple[int, ...]
-    new: Tensor
+    new: View
     pairs: tuple[Pair, ...] = ()
     why: str = ""
 
@@ -102,7 +103,7 @@ class Plan:
     @property
     def bytes_to_read(self) -> int:
         """Bytes of all operands."""
-        return sum(term.tensor.nbytes for t in self.tensors for term in t.terms)
+        return sum(term.view.nbytes for t in self.tensors for term in t.terms)
 
     @property
     def bytes_to_write(self) -> int:
@@ -128,11 +129,12 @@ class Plan:
                 tensor.name,
                 tensor.dtype,
                 tensor.shape,
-                [[headers[t.tensor.file], t.tensor.name, t.coefficient] for t in tensor.terms],
+                [[*t.view.identity, t.coefficient] for t in tensor.terms],
             ]
             for tensor in self.tensors
         ]
-        return hashlib.sha256(json.dumps(lines).encode()).hexdigest()
+        text = json.dumps(lines, default=headers.__getitem__)  # a file stands as its header's hash
+        return hashlib.sha256(text.encode()).hexdigest()
 
     def check(self) -> None:
         """Raise MisfitError if a finding forbids the mix."""
@@ -185,7 +187,7 @@ class _Planner:
         self.new = sources[0]
         self.findings: list[Finding] = []
         self.grouped: dict[tuple[str, str], tuple[Finding, list[str]]] = {}
-        self.views: list[dict[str, Tensor]] = [dict(self.new.tensors)]
+        self.views: list[dict[str, View]] = [dict(self.new.tensors)]
         for source in sources[1:]:
             view, change = aligned(source, self.new)
             self.views.append(view)
@@ -295,7 +297,7 @@ class _Planner:
         why = "" if pairs else "no Δ for it"
         return OutputTensor(name, target, new.shape, new, tuple(pairs), why)
 
-    def unmixable(self, name: str, new: Tensor) -> None:
+    def unmixable(self, name: str, new: View) -> None:
         if new.dtype.startswith(("F8", "F6", "F4", "C")) or self.new.config.get(
             "quantization_config"
         ):
@@ -316,7 +318,7 @@ class _Planner:
                 tensor=name,
             )
 
-    def pair(self, name: str, new: Tensor, number: int, scale: float) -> Pair | None:
+    def pair(self, name: str, new: View, number: int, scale: float) -> Pair | None:
         """The operands of one Δ for one tensor; None, with a finding, if it cannot be formed."""
         post_at, base_at = 1 + 2 * number, 2 + 2 * number
         post, base = self.views[post_at].get(name), self.views[base_at].get(name)
@@ -570,9 +572,8 @@ def terms(tensors: Iterable[OutputTensor]) -> list[dict[str, Any]]:
             "shape": list(t.shape),
             "terms": [
                 {
-                    "file": str(term.tensor.file),
-                    "tensor": term.tensor.name,
-                    "dtype": term.tensor.dtype,
+                    "stored": [[str(part.file), part.name] for part in term.view.parts],
+                    "dtype": term.view.dtype,
                     "coefficient": term.coefficient,
                 }
                 for term in t.terms

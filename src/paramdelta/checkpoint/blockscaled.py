@@ -1,0 +1,197 @@
+"""FP8 weights with their scales: a number is an 8-bit float times the scale of its block.
+
+Without the scales the stored numbers mean nothing, so an FP8 tensor is a weight only together with
+its scale tensor; one that has none is left as it is, and cannot be mixed.
+
+Sources: DeepSeek-V3's release notes on its weights (``weight_scale_inv``, one float32 for each
+block of 128 × 128, to be multiplied in spite of its name) and compressed-tensors' ``float-quantized``
+format (``weight_scale``, one for each tensor or each row). FP8: OCP 8-bit Floating Point
+Specification (OFP8), revision 1.0.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from paramdelta.checkpoint.tensor import Fetch, Tensor, View, rectangles
+from paramdelta.errors import CheckpointError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+_SCALES = ("_scale_inv", "_scale")  # behind the name of the weight
+_SCALE_DTYPES = ("F32", "BF16", "F16", "F64", "F8_E8M0")
+_FORMATS = {"F8_E4M3": (4, 3), "F8_E5M2": (5, 2)}  # bits of exponent and of mantissa
+# Scales that are beside the weight but not of it: of what goes in and out at run time.
+_RUNTIME = ("input_scale", "output_scale", "k_scale", "v_scale", "q_scale", "kv_scale")
+
+
+@dataclass(frozen=True)
+class BlockScaled(View):
+    """``weight[i, j] · scale[i // rows, j // columns]``, exact in float64.
+
+    ``weight``: F8_E4M3 or F8_E5M2, shape (R, C). ``scale``: one number a block, in the order of the
+    blocks. ``block``: rows and columns of a block; (1, C) is a scale a row, (R, C) one in all.
+    """
+
+    weight: Tensor
+    scale: Tensor
+    block: tuple[int, int]
+
+    @property
+    def parts(self) -> tuple[Tensor, ...]:
+        """The weight and its scales."""
+        return self.weight, self.scale
+
+    @property
+    def identity(self) -> list[Any]:
+        """Both, and the block."""
+        return ["scaled", self.weight.identity, self.scale.identity, list(self.block)]
+
+    def read(self, start: int, stop: int, into: memoryview, fetch: Fetch) -> None:
+        """Read a run of FP8 numbers and the scales of the blocks that it touches; multiply."""
+        import numpy as np
+
+        columns = self.shape[1]
+        across = -(-columns // self.block[1])
+        table = _table(self.weight.dtype)
+        raw = self.weight.array(start, stop, fetch)
+        for rows, inner, target in rectangles(start, stop, columns, into, 8):
+            out = np.frombuffer(target, np.float64).reshape(len(rows), len(inner))
+            first = rows.start * columns + inner.start - start
+            values = raw[first : first + out.size].reshape(out.shape)
+            top, bottom = rows.start // self.block[0], (rows.stop - 1) // self.block[0] + 1
+            scale = self._scales(top * across, bottom * across, fetch).reshape(-1, across)
+            _multiply(
+                values, table, scale, out, rows.start - top * self.block[0], inner.start, self.block
+            )
+
+    def _scales(self, first: int, last: int, fetch: Fetch) -> "npt.NDArray[np.float64]":
+        import numpy as np
+
+        if self.scale.dtype == "F8_E8M0":  # an exponent alone
+            exponents = self.scale.array(first, last, fetch).astype(np.int32)
+            return np.where(exponents == 255, np.nan, np.ldexp(1.0, exponents - 127))
+        return self.scale.float64(first, last, fetch)
+
+
+def _multiply(
+    values: Any,
+    table: Any,
+    scale: Any,
+    out: Any,
+    row: int,
+    column: int,
+    block: tuple[int, int],
+) -> None:
+    """``out = table[values] · scale``; the block's top left corner is that of ``scale[0, 0]``."""
+    from paramdelta.checkpoint import fp8  # compiled code, not needed for planning
+
+    fp8.multiply(values, table, scale, out, row, column, *block)
+
+
+_tables: dict[str, Any] = {}
+
+
+def _table(dtype: str) -> "npt.NDArray[np.float64]":
+    """The values of all 256 codes of an FP8 dtype."""
+    if dtype not in _tables:
+        _tables[dtype] = fp8_values(dtype)
+    return _tables[dtype]  # type: ignore[no-any-return]
+
+
+def fp8_values(dtype: str) -> "npt.NDArray[np.float64]":
+    """The 256 values of F8_E4M3 (no infinity; all ones is NaN) or F8_E5M2 (as IEEE 754)."""
+    import numpy as np
+
+    exponent_bits, mantissa_bits = _FORMATS[dtype]
+    code = np.arange(256)
+    sign = np.where(code & 0x80, -1.0, 1.0)
+    exponent = (code & 0x7F) >> mantissa_bits
+    mantissa = (code & ((1 << mantissa_bits) - 1)) / (1 << mantissa_bits)
+    bias = (1 << (exponent_bits - 1)) - 1
+    value = np.where(
+        exponent == 0,
+        np.ldexp(mantissa, 1 - bias),
+        np.ldexp(1 + mantissa, exponent - bias),
+    )
+    if dtype == "F8_E4M3":
+        value = np.where((code & 0x7F) == 0x7F, np.nan, value)
+    else:
+        top = exponent == (1 << exponent_bits) - 1
+        value = np.where(top, np.where(mantissa == 0, np.inf, np.nan), value)
+    return sign * value
+
+
+def scaled_weights(
+    tensors: Mapping[str, Tensor], config: Mapping[str, Any], where: str
+) -> tuple[dict[str, View], tuple[str, ...]]:
+    """A checkpoint's tensors with FP8 weights and their scales made one.
+
+    Returns the views by name, without the scale tensors that went into them, and the names of the
+    tensors that only matter to the quantised model at run time (scales of activations) and are
+    left out.
+
+    Raises:
+        CheckpointError: a scale whose shape does not fit its weight.
+    """
+    views: dict[str, View] = dict(tensors)
+    left: list[str] = []
+    for name, weight in tensors.items():
+        if weight.dtype not in _FORMATS or len(weight.shape) != 2:
+            continue
+        for ending in _SCALES:
+            scale = tensors.get(name + ending)
+            if scale is not None and scale.dtype in _SCALE_DTYPES:
+                block = _block(weight, scale, config, where)
+                views[name] = BlockScaled(name, "F64", weight.shape, weight, scale, block)
+                del views[scale.name]
+                break
+    if any(isinstance(view, BlockScaled) for view in views.values()):
+        for name in tensors:
+            if name.rpartition(".")[2] in _RUNTIME:
+                left.append(name)
+                views.pop(name, None)
+    return views, tuple(left)
+
+
+def _block(weight: Tensor, scale: Tensor, config: Mapping[str, Any], where: str) -> tuple[int, int]:
+    """Rows and columns of the block of one scale, from the shapes and, for blocks, config.json."""
+    rows, columns = weight.shape
+    if scale.elements == 1:
+        return max(rows, 1), max(columns, 1)
+    if scale.shape in ((rows,), (rows, 1)):
+        return 1, max(columns, 1)
+    blocks = _block_size(config)
+    if blocks is not None and scale.shape == (-(-rows // blocks[0]), -(-columns // blocks[1])):
+        return blocks
+    said = f"blocks of {blocks[0]} × {blocks[1]} (config.json)" if blocks else "one a tensor or row"
+    raise CheckpointError(
+        f"the scales of tensor {weight.name!r} do not fit it",
+        where=where,
+        expected=f"{said} for a weight of shape {list(weight.shape)}",
+        got=f"{scale.name} of shape {list(scale.shape)}",
+        remedy="look whether config.json belongs to these weights",
+    )
+
+
+def _block_size(config: Mapping[str, Any]) -> tuple[int, int] | None:
+    """The size of the blocks by config.json; 128 × 128, DeepSeek's, where it says nothing."""
+    quantization = config.get("quantization_config")
+    quantization = quantization if isinstance(quantization, Mapping) else {}
+    size = quantization.get("weight_block_size")
+    if size is None:
+        size = next(_block_structures(quantization), [128, 128])
+    if isinstance(size, list) and len(size) == 2 and all(type(n) is int and n > 0 for n in size):
+        return size[0], size[1]
+    return None
+
+
+def _block_structures(quantization: Mapping[str, Any]) -> Any:
+    """compressed-tensors' ``config_groups.*.weights.block_structure``."""
+    groups = quantization.get("config_groups")
+    for group in groups.values() if isinstance(groups, Mapping) else ():
+        weights = group.get("weights") if isinstance(group, Mapping) else None
+        if isinstance(weights, Mapping) and weights.get("block_structure"):
+            yield weights["block_structure"]

@@ -1,0 +1,342 @@
+"""An operand's numbers: stored as they are, or found in what is stored.
+
+A `View` is a tensor that can be asked for any run of its elements. A `Tensor` is stored just so;
+the other views compose: rows picked from several views, a transposed one, a part of one. The engine
+reads through `View.read` and knows no more; a new way to store weights is one more view, in a file
+of its own (`blockscaled`, `adapter`).
+"""
+
+import bisect
+import itertools
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from paramdelta.dtypes import DTYPES, DType
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+Fetch = Callable[["Tensor", int, memoryview], None]
+"""``fetch(tensor, start, into)`` fills ``into`` with stored bytes from element ``start`` on."""
+
+
+@dataclass(frozen=True)
+class View(ABC):
+    """A tensor whose elements can be read in any run, row-major.
+
+    ``name``: for messages. ``dtype``: safetensors name of the elements as `read` gives them.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def kind(self) -> DType:
+        """Its row of the dtype table."""
+        return DTYPES[self.dtype]
+
+    @property
+    def elements(self) -> int:
+        """How many numbers it holds."""
+        return math.prod(self.shape)
+
+    @property
+    def width(self) -> int:
+        """Elements of one row: of everything behind the first axis."""
+        return math.prod(self.shape[1:])
+
+    @property
+    @abstractmethod
+    def parts(self) -> "tuple[Tensor, ...]":
+        """The stored tensors that it is made of."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that are read to have all of it once."""
+        return sum(part.nbytes for part in self.parts)
+
+    @property
+    @abstractmethod
+    def identity(self) -> list[Any]:
+        """What determines its elements, as JSON; stored tensors stand as (file, name)."""
+
+    @abstractmethod
+    def read(self, start: int, stop: int, into: memoryview, fetch: Fetch) -> None:
+        """Fill ``into`` with the bytes of elements ``start`` to ``stop``; raises as ``fetch``."""
+
+    def array(self, start: int, stop: int, fetch: Fetch) -> "npt.NDArray[Any]":
+        """A run of elements as a new array, viewed as `dtypes` says."""
+        import numpy as np
+
+        array = np.empty(stop - start, self.kind.numpy)
+        self.read(start, stop, array.data.cast("B"), fetch)
+        return array
+
+    def float64(self, start: int, stop: int, fetch: Fetch) -> "npt.NDArray[np.float64]":
+        """A run of elements as a new float64 array; exact."""
+        return float64(self.array(start, stop, fetch), self.dtype)
+
+
+@dataclass(frozen=True)
+class Tensor(View):
+    """A stored tensor: ``size`` bytes from ``offset`` on in ``file``, row-major."""
+
+    file: Path
+    offset: int
+    size: int
+
+    @property
+    def parts(self) -> "tuple[Tensor, ...]":
+        """Itself."""
+        return (self,)
+
+    @property
+    def nbytes(self) -> int:
+        """Its bytes."""
+        return self.size
+
+    @property
+    def identity(self) -> list[Any]:
+        """File and name."""
+        return [self.file, self.name]
+
+    def read(self, start: int, stop: int, into: memoryview, fetch: Fetch) -> None:
+        """Fetch the run as it is stored."""
+        fetch(self, start, into[: (stop - start) * self.kind.size])
+
+
+@dataclass(frozen=True)
+class Zeros(View):
+    """Nothing but zeros: the base of a Δ that is stored as such."""
+
+    @property
+    def parts(self) -> tuple[Tensor, ...]:
+        """None."""
+        return ()
+
+    @property
+    def identity(self) -> list[Any]:
+        """Nothing to tell."""
+        return ["zeros"]
+
+    def read(self, start: int, stop: int, into: memoryview, fetch: Fetch) -> None:
+        """Clear the bytes."""
+        size = (stop - start) * self.kind.size
+        into[:size] = bytes(size)
+
+
+@dataclass(frozen=True)
+class Part(View):
+    """A run of another view's elements from number ``first`` on, in a shape of its own."""
+
+    view: View
+    first: int
+
+    @property
+    def parts(self) -> tuple[Tensor, ...]:
+        """Those of the whole view."""
+        return self.view.parts
+
+    @property
+    def nbytes(self) -> int:
+        """Its share of the bytes."""
+        return self.view.nbytes * self.elements // max(1, self.view.elements)
+
+    @property
+    def identity(self) -> list[Any]:
+        """The whole, and where in it."""
+        return ["part", self.view.identity, self.first, list(self.shape)]
+
+    def read(self, start: int, stop: int, into: memoryview, fetch: Fetch) -> None:
+        """Read from the whole, further on."""
+        self.view.read(self.first + start, self.first + stop, into, fetch)
+
+
+@dataclass(frozen=True)
+class Wide(View):
+    """Another view in float64, so that views of different dtypes can stand in one."""
+
+    view: View
+
+    @property
+    def parts(self) -> tuple[Tensor, ...]:
+        """Those of the view."""
+        return self.view.parts
+
+    @property
+    def nbytes(self) -> int:
+        """Those of the view."""
+        return self.view.nbytes
+
+    @property
+    def identity(self) -> list[Any]:
+        """As the view's: the values are the same."""
+        return self.view.identity
+
+    def read(self, start: int, stop: int, into: memoryview, fetch: Fetch) -> None:
+        """Read and widen, without loss."""
+        values = self.view.float64(start, stop, fetch)
+        into[: values.nbytes] = values.data.cast("B")
+
+
+ABSENT = -1  # the row map's entry for a row of zeros
+
+
+@dataclass(frozen=True)
+class Rows(View):
+    """Rows of other views, each of the same dtype and row width.
+
+    The views' rows are numbered through, one view after the other. ``rows``: for each row of this
+    one such a number, or `ABSENT` for zeros, as the bytes of int32 (4 bytes a row, shared by all
+    tensors of one vocabulary); None: all rows in order.
+    """
+
+    views: tuple[View, ...]
+    rows: bytes | None = None
+
+    @classmethod
+    def joined(cls, name: str, shape: tuple[int, ...], views: Sequence[View]) -> "Rows":
+        """Views one after the other, in a shape whose last axis is theirs."""
+        return cls(name, views[0].dtype, shape, tuple(views))
+
+    @property
+    def width(self) -> int:
+        """Elements of one row of the views."""
+        return self.views[0].width
+
+    @property
+    def parts(self) -> tuple[Tensor, ...]:
+        """Those of all views."""
+        return tuple(part for view in self.views for part in view.parts)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the rows that are there."""
+        if self.rows is None:
+            return sum(view.nbytes for view in self.views)
+        present = self.elements // max(1, self.width) - int((self._map() == ABSENT).sum())
+        size = self.views[0].nbytes // max(1, self.views[0].shape[0])
+        return present * size
+
+    @property
+    def identity(self) -> list[Any]:
+        """The views, and a digest of the map."""
+        import hashlib
+
+        digest = hashlib.sha256(self.rows).hexdigest() if self.rows is not None else None
+        return ["rows", [view.identity for view in self.views], digest]
+
+    def _map(self) -> "npt.NDArray[np.int32]":
+        import numpy as np
+
+        return np.frombuffer(self.rows or b"", np.int32)
+
+    def read(self, start: int, stop: int, into: memoryview, fetch: Fetch) -> None:
+        """Read run by run: rows that follow each other in one view are one read."""
+        width, size = self.width, self.kind.size
+        for first, last, source in self._runs(start // width, -(-stop // width)):
+            # Of the rows from `first` to `last`, the elements that were asked for.
+            begin, end = max(start, first * width), min(stop, last * width)
+            target = into[(begin - start) * size : (end - start) * size]
+            if source == ABSENT:
+                target[:] = bytes(len(target))
+                continue
+            shift = (source - first) * width
+            self._read_through(begin + shift, end + shift, target, fetch)
+
+    def _read_through(self, start: int, stop: int, into: memoryview, fetch: Fetch) -> None:
+        """Elements by their number in all views laid end to end."""
+        ends = list(itertools.accumulate(view.elements for view in self.views))
+        size = self.kind.size
+        while start < stop:
+            at = bisect.bisect_right(ends, start)
+            begin = ends[at] - self.views[at].elements
+            end = min(stop, ends[at])
+            self.views[at].read(start - begin, end - begin, into[: (end - start) * size], fetch)
+            into = into[(end - start) * size :]
+            start = end
+
+    def _runs(self, first: int, last: int) -> Iterator[tuple[int, int, int]]:
+        """``(row, stop, source row or ABSENT)`` of maximal runs from row ``first`` to ``last``."""
+        if self.rows is None:
+            yield first, last, first
+            return
+        import numpy as np
+
+        rows = self._map()[first:last]
+        follows = (np.diff(rows) == 1) & (rows[:-1] != ABSENT)
+        follows |= (rows[1:] == ABSENT) & (rows[:-1] == ABSENT)
+        cuts = [0, *(np.flatnonzero(~follows) + 1).tolist(), len(rows)]
+        for begin, end in itertools.pairwise(cuts):
+            yield first + begin, first + end, int(rows[begin])
+
+
+@dataclass(frozen=True)
+class Transposed(View):
+    """Another view of two axes with its axes exchanged."""
+
+    view: View
+
+    @property
+    def parts(self) -> tuple[Tensor, ...]:
+        """Those of the view."""
+        return self.view.parts
+
+    @property
+    def nbytes(self) -> int:
+        """Those of the view."""
+        return self.view.nbytes
+
+    @property
+    def identity(self) -> list[Any]:
+        """The view, turned."""
+        return ["transposed", self.view.identity]
+
+    def read(self, start: int, stop: int, into: memoryview, fetch: Fetch) -> None:
+        """Read a short run from each row of the view, and turn them."""
+        import numpy as np
+
+        depth, width = self.view.shape
+        kind = self.kind.numpy
+        for rows, columns, target in rectangles(start, stop, depth, into, self.kind.size):
+            block = np.empty((len(columns), len(rows)), kind)
+            for number, column in enumerate(columns):
+                begin = column * width + rows.start
+                row = block[number].data.cast("B")
+                self.view.read(begin, begin + len(rows), row, fetch)
+            np.frombuffer(target, kind).reshape(len(rows), len(columns))[:] = block.T
+
+
+def rectangles(
+    start: int, stop: int, width: int, into: memoryview, size: int
+) -> Iterator[tuple[range, range, memoryview]]:
+    """A run of elements of a matrix as at most three rectangles: rows, columns, target's bytes.
+
+    ``width``: the matrix's columns. ``into``: the bytes for the run, ``size`` an element.
+    """
+    position = start
+    while position < stop:
+        row, column = divmod(position, width)
+        rows = (stop - position) // width if column == 0 else 0
+        end = position + rows * width if rows else min(stop, (row + 1) * width)
+        columns = range(width) if rows else range(column, column + end - position)
+        target = into[(position - start) * size : (end - start) * size]
+        yield range(row, row + max(rows, 1)), columns, target
+        position = end
+
+
+def float64(array: "npt.NDArray[Any]", dtype: str) -> "npt.NDArray[np.float64]":
+    """Elements of a mixable dtype, viewed as `dtypes` says, as float64; exact."""
+    import numpy as np
+
+    if dtype == "BF16":
+        return (array.astype(np.uint32) << 16).view(np.float32).astype(np.float64)
+    if dtype == "F16":
+        return array.view(np.float16).astype(np.float64)
+    return array.astype(np.float64)
