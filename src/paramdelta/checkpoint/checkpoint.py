@@ -83,7 +83,7 @@ def open_checkpoint(address: str, role: str) -> Checkpoint:
     tensors: dict[str, Tensor] = {}
     sources = []
     for path in files:
-        source, found = _read_header(path)
+        source, found = read_header(path)
         sources.append(source)
         for tensor in found:
             if tensor.name in tensors:
@@ -116,7 +116,8 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def _read_header(path: Path) -> tuple[SourceFile, list[Tensor]]:
+def read_header(path: Path) -> tuple[SourceFile, list[Tensor]]:
+    """One safetensors file: what identifies it, and its tensors; raises as `open_checkpoint`."""
     where = str(path)
     file = File(path)
     try:
