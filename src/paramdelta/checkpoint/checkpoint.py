@@ -3,21 +3,26 @@
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from paramdelta.checkpoint.header import header_length, parse_header
-from paramdelta.checkpoint.tensor import Tensor
+from paramdelta.checkpoint.pickle import read_pickle
+from paramdelta.checkpoint.tensor import Tensor, View
 from paramdelta.errors import CheckpointError
 from paramdelta.storage.local import File, read_bytes
 from paramdelta.storage.location import Location, locate
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-_SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.safetensors")
-_PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "*.bin", "*.pt", "*.pth")
+PICKLE = "pytorch_model.bin"
+PICKLE_INDEX = "pytorch_model.bin.index.json"
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+_SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.(safetensors|bin)")
+# What training leaves beside the weights: all of it pickles, none of it a model.
+_TRAINING = re.compile(r"(training_args|optimizer|scheduler|scaler|rng_state.*)\.(bin|pt|pth)")
 _MAX_JSON = 64_000_000  # bytes; the index of a model with 100 000 tensors is under 10 MB
 
 
@@ -36,14 +41,16 @@ class Checkpoint:
     """Named tensors and companion files.
 
     ``role``: "new base", "post" or "base", for messages. ``config``: config.json, {} if there is
-    none. ``tensors`` are in the order of their bytes, shard by shard.
+    none. ``tensors`` are shard by shard, in the order of their bytes or of the pickle. ``ignored``:
+    what a pickle holds beside them, each by its place and kind ("epoch (int)").
     """
 
     role: str
     location: Location
-    tensors: Mapping[str, Tensor]
+    tensors: Mapping[str, View]
     files: tuple[SourceFile, ...]
     config: Mapping[str, Any] = field(default_factory=dict)
+    ignored: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return f"{self.role} ({self.location.address})"
@@ -75,29 +82,37 @@ def open_checkpoint(address: str, role: str) -> Checkpoint:
 
     Raises:
         UsageError: no such place.
-        CheckpointError: no safetensors weights there, or damaged or hostile ones.
+        CheckpointError: no weights there, or damaged or hostile ones.
         StorageError: a file cannot be read, or the download failed.
     """
     location = locate(address)
-    files = [location.path] if location.folder is None else _weight_files(location.path)
-    tensors: dict[str, Tensor] = {}
-    sources = []
+    files, index = [location.path], None
+    if location.folder is not None:
+        files, index = _weight_files(location.path)
+    tensors: dict[str, View] = {}
+    sources: list[SourceFile] = []
+    ignored: list[str] = []
     for path in files:
-        source, found = read_header(path)
+        found: Sequence[View]
+        if path.suffix in _PICKLES:
+            source, found, others = _read_pickle(path)
+            ignored += others
+        else:
+            source, found = read_header(path)
         sources.append(source)
         for tensor in found:
             if tensor.name in tensors:
                 raise CheckpointError(
                     f"tensor {tensor.name!r} stands in two files",
-                    where=f"{tensors[tensor.name].file} and {path}",
+                    where=f"{_file(tensors[tensor.name])} and {path}",
                     remedy="remove the file that does not belong to the checkpoint",
                 )
             tensors[tensor.name] = tensor
-    if location.folder is not None:
-        _check_index(location.path, tensors)
+    if index is not None:
+        _check_index(index, tensors)
     config_path = location.path / "config.json"
     config = read_json(config_path) if location.folder and config_path.is_file() else {}
-    return Checkpoint(role, location, tensors, tuple(sources), config)
+    return Checkpoint(role, location, tensors, tuple(sources), config, tuple(ignored))
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -133,39 +148,52 @@ def read_header(path: Path) -> tuple[SourceFile, list[Tensor]]:
     return source, [Tensor(e.name, e.dtype, e.shape, path, e.offset, e.nbytes) for e in entries]
 
 
-def _weight_files(folder: Path) -> list[Path]:
-    """The weight files of a folder in the order of their names, by the rules of transformers."""
-    single, index = folder / WEIGHTS, folder / INDEX
-    if single.is_file():
-        return [single]
-    if index.is_file():
-        return [folder / name for name in sorted(set(_weight_map(index).values()))]
+def _read_pickle(path: Path) -> tuple[SourceFile, Sequence[View], Sequence[str]]:
+    status = path.stat()
+    contents = read_pickle(path)
+    source = SourceFile(path, status.st_size, status.st_mtime_ns, contents.sha256)
+    return source, contents.tensors, contents.ignored
+
+
+def _file(view: View) -> Path:
+    """The file that a tensor, as a file holds it, is in."""
+    return view.parts[0].file
+
+
+def _weight_files(folder: Path) -> tuple[list[Path], Path | None]:
+    """The weight files of a folder in the order of their names, by the rules of transformers.
+
+    Safetensors where there are any, else pickles. And the index, where one says which they are.
+    """
     found = sorted(folder.glob("*.safetensors"))
+    single, index, expected = folder / WEIGHTS, folder / INDEX, f"{WEIGHTS}, or {INDEX}"
+    if not found and not index.is_file():
+        found = sorted(
+            path
+            for path in folder.iterdir()
+            if path.suffix in _PICKLES and not _TRAINING.fullmatch(path.name)
+        )
+        single, index = folder / PICKLE, folder / PICKLE_INDEX
+        if found or index.is_file():
+            expected = f"{PICKLE}, or {PICKLE_INDEX}"
+    if single.is_file():
+        return [single], None
+    if index.is_file():
+        return [folder / name for name in sorted(set(_weight_map(index).values()))], index
     shards = [match for path in found if (match := _SHARD.fullmatch(path.name))]
     if shards and len(shards) == len(found) == int(shards[0]["count"]):
-        return found  # complete, though the index is lost
+        return found, None  # complete, though the index is lost
     if len(found) == 1 and not shards:
-        return found
+        return found, None
     if found:
         raise CheckpointError(
             "which of these files make up the checkpoint cannot be told",
             where=str(folder),
-            expected=f"{WEIGHTS}, or {INDEX}, or all shards",
+            expected=f"{expected}, or all shards",
             got=", ".join(path.name for path in found[:8]) + (" …" if len(found) > 8 else ""),
             remedy="name one file instead of the folder, or finish the download",
         )
-    pickles = sorted({path.name for pattern in _PICKLES for path in folder.glob(pattern)})
-    if pickles:
-        raise CheckpointError(
-            "the weights are PyTorch pickles, which can run code when they are read",
-            where=str(folder),
-            expected=f"{WEIGHTS} or {INDEX}",
-            got=", ".join(pickles[:4]),
-            remedy="convert them to safetensors: from_pretrained, then save_pretrained",
-        )
-    raise CheckpointError(
-        "no weights here", where=str(folder), expected=f"{WEIGHTS} or {INDEX}", got="neither"
-    )
+    raise CheckpointError("no weights here", where=str(folder), expected=expected, got="neither")
 
 
 def _weight_map(index: Path) -> dict[str, str]:
@@ -173,11 +201,12 @@ def _weight_map(index: Path) -> dict[str, str]:
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError("the index has no weight_map", where=str(index))
+    ending = ".bin" if index.name == PICKLE_INDEX else ".safetensors"
     for tensor, name in weight_map.items():
         plain = isinstance(name, str) and re.fullmatch(r"[^/\\:\x00]+", name)
-        if not plain or not name.endswith(".safetensors"):
+        if not plain or not name.endswith(ending):
             raise CheckpointError(
-                "the index names a file that is no plain .safetensors name",
+                f"the index names a file that is no plain {ending} name",
                 where=f"{index}, tensor {tensor!r}",
                 expected="a file of the same folder",
                 got=repr(name)[:80],
@@ -195,17 +224,15 @@ def _weight_map(index: Path) -> dict[str, str]:
     return weight_map
 
 
-def _check_index(folder: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Where an index was used, every tensor that it names must be in the shard that it names."""
-    if (folder / WEIGHTS).is_file() or not (folder / INDEX).is_file():
-        return
-    for name, shard in _weight_map(folder / INDEX).items():
-        if name not in tensors or tensors[name].file.name != shard:
-            got = f"in {tensors[name].file.name}" if name in tensors else "in no shard"
+def _check_index(index: Path, tensors: Mapping[str, View]) -> None:
+    """Every tensor that the index names must be in the shard that it names."""
+    for name, shard in _weight_map(index).items():
+        file = _file(tensors[name]).name if name in tensors else None
+        if file != shard:
             raise CheckpointError(
                 "the index and the shards disagree",
-                where=f"{folder / INDEX}, tensor {name!r}",
+                where=f"{index}, tensor {name!r}",
                 expected=f"in {shard}",
-                got=got,
+                got=f"in {file}" if file else "in no shard",
                 remedy="get the checkpoint again",
             )
