@@ -47,8 +47,9 @@ study: $(READY) ## the study of transfer (hours)
 study-gpu: $(READY) ## the same question at 20 to 150 M parameters on real text (wants a GPU)
 	$(BIN)/python -m studies.gpu
 
-docs: $(READY) ## write docs/cli.md and docs/demo.svg anew from the commands
+docs: $(READY) ## write the generated pages anew: docs/cli.md, families.md and demo.svg
 	$(BIN)/python docs/cli.py
+	$(BIN)/python docs/families.py
 	$(BIN)/python docs/demo.py
 
 clean: ## remove what the targets made
