@@ -39,7 +39,7 @@ def test_folders_beside_the_file_are_found(tmp_path):
     [
         ("new_bas: x\ndeltas:\n- {post: p, base: b}", 1, "did you mean 'new_base'"),
         ("new_base: x\ndeltas:\n- post: p\n  base: b\n  skale: 2", 5, "did you mean 'scale'"),
-        ("new_base: x\ndeltas:\n- {post: p}", 3, "base is missing"),
+        ("new_base: x\ndeltas:\n- {base: b}", 3, "post is missing"),
         ("new_base: x", 1, "deltas is missing"),
         ("new_base: x\ndeltas: {post: p}", 2, "not a list"),
         ("new_base: x\ndeltas: []", 2, "not a list"),

@@ -16,7 +16,8 @@ from paramdelta.output.files import Files, check_output, check_space
 from paramdelta.output.layout import Layout, make_layout
 from paramdelta.output.lock import LOCK, lock_text
 from paramdelta.output.verify import Verification
-from paramdelta.planning.plan import Plan, make_plan
+from paramdelta.planning.plan import Plan
+from paramdelta.planning.planner import make_plan
 from paramdelta.recipe import Recipe
 from paramdelta.storage.local import write_text
 from paramdelta.units import parse_size

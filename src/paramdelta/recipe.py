@@ -13,21 +13,27 @@ from paramdelta.dtypes import parse_dtype
 from paramdelta.errors import UsageError
 
 
+VOCABULARY = ("auto", "id", "token", "new-base")
+HEAD = ("untie", "drop")
+
+
 @dataclass(frozen=True)
 class Delta:
     """One post-training to move: ``scale · (Θ_post − Θ_base)``.
 
-    ``post`` and ``base`` are addresses (a folder, a .safetensors file, a Hub id with an optional
-    @revision). ``scale`` is α of the formula, any finite number.
+    ``post`` and ``base`` are addresses (a folder, a weight file, a Hub id with an optional
+    @revision). ``post`` may be a LoRA adapter, which is a Δ by itself; ``base`` may then be None.
+    ``scale`` is α of the formula, any finite number.
     """
 
     post: str
-    base: str
+    base: str | None = None
     scale: float = 1.0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "post", str(self.post))
-        object.__setattr__(self, "base", str(self.base))
+        if self.base is not None:
+            object.__setattr__(self, "base", str(self.base))
         if not math.isfinite(self.scale):
             raise UsageError(f"scale {self.scale} is not a finite number")
         object.__setattr__(self, "scale", float(self.scale))
@@ -39,17 +45,35 @@ class Recipe:
 
     ``dtype``: safetensors name of the output's dtype, or None (``auto``): each tensor keeps that of
     the new base. ``allow``: codes of refused findings that are accepted (see `planning.findings`).
+    ``vocabulary``: how rows of tokens correspond, one of `VOCABULARY`; ``graft``: tokens that only
+    the first post has and the output is to get; ``take``: tokens whose rows are the first post's
+    outright. ``maps``: rules for names of post and base (`planning.names.parse_rule`), or "auto".
+    ``head``: what becomes of an output head where the new base's is tied and another is not, one of
+    `HEAD`.
     """
 
     new_base: str
     deltas: tuple[Delta, ...]
     dtype: str | None = None
     allow: tuple[str, ...] = ()
+    vocabulary: str = "auto"
+    graft: tuple[str, ...] = ()
+    take: tuple[str, ...] = ()
+    maps: tuple[str, ...] = ()
+    head: str = "untie"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "new_base", str(self.new_base))
         object.__setattr__(self, "deltas", tuple(self.deltas))
         object.__setattr__(self, "allow", tuple(sorted(set(self.allow))))
+        for name in ("graft", "take", "maps"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        for name, choices in (("vocabulary", VOCABULARY), ("head", HEAD)):
+            if getattr(self, name) not in choices:
+                raise UsageError(
+                    f"{name} {getattr(self, name)!r} is no choice",
+                    expected="one of " + ", ".join(choices),
+                )
         if self.dtype is not None:
             object.__setattr__(self, "dtype", parse_dtype(self.dtype))
         if not self.deltas:
@@ -62,24 +86,34 @@ class Recipe:
         for delta in self.deltas:
             sign = "-" if delta.scale < 0 else "+"
             scale = "" if abs(delta.scale) == 1 else f"{abs(delta.scale):g} · "
-            terms.append(f"{sign} {scale}({delta.post} - {delta.base})")
+            minus = f" - {delta.base}" if delta.base is not None else ""
+            terms.append(f"{sign} {scale}({delta.post}{minus})")
         return " ".join(terms)
 
     def to_dict(self) -> dict[str, Any]:
-        """The recipe as YAML and the lock hold it."""
-        return {
+        """The recipe as YAML and the lock hold it; of the choices those that are not the default."""
+        deltas = [{"post": d.post, "base": d.base, "scale": d.scale} for d in self.deltas]
+        recipe: dict[str, Any] = {
             "new_base": self.new_base,
-            "deltas": [{"post": d.post, "base": d.base, "scale": d.scale} for d in self.deltas],
+            "deltas": [{k: v for k, v in delta.items() if v is not None} for delta in deltas],
             "dtype": self.dtype or "auto",
             "allow": list(self.allow),
         }
+        for name in ("vocabulary", "head"):
+            if getattr(self, name) != Recipe.__dataclass_fields__[name].default:
+                recipe[name] = getattr(self, name)
+        for name in _LISTS[1:]:
+            if getattr(self, name):
+                recipe[name] = list(getattr(self, name))
+        return recipe
 
     def to_yaml(self) -> str:
         """The recipe as a YAML document that `read_recipe` reads back."""
         return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
 
 
-_RECIPE_KEYS = ("new_base", "deltas", "dtype", "allow")
+_LISTS = ("allow", "graft", "take", "maps")
+_RECIPE_KEYS = ("new_base", "deltas", "dtype", *_LISTS, "vocabulary", "head")
 _DELTA_KEYS = ("post", "base", "scale")
 
 
@@ -119,19 +153,27 @@ class _Reader:
             raise self._error("deltas is not a list", listed, expected="- post: …\n    base: …")
         deltas = [self._delta(item) for item in listed.value]
         dtype = self._text(fields["dtype"]) if "dtype" in fields else "auto"
-        allow = fields.get("allow")
-        if allow is not None and not isinstance(allow, yaml.SequenceNode):
-            raise self._error("allow is not a list", allow, expected="[code, code]")
-        codes = [self._text(item) for item in allow.value] if allow is not None else []
+        lists: dict[str, Any] = {
+            name: self._list(fields[name], name) for name in _LISTS if name in fields
+        }
+        choices: dict[str, Any] = {
+            n: self._text(fields[n]) for n in ("vocabulary", "head") if n in fields
+        }
         try:
-            return Recipe(new_base, tuple(deltas), parse_dtype(dtype), tuple(codes))
+            return Recipe(new_base, tuple(deltas), parse_dtype(dtype), **lists, **choices)
         except UsageError as error:
-            raise self._error(error.what, fields.get("dtype", node), error.expected) from None
+            key = next((name for name in choices if error.what.startswith(name)), "dtype")
+            raise self._error(error.what, fields.get(key, node), error.expected) from None
+
+    def _list(self, node: yaml.Node, name: str) -> tuple[str, ...]:
+        if not isinstance(node, yaml.SequenceNode):
+            raise self._error(f"{name} is not a list", node, expected="[one, another]")
+        return tuple(self._text(item) for item in node.value)
 
     def _delta(self, node: yaml.Node) -> Delta:
         fields = self._mapping(node, _DELTA_KEYS, "a delta")
         post = self._address(self._required(fields, "post", node))
-        base = self._address(self._required(fields, "base", node))
+        base = self._address(fields["base"]) if "base" in fields else None
         scale = 1.0
         if "scale" in fields:
             text = self._text(fields["scale"])

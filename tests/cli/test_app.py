@@ -64,8 +64,8 @@ def test_recipe_file(lineage, tmp_path):
     ("arguments", "code", "text"),
     [
         (["mix"], 2, "missing --out"),
-        (["plan"], 2, "missing --post, --base, --new-base"),
-        (["plan", "--post", "/absent"], 2, "missing --base"),
+        (["plan"], 2, "missing --post, --new-base"),
+        (["plan", "--post", "/absent"], 2, "missing --new-base"),
         (["plan", "--post", "/absent", "--base", "/absent", "--new-base", "/absent"], 2, "no such"),
         (["plan", "absent.yaml"], 2, "cannot read the recipe"),
         (["nonsense"], 2, "nonsense"),

@@ -19,7 +19,7 @@ def planned(*shapes, dtype="BF16", post="F32", deltas=1):
         new, other = (Tensor(f"t{number}", d, shape, Path(), 0, 0) for d in (dtype, post))
         pairs = tuple(Pair(i, other, new, 1.0) for i in range(deltas))
         tensors.append(OutputTensor(f"t{number}", dtype, shape, new, pairs))
-    return Plan(None, (), tuple(tensors), (), ())
+    return Plan(None, None, (), tuple(tensors), (), ())
 
 
 SHAPES = st.lists(st.lists(st.integers(0, 300), max_size=3).map(tuple), max_size=5)

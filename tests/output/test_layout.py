@@ -21,7 +21,7 @@ def planned(sizes):
         OutputTensor(f"tensor.{i}", "F32", (n,), Tensor("", "F32", (n,), Path(), 0, 4 * n))
         for i, n in enumerate(sizes)
     )
-    return Plan(None, (), tensors, (), ())
+    return Plan(None, None, (), tensors, (), ())
 
 
 @given(st.lists(st.integers(0, 600_000), min_size=1, max_size=30), st.integers(10**6, 5 * 10**6))

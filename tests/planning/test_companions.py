@@ -76,19 +76,26 @@ def test_who_gives_what(tmp_path, files):
     assert (out / "modeling_x.py").read_text() == files["new"]["modeling_x_py"]
 
 
-def test_other_vocabularies_are_refused(tmp_path, files):
-    """Rows that mean other tokens cannot be added by number unless the user says so."""
-    files["new"]["tokenizer_json"] = tokenizer(["b", "a", "<eos>", "<reserved_1>"])
+def test_other_ids_correspond_by_token(tmp_path, files):
+    """Where tokens have other ids, rows and ids of roles go by token; the tokenizer is the new
+    base's, with post's template.
+    """
+    files["new"]["tokenizer_json"] = tokenizer(["b", "<eos>", "a", "<reserved_1>"])
     recipe = lineage(tmp_path, files)
     made = plan(recipe)
-    refused = [f for f in made.refused if f.code == "vocabulary-differs"]
-    assert len(refused) == 2
-    assert "id 0: 'b' and 'a'" in refused[0].what
-    allowed = Recipe(recipe.new_base, recipe.deltas, allow=("vocabulary-differs",))
-    givers = {c.name: c.giver for c in plan(allowed).companions}
+    assert not made.refused
+    assert {f.code for f in made.findings} >= {"tokens-moved", "tokens-renamed"}
+    assert {c.name: c.count for c in made.vocabulary} == {
+        "same id": 1,
+        "same token": 3,
+        "padding": 28,
+    }
+    givers = {c.name: c.giver for c in made.companions}
     assert givers["tokenizer.json"] == "new base"
     assert givers["chat_template.jinja"] == "post"
-    assert "eos_token_id" not in dict(plan(allowed).companions[1].changes)
+    out = mix(recipe, tmp_path / "out").folder
+    assert json.loads((out / "config.json").read_text())["eos_token_id"] == [1, 3]
+    assert json.loads((out / "generation_config.json").read_text())["eos_token_id"] == [1, 3]
 
 
 def test_dtype_is_told(tmp_path, files):

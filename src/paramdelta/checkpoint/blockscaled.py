@@ -125,7 +125,7 @@ def fp8_values(dtype: str) -> "npt.NDArray[np.float64]":
 
 
 def scaled_weights(
-    tensors: Mapping[str, Tensor], config: Mapping[str, Any], where: str
+    tensors: Mapping[str, View], config: Mapping[str, Any], where: str
 ) -> tuple[dict[str, View], tuple[str, ...]]:
     """A checkpoint's tensors with FP8 weights and their scales made one.
 
@@ -139,11 +139,13 @@ def scaled_weights(
     views: dict[str, View] = dict(tensors)
     left: list[str] = []
     for name, weight in tensors.items():
-        if weight.dtype not in _FORMATS or len(weight.shape) != 2:
+        if not isinstance(weight, Tensor) or weight.dtype not in _FORMATS:
+            continue
+        if len(weight.shape) != 2:
             continue
         for ending in _SCALES:
             scale = tensors.get(name + ending)
-            if scale is not None and scale.dtype in _SCALE_DTYPES:
+            if isinstance(scale, Tensor) and scale.dtype in _SCALE_DTYPES:
                 block = _block(weight, scale, config, where)
                 views[name] = BlockScaled(name, "F64", weight.shape, weight, scale, block)
                 del views[scale.name]

@@ -20,6 +20,11 @@ def mix(
     scale: options.Scale = None,
     dtype: options.DType = None,
     allow: options.Allow = None,
+    vocabulary: options.Vocabulary = None,
+    graft: options.Graft = None,
+    take: options.Take = None,
+    maps: options.Map = None,
+    head: options.Head = None,
     shard_size: options.ShardSize = "5GB",
     memory: options.Memory = "256MB",
     workers: options.Workers = None,
@@ -43,7 +48,9 @@ def mix(
 
     if out is None:
         raise UsageError("missing --out", expected="--out DIR, the folder to write")
-    chosen = options.make_recipe(recipe, post, base, new_base, scale, dtype, allow)
+    chosen = options.make_recipe(
+        recipe, post, base, new_base, scale, dtype, allow, vocabulary, graft, take, maps, head
+    )
     plan = api.plan(chosen)
     if as_json:
         typer.echo(json.dumps({"event": "plan", **summary(plan)}, ensure_ascii=False))

@@ -17,6 +17,11 @@ def plan(
     scale: options.Scale = None,
     dtype: options.DType = None,
     allow: options.Allow = None,
+    vocabulary: options.Vocabulary = None,
+    graft: options.Graft = None,
+    take: options.Take = None,
+    maps: options.Map = None,
+    head: options.Head = None,
     memory: options.Memory = "256MB",
     workers: options.Workers = None,
     shard_size: options.ShardSize = "5GB",
@@ -37,7 +42,11 @@ def plan(
     from paramdelta.planning.plan import summary, terms
     from paramdelta.units import parse_size
 
-    made = api.plan(options.make_recipe(recipe, post, base, new_base, scale, dtype, allow))
+    made = api.plan(
+        options.make_recipe(
+            recipe, post, base, new_base, scale, dtype, allow, vocabulary, graft, take, maps, head
+        )
+    )
     budget = api.budget_for(made, memory, workers)
     layout = make_layout(made, parse_size(shard_size))
     free, _ = free_space(out or Path("out"))

@@ -26,6 +26,38 @@ Allow = Annotated[
     list[str] | None,
     typer.Option(metavar="CODE", help="Accept a refused finding; may be given several times."),
 ]
+Vocabulary = Annotated[
+    str | None,
+    typer.Option(
+        metavar="HOW",
+        help="How rows of tokens correspond: auto (by id where the tokenizers agree, else by "
+        "token), id, token, new-base (its rows as they are).",
+    ),
+]
+Graft = Annotated[
+    list[str] | None,
+    typer.Option(metavar="TOKEN", help="Add a token that only post has; repeatable."),
+]
+Take = Annotated[
+    list[str] | None,
+    typer.Option(metavar="TOKEN", help="Post's row outright for a token of both; repeatable."),
+]
+Map = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--map",
+        metavar="RULE",
+        help="Names of post and base as the new base has them: 'model.* -> "
+        "language_model.model.*', or auto; repeatable.",
+    ),
+]
+Head = Annotated[
+    str | None,
+    typer.Option(
+        metavar="HOW",
+        help="An output head of its own where the new base's is tied: untie it, or drop its Δ.",
+    ),
+]
 Memory = Annotated[
     str, typer.Option(metavar="SIZE", help="Memory beyond the interpreter and its libraries.")
 ]
@@ -44,17 +76,23 @@ def make_recipe(
     scale: float | None,
     dtype: str | None,
     allow: list[str] | None,
+    vocabulary: str | None = None,
+    graft: list[str] | None = None,
+    take: list[str] | None = None,
+    maps: list[str] | None = None,
+    head: str | None = None,
 ) -> "Recipe":
-    """A Recipe from a YAML file or from options; ``--allow`` and ``--dtype`` go with both.
+    """A Recipe from a YAML file or from options; what is no checkpoint and no scale goes with both.
 
     Raises:
         UsageError: neither or both were given, or an option is missing.
     """
+    from dataclasses import replace
+
     from paramdelta.dtypes import parse_dtype
     from paramdelta.errors import UsageError
     from paramdelta.recipe import Delta, Recipe, read_recipe
 
-    chosen_dtype = parse_dtype(dtype) if dtype is not None else None
     if file is not None:
         if any(option is not None for option in (post, base, new_base, scale)):
             raise UsageError(
@@ -62,18 +100,21 @@ def make_recipe(
                 expected="either RECIPE.yaml, or --post, --base, --new-base and --scale",
             )
         recipe = read_recipe(file)
-        return Recipe(
-            recipe.new_base,
-            recipe.deltas,
-            chosen_dtype if dtype is not None else recipe.dtype,
-            (*recipe.allow, *(allow or ())),
-        )
-    options = {"--post": post, "--base": base, "--new-base": new_base}
-    missing = [name for name, value in options.items() if value is None]
-    if missing or post is None or base is None or new_base is None:
-        raise UsageError(
-            "missing " + ", ".join(missing),
-            expected="--post P --base B --new-base N, or RECIPE.yaml",
-        )
-    delta = Delta(post, base, 1.0 if scale is None else scale)
-    return Recipe(new_base, (delta,), chosen_dtype, tuple(allow or ()))
+    else:
+        if post is None or new_base is None:
+            options = {"--post": post, "--new-base": new_base}
+            raise UsageError(
+                "missing " + ", ".join(name for name, value in options.items() if value is None),
+                expected="--post P --base B --new-base N, or RECIPE.yaml",
+            )
+        recipe = Recipe(new_base, (Delta(post, base, 1.0 if scale is None else scale),))
+    return replace(
+        recipe,
+        dtype=recipe.dtype if dtype is None else parse_dtype(dtype),
+        allow=(*recipe.allow, *(allow or ())),
+        vocabulary=vocabulary or recipe.vocabulary,
+        graft=(*recipe.graft, *(graft or ())),
+        take=(*recipe.take, *(take or ())),
+        maps=(*recipe.maps, *(maps or ())),
+        head=head or recipe.head,
+    )

@@ -61,6 +61,14 @@ def plan(plan: Plan, budget: Budget, layout: Layout, free: int, tensors: bool) -
         f"  memory    at most {show_size(budget.projected)} beyond the interpreter and its "
         f"libraries ({budget.workers} workers, {show_size(budget.buffer)} a buffer)"
     )
+    if plan.vocabulary:
+        typer.echo("\nrows of tokens")
+    for case in plan.vocabulary:
+        shown = ", ".join(repr(token) for token in case.tokens)
+        rest = " …" if case.count > len(case.tokens) else ""
+        typer.echo(
+            f"  {case.name:<18} {case.count:>8}" + (f"  {shown}{rest}" if case.tokens else "")
+        )
     if plan.companions:
         typer.echo("\nfiles beside the weights")
     for companion in plan.companions:
@@ -264,10 +272,10 @@ def progress_bar(verb: str, as_json: bool) -> Iterator[Reporter]:
 
 def _formula(plan: Plan) -> str:
     terms = [plan.new_base.location.name]
-    for number, delta in enumerate(plan.recipe.deltas):
-        post, base = plan.sources[1 + 2 * number], plan.sources[2 + 2 * number]
+    for delta, (post, base) in zip(plan.recipe.deltas, plan.lineages, strict=True):
         scale = "" if delta.scale == 1 else f"{delta.scale:g} · "
-        terms.append(f"{scale}({post.location.name} − {base.location.name})")
+        minus = f" − {base.location.name}" if base is not None else ""
+        terms.append(f"{scale}({post.location.name}{minus})")
     return " + ".join(terms)
 
 

@@ -112,10 +112,10 @@ class Worker:
     def _inspect(
         self, tensor: OutputTensor, operands: list[npt.NDArray[Any]], result: npt.NDArray[Any]
     ) -> None:
-        sources = self.plan.sources
-        roles = [sources[0].role]
+        roles = [self.plan.new_base.role]
         for pair in tensor.pairs:
-            roles += [sources[1 + 2 * pair.number].role, sources[2 + 2 * pair.number].role]
+            post, base = self.plan.lineages[pair.number]
+            roles += [post.role, base.role if base is not None else ""]
         clean = True
         for role, term, operand in zip(roles, tensor.terms, operands, strict=True):
             count = not_finite(operand, term.view.dtype)
@@ -171,4 +171,5 @@ def not_finite_mask(array: npt.NDArray[Any], dtype: str) -> npt.NDArray[np.bool_
     masks: Mapping[str, int] = {"BF16": 0x7F80, "F16": 0x7C00}
     if dtype in masks:
         return (array & masks[dtype]) == masks[dtype]  # type: ignore[no-any-return]
-    return np.logical_not(np.isfinite(array))
+    finite: npt.NDArray[np.bool_] = np.isfinite(array)
+    return ~finite

@@ -3,15 +3,14 @@ again.
 """
 
 import re
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from paramdelta.checkpoint.checkpoint import Checkpoint
+from paramdelta.output.lock import renamed
 from paramdelta.planning.plan import Plan
-from paramdelta.recipe import Delta, Recipe
 from paramdelta.units import show_count
 from paramdelta.version import __version__
 
@@ -27,7 +26,7 @@ _KEPT = ("license", "license_name", "license_link", "language", "pipeline_tag")
 def model_card(plan: Plan, out: Path) -> str:
     """README.md of the output, with the Hub's metadata in front."""
     cards = [front_matter(source) for source in plan.sources]
-    recipe = _published(plan)
+    recipe = renamed(plan, _public)
     names = list(dict.fromkeys(source.location.name for source in plan.sources))
     metadata: dict[str, Any] = {
         "base_model": names,
@@ -88,15 +87,6 @@ def model_card(plan: Plan, out: Path) -> str:
 def _public(source: Checkpoint) -> str:
     """An address for strangers: a Hub id with its commit, or the mere name of a folder."""
     return source.location.pinned if source.location.repo else source.location.name
-
-
-def _published(plan: Plan) -> Recipe:
-    names = [_public(source) for source in plan.sources]
-    deltas = tuple(
-        Delta(names[1 + 2 * number], names[2 + 2 * number], delta.scale)
-        for number, delta in enumerate(plan.recipe.deltas)
-    )
-    return replace(plan.recipe, new_base=names[0], deltas=deltas)
 
 
 def front_matter(source: Checkpoint) -> dict[str, Any]:

@@ -4,6 +4,7 @@ and made again.
 
 import json
 import platform
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,16 +17,21 @@ from paramdelta.version import __version__
 
 LOCK = "paramdelta.lock.json"
 VERSION = 1
+CHOICES = ("vocabulary", "graft", "take", "maps", "head")  # of a recipe, where not the default
 
 
 def pinned(plan: Plan) -> Recipe:
     """The plan's recipe with addresses that will mean the same tomorrow."""
-    sources = plan.sources
+    return renamed(plan, lambda source: source.location.pinned)
+
+
+def renamed(plan: Plan, name: Callable[[Checkpoint], str]) -> Recipe:
+    """The plan's recipe with addresses given by a function."""
     deltas = tuple(
-        Delta(sources[1 + 2 * i].location.pinned, sources[2 + 2 * i].location.pinned, delta.scale)
-        for i, delta in enumerate(plan.recipe.deltas)
+        Delta(name(post), name(base) if base is not None else None, delta.scale)
+        for (post, base), delta in zip(plan.lineages, plan.recipe.deltas, strict=True)
     )
-    return replace(plan.recipe, new_base=sources[0].location.pinned, deltas=deltas)
+    return replace(plan.recipe, new_base=name(plan.new_base), deltas=deltas)
 
 
 def lock_text(plan: Plan, shard_size: int) -> str:
@@ -81,9 +87,10 @@ def locked_recipe(lock: dict[str, Any], where: Path) -> Recipe:
     """The recipe that a lock holds; raises CheckpointError."""
     try:
         recipe = lock["recipe"]
-        deltas = tuple(Delta(d["post"], d["base"], d["scale"]) for d in recipe["deltas"])
+        deltas = tuple(Delta(d["post"], d.get("base"), d["scale"]) for d in recipe["deltas"])
         dtype = None if recipe["dtype"] == "auto" else recipe["dtype"]
-        return Recipe(recipe["new_base"], deltas, dtype, tuple(recipe["allow"]))
+        choices = {name: recipe[name] for name in CHOICES if name in recipe}
+        return Recipe(recipe["new_base"], deltas, dtype, tuple(recipe["allow"]), **choices)
     except (KeyError, TypeError) as error:
         raise CheckpointError(
             "the lock cannot be understood", where=str(where / LOCK), got=repr(error)

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from paramdelta.checkpoint.checkpoint import Checkpoint
+from paramdelta.checkpoint.checkpoint import Checkpoint, read_json
 from paramdelta.dtypes import torch_name
-from paramdelta.planning.vocabulary import Comparison
+from paramdelta.planning.roles import role_tokens
+from paramdelta.planning.settlement import Settlement
 
 ROLES = ("bos_token_id", "eos_token_id", "pad_token_id")
 _TOKENIZER = re.compile(
@@ -46,24 +47,33 @@ class Companion:
     changes: tuple[tuple[str, Any], ...] = ()
 
 
-def choose(
-    new: Checkpoint,
-    post: Checkpoint,
-    vocabulary: Comparison,
-    dtype: str | None,
-    tied: bool | None,
-) -> tuple[Companion, ...]:
-    """Decide every companion of the output.
+@dataclass(frozen=True)
+class Facts:
+    """What the small files must say of the output's weights.
 
-    ``dtype``: the output's one floating-point dtype (safetensors name), None if there are several.
-    ``tied``: what config.json must say about the output head; None to leave it as it is.
+    ``dtype``: the one floating-point dtype (safetensors name), None if there are several. ``tied``:
+    whether the output head is the input embedding; None to leave config.json as it is. ``rows``:
+    of a vocabulary that has grown, else None. ``dequantised``: the quantisation is gone.
     """
+
+    dtype: str | None
+    tied: bool | None
+    rows: int | None
+    dequantised: bool
+
+
+def choose(
+    new: Checkpoint, post: Checkpoint, settlement: Settlement, facts: Facts
+) -> tuple[Companion, ...]:
+    """Decide every companion of the output."""
     ours, theirs = _companions(new), _companions(post)
     chosen: list[Companion] = []
     for name in sorted(ours.keys() | theirs.keys()):
         if name == "config.json":
             if name in ours:
-                chosen.append(_config(ours[name], new, post, vocabulary, dtype, tied))
+                chosen.append(_config(ours[name], new, post, settlement, facts))
+        elif name == "generation_config.json" and name in theirs:
+            chosen.append(_generation(theirs[name], new, post, settlement))
         elif name.endswith(".py"):
             if name in ours:
                 chosen.append(
@@ -72,7 +82,7 @@ def choose(
         elif not _TOKENIZER.fullmatch(name):
             giver, files = ("post", theirs) if name in theirs else ("new base", ours)
             chosen.append(Companion(name, files[name], giver, "how the model is used"))
-    return tuple(sorted(chosen + _tokenizer(ours, theirs, new, post, vocabulary), key=_by_name))
+    return tuple(sorted(chosen + _tokenizer(ours, theirs, new, post, settlement), key=_by_name))
 
 
 def _by_name(companion: Companion) -> str:
@@ -100,24 +110,23 @@ def _companions(checkpoint: Checkpoint) -> dict[str, Path]:
 
 
 def _config(
-    source: Path,
-    new: Checkpoint,
-    post: Checkpoint,
-    vocabulary: Comparison,
-    dtype: str | None,
-    tied: bool | None,
+    source: Path, new: Checkpoint, post: Checkpoint, settlement: Settlement, facts: Facts
 ) -> Companion:
     changes: dict[str, Any] = {}
-    if vocabulary.same_rows:
-        for role in ROLES:
-            if post.config.get(role) is not None and post.config[role] != new.config.get(role):
-                changes[role] = post.config[role]
-    if dtype is not None:
+    for role in ROLES:
+        ids = _output_ids(post.config.get(role), settlement)
+        if ids is not None and ids != new.config.get(role):
+            changes[role] = ids
+    if facts.dtype is not None:
         key = "torch_dtype" if "torch_dtype" in new.config else "dtype"
-        if new.config.get(key) != torch_name(dtype):
-            changes[key] = torch_name(dtype)
-    if tied is not None and new.config.get("tie_word_embeddings") != tied:
-        changes["tie_word_embeddings"] = tied
+        if new.config.get(key) != torch_name(facts.dtype):
+            changes[key] = torch_name(facts.dtype)
+    if facts.tied is not None:
+        _set(changes, new.config, "tie_word_embeddings", facts.tied)
+    if facts.rows is not None:
+        _set(changes, new.config, "vocab_size", facts.rows)
+    if facts.dequantised and "quantization_config" in new.config:
+        changes["quantization_config"] = None
     if "_name_or_path" in new.config:
         changes["_name_or_path"] = None
     why = "architecture, positions and context length"
@@ -126,45 +135,162 @@ def _config(
     return Companion("config.json", source, "new base", why, tuple(changes.items()))
 
 
+def _set(changes: dict[str, Any], config: Mapping[str, Any], key: str, value: Any) -> None:
+    """Change a key where config.json has it: at the top, or in the text part; at both if need be."""
+    inner = config.get("text_config")
+    if isinstance(inner, Mapping) and key in inner:
+        changes["text_config"] = {**inner, **changes.get("text_config", {}), key: value}
+    if key in config or "text_config" not in changes:
+        changes[key] = value
+
+
+def _output_ids(value: Any, settlement: Settlement) -> Any:
+    """Ids of post as the output's, without those of tokens that it lacks; None if none is left."""
+    if isinstance(value, list):
+        ids = [i for item in value if (i := _output_ids(item, settlement)) is not None]
+        return ids or None
+    if isinstance(value, int) and not isinstance(value, bool):
+        return settlement.output_id(value)
+    return None
+
+
+def _generation(
+    source: Path, new: Checkpoint, post: Checkpoint, settlement: Settlement
+) -> Companion:
+    """Post's generation settings, its token ids as those of the output."""
+    settings = post.read_json("generation_config.json")
+    changes = {
+        key: _output_ids(value, settlement)
+        for key, value in settings.items()
+        if re.search(r"_tokens?_ids?$|^suppress_tokens$|^begin_suppress_tokens$", key)
+        and value is not None
+        and value != _output_ids(value, settlement)
+    }
+    for role in ROLES:  # rather the new base's end of sequence than none
+        if role in changes and changes[role] is None and new.config.get(role) is not None:
+            changes[role] = new.config[role]
+    why = "how the model is used" + ("; ids by token" if changes else "")
+    return Companion("generation_config.json", source, "post", why, tuple(changes.items()))
+
+
 def _tokenizer(
     ours: Mapping[str, Path],
     theirs: Mapping[str, Path],
     new: Checkpoint,
     post: Checkpoint,
-    vocabulary: Comparison,
+    settlement: Settlement,
 ) -> list[Companion]:
     """The tokenizer's files, all from one giver so that they agree with each other.
 
-    Post's where rows correspond by id: its vocabulary is then the new base's own, and its roles and
-    template are wanted. Otherwise the new base's, with post's chat template put in.
+    Post's where it is the new base's own vocabulary, for its roles and template are wanted.
+    Otherwise the new base's, with post's chat template and roles, and grafted tokens, put in.
     """
     our_files = {n: p for n, p in ours.items() if _TOKENIZER.fullmatch(n)}
     their_files = {n: p for n, p in theirs.items() if _TOKENIZER.fullmatch(n)}
+    whose = settlement.same and settlement.mode != "new-base"
+    if their_files and (whose or not our_files):
+        return _posts_tokenizer(their_files, new, post)
     chosen: list[Companion] = []
-    if their_files and (vocabulary.same_rows or not our_files):
-        our_config = new.read_json("tokenizer_config.json")
-        length = our_config.get("model_max_length")
-        for name, path in their_files.items():
-            changes: tuple[tuple[str, Any], ...] = ()
-            why = "same vocabulary; roles and chat template of post"
-            if (
-                name == "tokenizer_config.json"
-                and length is not None
-                and length != post.read_json(name).get("model_max_length")
-            ):
-                changes = (("model_max_length", length),)
-                why += "; context length of the new base"
-            chosen.append(Companion(name, path, "post", why, changes))
-        return chosen
     template = post.read_json("tokenizer_config.json").get("chat_template")
     for name, path in our_files.items():
         if name in their_files and name.startswith("chat_template"):
             continue
-        changes = ()
-        if name == "tokenizer_config.json" and template is not None:
-            changes = (("chat_template", template),)
-        chosen.append(Companion(name, path, "new base", "vocabulary of the new base", changes))
+        changes: dict[str, Any] = {}
+        if name == "tokenizer_config.json":
+            if template is not None:
+                changes["chat_template"] = template
+            changes |= _roles(new, post, settlement)
+        elif name == "special_tokens_map.json":
+            changes |= _roles(new, post, settlement)
+        if settlement.given:
+            changes |= _given(name, path, new, post, settlement)
+        why = "vocabulary of the new base"
+        if changes:
+            why += "; " + ", ".join(_READABLE.get(key, key) for key in changes) + " of post"
+        chosen.append(Companion(name, path, "new base", why, tuple(changes.items())))
     for name, path in their_files.items():
         if name.startswith(("chat_template", "additional_chat_templates")):
             chosen.append(Companion(name, path, "post", "chat template of post"))
     return chosen
+
+
+_READABLE = {
+    "chat_template": "chat template",
+    "added_tokens": "tokens",
+    "added_tokens_decoder": "tokens",
+    "model": "their names",
+}
+
+
+def _posts_tokenizer(
+    files: Mapping[str, Path], new: Checkpoint, post: Checkpoint
+) -> list[Companion]:
+    length = new.read_json("tokenizer_config.json").get("model_max_length")
+    chosen = []
+    for name, path in files.items():
+        changes: tuple[tuple[str, Any], ...] = ()
+        why = "same vocabulary; roles and chat template of post"
+        if (
+            name == "tokenizer_config.json"
+            and length is not None
+            and length != post.read_json(name).get("model_max_length")
+        ):
+            changes = (("model_max_length", length),)
+            why += "; context length of the new base"
+        chosen.append(Companion(name, path, "post", why, changes))
+    return chosen
+
+
+def _roles(new: Checkpoint, post: Checkpoint, settlement: Settlement) -> dict[str, str]:
+    """Post's special-token roles, as far as the output has the tokens."""
+    known, before = settlement.ids, role_tokens(new)
+    return {
+        role: token
+        for role, token in role_tokens(post).items()
+        if token in known and before.get(role) != token
+    }
+
+
+def _given(
+    name: str, path: Path, new: Checkpoint, post: Checkpoint, settlement: Settlement
+) -> dict[str, Any]:
+    """What the tokens that post gives change in one of the tokenizer's files."""
+    assert settlement.post is not None
+    tokens = {out: settlement.post.tokens[p] for out, p in settlement.given.items()}
+    entries = {
+        out: {
+            "content": token,
+            "single_word": False,
+            "lstrip": False,
+            "rstrip": False,
+            "normalized": False,
+            "special": settlement.given[out] in settlement.post.special,
+        }
+        for out, token in tokens.items()
+    }
+    if name == "tokenizer.json":
+        ours = read_json(path)
+        theirs = {
+            token.get("content"): token for token in post.read_json(name).get("added_tokens") or []
+        }
+        kept = [t for t in ours.get("added_tokens") or [] if t.get("id") not in tokens]
+        added = [{**theirs.get(tokens[out], entry), "id": out} for out, entry in entries.items()]
+        changes: dict[str, Any] = {"added_tokens": sorted(kept + added, key=lambda t: t["id"])}
+        vocab = ours["model"].get("vocab")
+        if isinstance(vocab, dict) and any(i in tokens for i in vocab.values()):  # renamed there
+            renamed = {tokens.get(i, token): i for token, i in vocab.items()}
+            changes["model"] = {**ours["model"], "vocab": renamed}
+        return changes
+    if name == "tokenizer_config.json":
+        decoder = new.read_json(name).get("added_tokens_decoder")
+        if not decoder and new.companion("tokenizer.json") is not None:
+            return {}
+        theirs = post.read_json(name).get("added_tokens_decoder") or {}
+        added_here = {
+            str(out): theirs.get(str(settlement.given[out]), entry)
+            for out, entry in entries.items()
+        }
+        return {"added_tokens_decoder": {**(decoder or {}), **added_here}}
+    if name == "added_tokens.json":
+        return {token: out for out, token in tokens.items()}
+    return {}

@@ -1,7 +1,7 @@
 """What the user should know before the mix: severity, place, remedy."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import Enum
 
 
@@ -37,14 +37,42 @@ class Finding:
         return f"{names} and {rest} more" if rest > 0 else names
 
 
-def apply_allowances(findings: Iterable[Finding], allow: Iterable[str]) -> tuple[Finding, ...]:
-    """Turn refusals that the user accepted into warnings; the gravest come first."""
-    allow = set(allow)
-    accepted = [
-        replace(f, severity=Severity.WARNING, what=f"{f.what}; allowed: {f.allowed}", remedy=None)
-        if f.severity is Severity.REFUSED and f.allowed is not None and f.code in allow
-        else f
-        for f in findings
-    ]
-    order = list(Severity)
-    return tuple(sorted(accepted, key=lambda f: order.index(f.severity)))
+@dataclass
+class Findings:
+    """Collects findings; those of one code and place that name a tensor become one."""
+
+    _plain: list[Finding] = field(default_factory=list)
+    _grouped: dict[tuple[str, str], tuple[Finding, list[str]]] = field(default_factory=dict)
+
+    def add(
+        self,
+        severity: Severity,
+        code: str,
+        what: str,
+        where: object,
+        *,
+        tensor: str | None = None,
+        remedy: str | None = None,
+        allowed: str | None = None,
+    ) -> None:
+        """Note a finding; ``where`` is a checkpoint, or text."""
+        finding = Finding(severity, code, what, str(where), (), remedy, allowed)
+        if tensor is None:
+            self._plain.append(finding)
+        else:
+            self._grouped.setdefault((code, str(where)), (finding, []))[1].append(tensor)
+
+    def all(self, allow: Iterable[str]) -> tuple[Finding, ...]:
+        """Everything found; refusals that the user accepted as warnings; the gravest first."""
+        allow = set(allow)
+        grouped = [replace(f, tensors=tuple(names)) for f, names in self._grouped.values()]
+        accepted = [
+            replace(
+                f, severity=Severity.WARNING, what=f"{f.what}; allowed: {f.allowed}", remedy=None
+            )
+            if f.severity is Severity.REFUSED and f.allowed is not None and f.code in allow
+            else f
+            for f in self._plain + grouped
+        ]
+        order = list(Severity)
+        return tuple(sorted(accepted, key=lambda f: order.index(f.severity)))

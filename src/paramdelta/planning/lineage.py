@@ -65,6 +65,11 @@ def read_sample(view: View) -> npt.NDArray[np.float64]:
     return view.float64(start, start + count, fetch)
 
 
+def row_norm(view: View, row: int) -> float:
+    """Euclidean norm of one row of a matrix."""
+    return float(np.linalg.norm(view.float64(row * view.width, (row + 1) * view.width, fetch)))
+
+
 def fetch(tensor: Tensor, start: int, into: memoryview) -> None:
     """Read a run of a stored tensor, opening its file for that alone."""
     file = File(tensor.file)

@@ -1,97 +1,177 @@
-"""Which row of an embedding stands for which token, read from the tokenizer's files.
-
-Here only the question whether rows correspond by number: they do where the vocabularies are equal,
-or differ at most in how reserved tokens are called (Llama 3 -> 3.1).
+"""Vocabularies: which row of an embedding stands for which token, read from the tokenizer's files,
+and how two of them agree.
 """
 
+import difflib
+import itertools
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from paramdelta.checkpoint.checkpoint import Checkpoint, read_json
-from paramdelta.errors import CheckpointError
+from paramdelta.checkpoint.tensor import ABSENT
+from paramdelta.errors import CheckpointError, UsageError
+from paramdelta.planning.sentencepiece import pieces
 from paramdelta.storage.local import read_bytes
 
+Map = npt.NDArray[np.int32]
+
 _RESERVED = re.compile(r"reserved|unused|extra_id|placeholder|^<.*>$|^\[.*\]$", re.IGNORECASE)
+_TENSORS = re.compile(
+    r"(^|\.)(embed_tokens|wte|word_embeddings|embed_in|tok_embeddings|shared|lm_head|embed_out|"
+    r"proj_out|embed_tokens_per_layer|predictions\.decoder)\.(weight|bias)$|"
+    r"^output\.weight$|(^|\.)predictions\.bias$"
+)
+
+
+def has_rows_of_tokens(name: str) -> bool:
+    """Whether the first axis of a tensor of this name counts tokens: embedding, head, its bias."""
+    return _TENSORS.search(name) is not None
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """How two vocabularies agree.
+class Vocabulary:
+    """A checkpoint's tokens by id; ``special``: ids of tokens that stand outside the text."""
 
-    ``known``: both could be read. ``renamed``: ids with different names of which one at least is a
-    special or reserved token. ``different``: ids whose tokens are really others, or that only one
-    has.
-    """
+    tokens: Mapping[int, str]
+    special: frozenset[int] = frozenset()
+    ids: Mapping[str, int] = field(init=False, repr=False)
 
-    known: bool
-    renamed: tuple[int, ...] = ()
-    different: tuple[int, ...] = ()
-    example: str = ""
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "ids", {token: i for i, token in self.tokens.items()})
 
     @property
-    def same_rows(self) -> bool:
-        """Whether row i means the same in both, as far as can be told."""
-        return not self.different
+    def size(self) -> int:
+        """Rows that an embedding for it needs."""
+        return max(self.tokens, default=-1) + 1
 
 
-def compare(one: Checkpoint, other: Checkpoint) -> Comparison:
-    """Compare the vocabularies of two checkpoints by id."""
-    first, second = read_vocabulary(one), read_vocabulary(other)
-    if first is None or second is None:
-        return Comparison(known=False)
-    renamed, different = [], []
-    for token_id in sorted(first.keys() | second.keys()):
-        a, b = first.get(token_id), second.get(token_id)
-        if a == b:
-            continue
-        if a is not None and b is not None and (_RESERVED.search(a) or _RESERVED.search(b)):
-            renamed.append(token_id)
-        else:
-            different.append(token_id)
-    shown = (different or renamed)[:1]
-    example = "".join(f"id {i}: {first.get(i)!r} and {second.get(i)!r}" for i in shown)
-    return Comparison(True, tuple(renamed), tuple(different), example)
-
-
-def read_vocabulary(checkpoint: Checkpoint) -> dict[int, str] | None:
-    """The checkpoint's tokens by id, from tokenizer.json, vocab.json or vocab.txt.
-
-    A SentencePiece model stands as one entry, its bytes, so that equal files are equal. None where
-    there is no tokenizer.
+def read_vocabulary(checkpoint: Checkpoint) -> Vocabulary | None:
+    """The checkpoint's tokens, from the first of tokenizer.json, tokenizer.model or spiece.model,
+    vocab.json and vocab.txt that is there. None where there is no tokenizer.
 
     Raises:
         CheckpointError: a tokenizer file that cannot be understood.
     """
     try:
         return _read(checkpoint)
-    except (TypeError, ValueError, KeyError, AttributeError) as error:
+    except (TypeError, ValueError, KeyError, AttributeError, IndexError) as error:
         raise CheckpointError(
             "the tokenizer's files cannot be understood",
             where=checkpoint.location.address,
             got=repr(error)[:120],
+            remedy="get them again, or choose --vocabulary id",
         ) from None
 
 
-def _read(checkpoint: Checkpoint) -> dict[int, str] | None:
+def _read(checkpoint: Checkpoint) -> Vocabulary | None:
     if path := checkpoint.companion("tokenizer.json"):
         tokenizer = read_json(path)
-        vocabulary = _by_id(tokenizer["model"].get("vocab", {}))
-        for token in tokenizer.get("added_tokens", []):
-            vocabulary[int(token["id"])] = str(token["content"])
-        return vocabulary
-    if path := checkpoint.companion("vocab.json"):
-        return _by_id(read_json(path) | checkpoint.read_json("added_tokens.json"))
-    if path := checkpoint.companion("vocab.txt"):
-        return dict(enumerate(read_bytes(path).decode("utf-8").splitlines()))
-    for name in ("tokenizer.model", "spiece.model"):
+        tokens = _by_id(tokenizer["model"].get("vocab", {}))
+        added = tokenizer.get("added_tokens") or []
+        tokens |= {int(token["id"]): str(token["content"]) for token in added}
+        special = frozenset(int(token["id"]) for token in added if token.get("special"))
+        return Vocabulary(tokens, special)
+    added = _added_tokens(checkpoint)
+    special = frozenset(added)
+    for name in ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model"):
         if path := checkpoint.companion(name):
-            return {-1: read_bytes(path).hex()}
+            return Vocabulary(dict(enumerate(pieces(read_bytes(path)))) | added, special)
+    if path := checkpoint.companion("vocab.json"):
+        return Vocabulary(_by_id(read_json(path)) | added, special)
+    if path := checkpoint.companion("vocab.txt"):
+        words = read_bytes(path).decode("utf-8").splitlines()
+        return Vocabulary(dict(enumerate(words)) | added, special)
     return None
+
+
+def _added_tokens(checkpoint: Checkpoint) -> dict[int, str]:
+    decoder = checkpoint.read_json("tokenizer_config.json").get("added_tokens_decoder") or {}
+    added = {int(i): str(token["content"]) for i, token in decoder.items()}
+    return added | {int(i): t for t, i in checkpoint.read_json("added_tokens.json").items()}
 
 
 def _by_id(vocabulary: Mapping[str, Any] | list[Any]) -> dict[int, str]:
     if isinstance(vocabulary, Mapping):  # BPE, WordPiece, WordLevel
         return {int(token_id): str(token) for token, token_id in vocabulary.items()}
     return {i: str(piece[0]) for i, piece in enumerate(vocabulary)}  # Unigram: [piece, score]
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How another vocabulary agrees with the new base's.
+
+    ``rows``: for each id of the new base the other's id of the same token, or ABSENT. ``renamed``:
+    ids at which a reserved token has another name. ``moved``: how many tokens have another id.
+    ``only_new``, ``only_other``: ids whose token the other one lacks, in each numbering.
+    """
+
+    rows: Map
+    renamed: tuple[int, ...]
+    moved: int
+    only_new: tuple[int, ...]
+    only_other: tuple[int, ...]
+
+    @property
+    def by_id(self) -> bool:
+        """Whether every token that both have has one id."""
+        return not self.moved
+
+    @property
+    def same(self) -> bool:
+        """Whether the two are one vocabulary, but for the names of reserved tokens."""
+        return not (self.moved or self.only_new or self.only_other)
+
+
+def compare(new: Vocabulary, other: Vocabulary) -> Agreement:
+    """Find each token of the new base in another vocabulary: by its text, and where that fails, by
+    its id if one of the two names there is a reserved one that the other vocabulary does not know.
+    """
+    rows = np.full(new.size, ABSENT, np.int32)
+    renamed: list[int] = []
+    moved = 0
+    for token_id, token in new.tokens.items():
+        found = other.tokens.get(token_id)
+        if found == token:
+            rows[token_id] = token_id
+        elif token in other.ids:
+            rows[token_id] = other.ids[token]
+            moved += 1
+        elif (
+            found is not None
+            and found not in new.ids
+            and (_RESERVED.search(token) or _RESERVED.search(found))
+        ):
+            rows[token_id] = token_id
+            renamed.append(token_id)
+    matched = set(rows[rows != ABSENT].tolist())
+    return Agreement(
+        rows,
+        tuple(sorted(renamed)),
+        moved,
+        tuple(i for i in sorted(new.tokens) if rows[i] == ABSENT),
+        tuple(i for i in sorted(other.tokens) if i not in matched),
+    )
+
+
+def find_token(token: str, vocabulary: Vocabulary, option: str, where: str) -> int:
+    """A token's id; raises UsageError with near misses."""
+    if token in vocabulary.ids:
+        return vocabulary.ids[token]
+    special = [t for i, t in vocabulary.tokens.items() if i in vocabulary.special]
+    near = difflib.get_close_matches(token, special or list(vocabulary.ids), 3, 0.5)
+    raise UsageError(
+        f"{option} {token!r}: no such token",
+        where=where,
+        expected="one of its tokens" + (f", such as {', '.join(near)}" if near else ""),
+    )
+
+
+def first_tokens(vocabulary: Vocabulary, ids: Iterable[int], most: int = 4) -> tuple[str, ...]:
+    """The first few of these ids' tokens."""
+    known = (vocabulary.tokens[i] for i in ids if i in vocabulary.tokens)
+    return tuple(itertools.islice(known, most))

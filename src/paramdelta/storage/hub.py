@@ -4,18 +4,13 @@ from pathlib import Path
 
 from paramdelta.errors import StorageError
 
-# Weights as safetensors and the small files beside them; never pickles, whatever else a repo holds.
-_WANTED = [
-    "*.safetensors",
-    "*.json",
-    "*.txt",
-    "*.model",
-    "*.jinja",
-    "*.py",
-    "README.md",
-    "LICENSE*",
-]
-_UNWANTED = ["*.bin", "*.pt", "*.pth", "*.gguf", "*.onnx", "onnx/*", "openvino/*", "original/*"]
+# Weights in the order in which a folder's are chosen: pickles only where a repo has no safetensors.
+_WEIGHTS = (["*.safetensors"], ["pytorch_model*.bin"], ["*.bin", "*.pt", "*.pth"])
+_BESIDE = ["*.json", "*.txt", "*.model", "*.jinja", "*.py", "README.md", "LICENSE*"]
+_UNWANTED = ["onnx/*", "openvino/*", "original/*", "*/*.bin", "*/*.pt", "*/*.pth"]
+# What training leaves beside the weights.
+_UNWANTED += ["training_args.bin", "optimizer.bin", "scheduler.bin", "rng_state*.pth"]
+_UNWANTED += ["optimizer.pt", "scheduler.pt", "scaler.pt"]
 
 
 def download(repo: str, revision: str | None) -> tuple[Path, str]:
@@ -37,12 +32,20 @@ def download(repo: str, revision: str | None) -> tuple[Path, str]:
     )
 
     where = f"{repo}@{revision}" if revision else repo
+    commit = revision
     try:
-        folder = Path(
-            snapshot_download(
-                repo, revision=revision, allow_patterns=_WANTED, ignore_patterns=_UNWANTED
+        for weights in _WEIGHTS:
+            folder = Path(
+                snapshot_download(
+                    repo,
+                    revision=commit,
+                    allow_patterns=[*weights, *_BESIDE],
+                    ignore_patterns=_UNWANTED,
+                )
             )
-        )
+            commit = folder.name  # the same one, whatever is pushed meanwhile
+            if any(any(folder.glob(pattern)) for pattern in weights):
+                break
     except GatedRepoError:
         raise StorageError(
             "access to this model must be asked for",

@@ -1,0 +1,613 @@
+"""Recipe and checkpoints -> Plan.
+
+Made from headers, config files and tokenizer files alone, plus a few MB of weights for the questions
+whether the checkpoints are relatives and whether rows were trained. Nothing is written.
+"""
+
+import shlex
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from paramdelta.checkpoint.blockscaled import BlockScaled, scaled_weights
+from paramdelta.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from paramdelta.checkpoint.tensor import View, Zeros
+from paramdelta.dtypes import DTYPES
+from paramdelta.errors import UsageError
+from paramdelta.planning import companions, lineage, names
+from paramdelta.planning.architecture import compare_architecture
+from paramdelta.planning.experts import relaid
+from paramdelta.planning.findings import Findings, Severity
+from paramdelta.planning.plan import OutputTensor, Pair, Plan
+from paramdelta.planning.roles import needed
+from paramdelta.planning.settlement import Case, Settlement, picked, settle
+from paramdelta.planning.vocabulary import first_tokens, has_rows_of_tokens, read_vocabulary
+from paramdelta.recipe import Recipe
+
+COPIED = "copied from the new base"
+LOOK = "look whether it is the right checkpoint"
+UNTRAINED = 0.1  # of the median row norm: a row below this was hardly ever trained
+NEIGHBOURS = 65  # rows, spread over the vocabulary, that the median is taken of
+SPECIAL = 512  # special tokens, at most, whose rows are looked at
+SHARED = 0.5  # of a vocabulary: with less in common, one belongs to another family
+
+
+def make_plan(recipe: Recipe) -> Plan:
+    """Open the checkpoints of a recipe by their headers and decide everything.
+
+    Raises:
+        UsageError: an address that is no checkpoint, or a choice that cannot be meant.
+        CheckpointError: damaged or hostile files.
+        StorageError: something cannot be read or downloaded.
+    """
+    opened: dict[str, Checkpoint] = {}
+
+    def open_once(address: str, role: str) -> Checkpoint:
+        if address not in opened:
+            opened[address] = open_checkpoint(address, role)
+        return replace(opened[address], role=role)
+
+    return _Planner(recipe, open_once).plan()
+
+
+@dataclass
+class _Source:
+    """A checkpoint and its tensors as operands, under the names of the new base."""
+
+    checkpoint: Checkpoint
+    views: dict[str, View] = field(default_factory=dict)
+    deltas: dict[str, View] = field(default_factory=dict)  # an adapter's, each a Δ by itself
+
+    def __str__(self) -> str:
+        return str(self.checkpoint)
+
+
+@dataclass
+class _Lineage:
+    """Post and base of one Δ; ``at``: post's number among all sources, base's is the next."""
+
+    post: _Source
+    base: _Source
+    scale: float
+    at: int
+
+
+class _Planner:
+    """Collects output tensors and findings; one instance makes one plan."""
+
+    def __init__(self, recipe: Recipe, open_once: Callable[[str, str], Checkpoint]) -> None:
+        self.recipe = recipe
+        self.findings = Findings()
+        self.new = self.source(open_once(recipe.new_base, "new base"))
+        self.lineages: list[_Lineage] = []
+        several = len(recipe.deltas) > 1
+        for number, delta in enumerate(recipe.deltas, 1):
+            tag = f" {number}" if several else ""
+            post = self.source(open_once(delta.post, f"post{tag}"))
+            if delta.base is None:
+                raise UsageError(
+                    "a Δ needs the base that post was trained from",
+                    where=delta.post,
+                    expected="--base (only a LoRA adapter is a Δ by itself)",
+                )
+            base = self.source(open_once(delta.base, f"base{tag}"))
+            self.lineages.append(_Lineage(post, base, delta.scale, 2 * number - 1))
+
+    @property
+    def others(self) -> list[_Source]:
+        """All sources but the new base: post and base of every Δ."""
+        return [source for each in self.lineages for source in (each.post, each.base)]
+
+    @property
+    def sources(self) -> list[_Source]:
+        """All of them, the new base first."""
+        return [self.new, *self.others]
+
+    def source(self, checkpoint: Checkpoint) -> _Source:
+        """A checkpoint's tensors as operands: FP8 weights together with their scales."""
+        views, left = scaled_weights(
+            checkpoint.tensors, checkpoint.config, checkpoint.location.address
+        )
+        for name in left:
+            self.findings.add(
+                Severity.NOTE,
+                "scale-left",
+                "scales of activations are left out with the quantisation",
+                checkpoint,
+                tensor=name,
+            )
+        return _Source(checkpoint, views)
+
+    def plan(self) -> Plan:
+        self.align()
+        self.settlement = self.settle()
+        tied = self.tie()
+        tensors = [self.output(name) for name in self.names]
+        self.leftovers()
+        likeness = self.relatives()
+        for source in self.others:
+            compare_architecture(self.new.checkpoint, source.checkpoint, self.findings)
+        cases = self.vocabulary()
+        dtypes = {t.dtype for t in tensors if DTYPES[t.dtype].mixable}
+        dtype = next(iter(dtypes)) if len(dtypes) == 1 else None
+        post = self.lineages[0].post.checkpoint
+        chosen = companions.choose(
+            self.new.checkpoint,
+            post,
+            self.settlement,
+            companions.Facts(dtype, tied, self.grown(tensors), self.dequantised),
+        )
+        # Wider elements first, as the format's own writer does: every tensor stays aligned.
+        tensors.sort(key=lambda tensor: -DTYPES[tensor.dtype].size)
+        return Plan(
+            self.recipe,
+            self.new.checkpoint,
+            tuple((each.post.checkpoint, each.base.checkpoint) for each in self.lineages),
+            tuple(tensors),
+            chosen,
+            self.findings.all(self.recipe.allow),
+            likeness,
+            cases,
+        )
+
+    # -- names -------------------------------------------------------------------------------------
+
+    def align(self) -> None:
+        """Bring every source's tensors under the names of the new base."""
+        rules = [names.parse_rule(text) for text in self.recipe.maps if text != "auto"]
+        used: set[str] = set()
+        for source in self.others:
+            source.views, changed = names.renamed(source.views, rules, self.new.views)
+            used |= changed.keys()
+            for text, count in changed.items():
+                self.note("mapped", f"{count} names are read as {text}", source)
+            source.views, change = names.bridged(source.views, self.new.views)
+            if change is not None:
+                self.note("prefix", f"tensor names are read as {change}…", source)
+            source.views, moved = relaid(source.views, self.new.views)
+            if moved:
+                self.note("experts", "experts are read in the layout of the new base", source)
+            self.propose(source)
+        for rule in rules:
+            if rule.text not in used:
+                raise names.unused_rule(
+                    rule, [name for source in self.others for name in source.views]
+                )
+
+    def propose(self, source: _Source) -> None:
+        """Apply or mention the rules under which more names would agree."""
+        proposals = names.propose(source.views, self.new.views)
+        if not proposals:
+            return
+        shown = "; ".join(map(str, proposals))
+        if "auto" in self.recipe.maps:
+            rules = [proposal.rule for proposal in proposals]
+            source.views, _ = names.renamed(source.views, rules, self.new.views)
+            self.note("mapped", f"by --map auto, names are read as {shown}", source)
+        else:
+            self.note(
+                "map-proposed",
+                f"more names would agree under {shown}",
+                source,
+                remedy="--map auto takes this, --map 'RULE' a rule of yours",
+            )
+
+    def note(self, code: str, what: str, source: _Source, remedy: str | None = None) -> None:
+        self.findings.add(Severity.NOTE, code, what, source, remedy=remedy)
+
+    # -- the output head ---------------------------------------------------------------------------
+
+    def tie(self) -> bool | None:
+        """Settle the output head; what config.json must say about it, None to leave it as it is.
+
+        Tied is a fact about the output. As soon as one checkpoint has a head of its own, so has the
+        output, and in those that have none the input embedding stands for it; unless the new base
+        has none and the recipe says to drop the others' Δ.
+        """
+        self.names = list(self.new.views)
+        pair = names.head_and_embedding(source.views for source in self.sources)
+        if pair is None:
+            return None
+        head, embedding = pair
+        tied = [self.has_tied_head(source, head, embedding) for source in self.sources]
+        _, said = names.tie_of(self.new.checkpoint.config)
+        owners = [
+            source
+            for source, is_tied in zip(self.sources, tied, strict=True)
+            if not is_tied and head in source.views
+        ]
+        if not owners or (tied[0] and self.recipe.head == "drop"):
+            for source, is_tied in zip(self.sources, tied, strict=True):
+                if is_tied or tied[0]:
+                    self.drop_head(source, head, is_tied)
+            return None
+        if not tied[0] and self.new not in owners:
+            return None  # untied and without a head: the findings on names will say so
+        for source, is_tied in zip(self.sources, tied, strict=True):
+            if is_tied and embedding in source.views:
+                source.views[head] = source.views[embedding]
+        if head not in self.names:
+            self.names.append(head)
+        if not tied[0]:
+            return False if said else None
+        who = " and ".join(str(owner) for owner in owners)
+        self.findings.add(
+            Severity.WARNING,
+            "untied",
+            f"only {who} has an output head of its own; the output gets one, and config.json says "
+            "tie_word_embeddings: false",
+            self.new,
+            tensor=head,
+            remedy="--head drop keeps the output tied and leaves the head's Δ out",
+        )
+        return False
+
+    def has_tied_head(self, source: _Source, head: str, embedding: str) -> bool:
+        """Whether the head is the embedding, whatever config.json says of a head that is stored."""
+        tied = names.is_tied(head, source.views, source.checkpoint.config)
+        if tied and {head, embedding} <= source.views.keys():
+            one, other = source.views[head], source.views[embedding]
+            if one.shape != other.shape or not np.array_equal(
+                lineage.read_sample(one), lineage.read_sample(other), equal_nan=True
+            ):
+                self.findings.add(
+                    Severity.WARNING,
+                    "not-tied",
+                    "config.json says that the output head is the input embedding, but the one "
+                    "that is stored differs from it, and counts",
+                    source,
+                    tensor=head,
+                )
+                return False
+        return tied
+
+    def drop_head(self, source: _Source, head: str, repeats: bool) -> None:
+        """Leave a stored head out: it repeats the embedding, or its Δ is not wanted."""
+        if source is self.new and head in self.names:
+            self.names.remove(head)
+        if source.views.pop(head, None) is None:
+            return
+        if repeats:
+            what = "the stored output head repeats the embedding and is left out"
+            self.findings.add(Severity.NOTE, "head-repeats", what, source, tensor=head)
+        else:
+            what = "the output head's Δ is left out (--head drop)"
+            self.findings.add(Severity.WARNING, "head-dropped", what, source, tensor=head)
+
+    # -- tensors -----------------------------------------------------------------------------------
+
+    def output(self, name: str) -> OutputTensor:
+        """Decide one output tensor."""
+        new = self.new.views.get(name)
+        if new is None:  # a head that only others have stored
+            raise AssertionError(name)
+        if names.is_buffer(new):
+            what = "constants are copied, not mixed"
+            self.findings.add(Severity.NOTE, "buffer", what, self.new, tensor=name)
+            return OutputTensor(name, new.dtype, new.shape, new, why="constant buffer")
+        if not new.kind.mixable:
+            self.unmixable(name, new)
+            return OutputTensor(name, new.dtype, new.shape, new, why=f"{new.dtype}, not a weight")
+        stored = "BF16" if isinstance(new, BlockScaled) else new.dtype
+        target = self.recipe.dtype or stored
+        of_tokens = has_rows_of_tokens(name)
+        if of_tokens and self.settlement.mode == "new-base":
+            return OutputTensor(name, target, new.shape, new, why="vocabulary of the new base")
+        pairs = [self.pair(name, new, each, number) for number, each in enumerate(self.lineages)]
+        known = self.settlement.mode != "unknown"
+        if of_tokens and known and not self.settlement.plain(self.heights(name)):
+            return self.by_token(name, target, new, pairs)
+        fitting = tuple(self.fitting(pair, new) for pair in pairs if pair is not None)
+        kept = tuple(pair for pair in fitting if pair is not None)
+        return OutputTensor(name, target, new.shape, new, kept, "" if kept else "no Δ for it")
+
+    def unmixable(self, name: str, new: View) -> None:
+        if new.dtype.startswith(("F8", "F6", "F4", "C")) or self.new.checkpoint.config.get(
+            "quantization_config"
+        ):
+            self.findings.add(
+                Severity.REFUSED,
+                "quantised",
+                f"weights are stored as {new.dtype} without scales that are known",
+                self.new,
+                tensor=name,
+                remedy="use an unquantised (BF16, F16 or F32) release of the model",
+            )
+        else:
+            what = "integer and boolean tensors are copied, not mixed"
+            self.findings.add(Severity.NOTE, "integer", what, self.new, tensor=name)
+
+    def pair(self, name: str, new: View, each: _Lineage, number: int) -> Pair | None:
+        """The operands of one Δ for one tensor; None, with a finding, if it cannot be formed."""
+        if name in each.post.deltas:
+            delta = each.post.deltas[name]
+            return Pair(number, delta, Zeros("zeros", delta.dtype, delta.shape), each.scale)
+        post, base = each.post.views.get(name), each.base.views.get(name)
+        if post is None and each.post.deltas:
+            return None  # an adapter speaks only of what it changes
+        if post is None and base is None:
+            if number == 0:
+                what = f"tensors that neither post nor base has are {COPIED}"
+                self.findings.add(Severity.WARNING, "only-in-new-base", what, self.new, tensor=name)
+            return None
+        if post is None or base is None:
+            source = each.post if post is None else each.base
+            self.findings.add(
+                Severity.REFUSED,
+                "missing-in-post" if post is None else "missing-in-base",
+                f"tensors are missing in {source.checkpoint.role}, so they have no Δ",
+                source,
+                tensor=name,
+                remedy=LOOK,
+                allowed=COPIED,
+            )
+            return None
+        for view, source in ((post, each.post), (base, each.base)):
+            if not view.kind.mixable:
+                self.findings.add(
+                    Severity.REFUSED,
+                    "quantised",
+                    f"stored as {view.dtype} without scales that are known",
+                    source,
+                    tensor=name,
+                    remedy="use an unquantised (BF16, F16 or F32) release of the model",
+                )
+                return None
+        return Pair(number, post, base, each.scale)
+
+    def fitting(self, pair: Pair, new: View) -> Pair | None:
+        """The pair if its shapes are the new base's; else None, with a finding."""
+        each = self.lineages[pair.number]
+        for view, source in ((pair.post, each.post), (pair.base, each.base)):
+            if view.shape != new.shape:
+                self.findings.add(
+                    Severity.REFUSED,
+                    "shape-differs",
+                    f"other shapes than in the new base, the first {list(view.shape)} "
+                    f"and not {list(new.shape)}",
+                    source,
+                    tensor=new.name,
+                    remedy=LOOK,
+                    allowed=COPIED,
+                )
+                return None
+            if view.dtype != new.dtype and not isinstance(view, Zeros):
+                stored = {part.dtype for part in view.parts}
+                self.findings.add(
+                    Severity.NOTE,
+                    "dtype-differs",
+                    f"stored as {' and '.join(sorted(stored))} where the new base has "
+                    f"{' and '.join(sorted({part.dtype for part in new.parts}))}; "
+                    "mixed without loss",
+                    source,
+                    tensor=new.name,
+                )
+        return pair
+
+    def leftovers(self) -> None:
+        """Tensors that the output does not get."""
+        wanted = set(self.names)
+        for each in self.lineages:
+            for name, view in (each.post.views | each.post.deltas).items():
+                if name in wanted:
+                    continue
+                if names.is_buffer(view) or not view.kind.mixable:
+                    what = "constants left out"
+                    self.findings.add(Severity.NOTE, "buffer-left", what, each.post, tensor=name)
+                else:
+                    both = name in each.base.views
+                    self.findings.add(
+                        Severity.REFUSED,
+                        "missing-in-new-base" if both else "only-in-post",
+                        f"tensors of {each.post.checkpoint.role} have no place in the new base",
+                        each.post,
+                        tensor=name,
+                        remedy=LOOK,
+                        allowed="left out",
+                    )
+            for name in each.base.views.keys() - wanted - each.post.views.keys():
+                self.findings.add(
+                    Severity.NOTE, "only-in-base", "tensors left out", each.base, tensor=name
+                )
+
+    @property
+    def dequantised(self) -> bool:
+        """Whether the new base's weights are FP8 with scales, which the output does not have."""
+        return any(isinstance(view, BlockScaled) for view in self.new.views.values())
+
+    # -- rows of tokens ----------------------------------------------------------------------------
+
+    def settle(self) -> Settlement:
+        """Read the vocabularies and decide how their rows correspond."""
+        mode = self.recipe.vocabulary
+        known = [
+            read_vocabulary(source.checkpoint) if mode not in ("id", "new-base") or at < 2 else None
+            for at, source in enumerate(self.sources)
+        ]
+        return settle(known, mode, self.recipe.graft, self.recipe.take, str(self.lineages[0].post))
+
+    def heights(self, name: str) -> list[int]:
+        """Rows of a tensor in every source that has it, the new base's first."""
+        views = [source.deltas.get(name, source.views.get(name)) for source in self.sources]
+        return [
+            view.shape[0] if view is not None and view.shape else 0
+            for view in views
+            if view is not None
+        ]
+
+    def by_token(self, name: str, target: str, new: View, pairs: list[Pair | None]) -> OutputTensor:
+        """An output tensor whose rows correspond by the settlement."""
+        rows = new.shape[0]
+        height = self.settlement.height(rows)
+        shape = (height, *new.shape[1:])
+        operand = new
+        first = pairs[0].post if pairs[0] is not None else None
+        if first is not None and first.shape[1:] == new.shape[1:]:
+            outright = self.settlement.outright(height, rows, first.shape[0])
+            if outright is not None:
+                operand = picked(name, shape, (new, first), outright)
+        kept = []
+        for pair in pairs:
+            if pair is None:
+                continue
+            each = self.lineages[pair.number]
+            if pair.post.shape[1:] != new.shape[1:] or pair.base.shape[1:] != new.shape[1:]:
+                self.fitting(pair, new)
+                continue
+            post = self.settlement.rows(each.at, height, rows, pair.post.shape[0])
+            base = self.settlement.rows(each.at + 1, height, rows, pair.base.shape[0])
+            absent = (post < 0) | (base < 0)
+            post[absent] = base[absent] = -1
+            kept.append(
+                replace(
+                    pair,
+                    post=picked(name, shape, (pair.post,), post),
+                    base=picked(name, shape, (pair.base,), base),
+                )
+            )
+        return OutputTensor(
+            name, target, shape, operand, tuple(kept), "" if kept else "no Δ for it"
+        )
+
+    def grown(self, tensors: list[OutputTensor]) -> int | None:
+        """Rows of the output's embedding if they are more than the new base's, else None."""
+        heights = [
+            tensor.shape[0]
+            for tensor in tensors
+            if has_rows_of_tokens(tensor.name)
+            and tensor.shape[0] != self.new.views[tensor.name].shape[0]
+        ]
+        return max(heights, default=None)
+
+    def vocabulary(self) -> tuple[Case, ...]:
+        """Say what becomes of the rows of tokens; their fates, for people."""
+        settlement, each = self.settlement, self.lineages[0]
+        new, post = settlement.new, settlement.post
+        embedding = next((n for n in self.names if has_rows_of_tokens(n)), None)
+        if new is None or post is None or embedding is None:
+            return ()
+        known = zip(self.sources, settlement.agreements, settlement.vocabularies, strict=True)
+        for source, agreement, other in known:
+            if agreement is None or other is None or settlement.forced:
+                continue
+            if agreement.renamed:
+                first = agreement.renamed[0]
+                self.note(
+                    "tokens-renamed",
+                    f"{len(agreement.renamed)} reserved tokens have other names (first id {first}: "
+                    f"{new.tokens[first]!r} and {other.tokens[first]!r}); rows correspond by id",
+                    source,
+                )
+            if agreement.moved:
+                self.note(
+                    "tokens-moved",
+                    f"{agreement.moved} tokens have other ids than in the new base; rows "
+                    "correspond by token",
+                    source,
+                )
+            shared = 1 - len(agreement.only_other) / max(1, len(other.tokens))
+            if shared < SHARED:
+                self.findings.add(
+                    Severity.REFUSED,
+                    "vocabulary-unrelated",
+                    f"only {100 * shared:.0f} % of its tokens are in the new base's vocabulary",
+                    source,
+                    remedy="look whether it is the right checkpoint; or --vocabulary new-base",
+                    allowed="the rows of the tokens that both have are mixed",
+                )
+        self.missing_tokens(each)
+        self.untrained(embedding, each)
+        return settlement.cases(self.heights(embedding)[:3])
+
+    def missing_tokens(self, each: _Lineage) -> None:
+        """Tokens of post that the output does not get."""
+        post = self.settlement.post
+        missing = self.settlement.only_in_post
+        if post is None or not missing or self.settlement.mode == "new-base":
+            return
+        vital = needed(each.post.checkpoint, post, missing)
+        if vital:
+            options = " ".join(f"--graft {shlex.quote(post.tokens[i])}" for i in vital)
+            self.findings.add(
+                Severity.REFUSED,
+                "post-only-tokens",
+                f"the new base lacks {len(vital)} tokens that post's conversations need: "
+                + ", ".join(first_tokens(post, vital)),
+                each.post,
+                remedy=options,
+                allowed="left out: chat template and ends of turns will not work as in post",
+            )
+        rest = [i for i in missing if i not in set(vital)]
+        if rest:
+            self.note(
+                "tokens-left",
+                f"{len(rest)} tokens that the new base lacks are left out (first "
+                + ", ".join(first_tokens(post, rest))
+                + ")",
+                each.post,
+                remedy="--graft TOKEN adds one with post's row",
+            )
+
+    def untrained(self, embedding: str, each: _Lineage) -> None:
+        """Recommend post's rows for special tokens whose rows in the new base nobody trained."""
+        new, post = self.settlement.new, self.settlement.post
+        ours, theirs = self.new.views.get(embedding), each.post.views.get(embedding)
+        if new is None or post is None or ours is None or theirs is None:
+            return
+        shared = [
+            (new.ids[post.tokens[i]], i)
+            for i in sorted(post.special)
+            if post.tokens[i] in new.ids and i < theirs.shape[0]
+        ]
+        shared = [(i, j) for i, j in shared if i < ours.shape[0] and i not in self.settlement.takes]
+        if not shared or len(ours.shape) != 2:
+            return
+        usual = np.linspace(0, min(new.size, ours.shape[0]) - 1, NEIGHBOURS).astype(int).tolist()
+        neighbours = float(np.median([lineage.row_norm(ours, row) for row in usual]))
+        found = [
+            post.tokens[j]
+            for i, j in shared[:SPECIAL]
+            if lineage.row_norm(ours, i) < UNTRAINED * neighbours
+            and lineage.row_norm(theirs, j) >= UNTRAINED * neighbours
+        ]
+        if found:
+            self.findings.add(
+                Severity.WARNING,
+                "untrained-rows",
+                f"the new base never trained the rows of {len(found)} special tokens that post "
+                f"uses ({', '.join(found[:4])}): their norm is below {UNTRAINED:g} of the others'",
+                self.new,
+                remedy=" ".join(f"--take {shlex.quote(t)}" for t in found[:8])
+                + ": post's rows outright",
+            )
+
+    # -- whole checkpoints -------------------------------------------------------------------------
+
+    def relatives(self) -> dict[str, lineage.Likeness]:
+        """Warn where two checkpoints were never the same model, or are one and the same."""
+        chosen = lineage.sample(self.names, [source.views for source in self.sources])
+        result: dict[str, lineage.Likeness] = {}
+        for each in self.lineages:
+            for one, other in ((each.base, self.new), (each.base, each.post)):
+                like = lineage.likeness(chosen, one.views, other.views)
+                if like is None:
+                    continue
+                result[f"{each.base.checkpoint.role} ~ {other.checkpoint.role}"] = like
+                if like.cosine < lineage.RELATED:
+                    self.findings.add(
+                        Severity.WARNING,
+                        "unrelated",
+                        f"cosine {like.cosine:.3f} with {each.base}: they were never the same "
+                        "model, so a Δ means nothing here",
+                        other,
+                        remedy="look whether all three are the checkpoints that you mean",
+                    )
+                elif like.distance == 0 and other is each.post:
+                    self.findings.add(
+                        Severity.WARNING,
+                        "no-delta",
+                        f"equal to {each.base} on the sample: the Δ seems to be zero",
+                        other,
+                    )
+        return result
