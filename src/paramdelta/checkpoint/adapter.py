@@ -210,7 +210,7 @@ class Adapter:
             if name not in self.settled and name in shapes:
                 own = self._axes(name, shapes[name], shapes)
                 same = votes.get(_last(name), set())
-                turn = own if own is not None else same.pop() if len(same) == 1 else turn
+                turn = own if own is not None else next(iter(same)) if len(same) == 1 else turn
             result[name] = delta.turned() if turn else delta
         return result
 
