@@ -103,7 +103,8 @@ class Family:
     sizes. ``roles``: what the config of post, base or new base has differently. ``tokens``: tokens
     that post calls otherwise, by id. ``chat``: post's chat template; None for a model without a
     tokenizer. ``processor``: an image processor or feature extractor beside the weights. ``fp8``:
-    all three are stored as DeepSeek-V3 is. ``warned``: codes of warnings that are right to come.
+    by role, how its weights are quantised (see `quantise`). ``warned``: codes of warnings that are
+    right to come.
     """
 
     auto: str
@@ -114,7 +115,7 @@ class Family:
     tokens: Mapping[int, str] = field(default_factory=dict)
     chat: str | None = CHAT
     processor: Callable[[], Any] | None = None
-    fp8: bool = False
+    fp8: Mapping[str, str] = field(default_factory=dict)
     warned: tuple[str, ...] = ()
     note: str = ""
 
@@ -187,6 +188,43 @@ FAMILIES: dict[str, Family] = {
     ),
     "Mistral": decoder("MistralConfig", {"sliding_window": 32}),
     "Mixtral": decoder("MixtralConfig", {"num_local_experts": 4}),
+    "DeepSeek-V3": decoder(
+        "DeepseekV3Config",
+        {
+            "hidden_size": 160,  # not a multiple of a block: the last block is smaller
+            "num_key_value_heads": 4,
+            "intermediate_size": 272,
+            "moe_intermediate_size": 48,
+            "n_routed_experts": 4,
+            "n_group": 2,
+            "topk_group": 1,
+            "num_experts_per_tok": 2,
+            "first_k_dense_replace": 1,
+            "q_lora_rank": 16,
+            "kv_lora_rank": 16,
+            "qk_rope_head_dim": 8,
+            "qk_nope_head_dim": 8,
+            "v_head_dim": 8,
+        },
+        fp8=dict.fromkeys(ROLES, "block"),
+        note="FP8 weights with scales of 128 × 128 blocks; the output is BF16",
+    ),
+    "Llama 4": decoder(
+        "Llama4TextConfig",
+        {"num_local_experts": 4, "intermediate_size_mlp": 48, "interleave_moe_layer_step": 1},
+        note="text only; experts joined and turned",
+    ),
+    "gpt-oss": decoder(
+        "GptOssConfig",
+        {
+            "num_local_experts": 4,
+            "num_experts_per_tok": 2,
+            "sliding_window": 16,
+            "intermediate_size": 32,  # as wide as the model, as in gpt-oss-20b: down is square
+            "rope_parameters": {"rope_type": "default", "rope_theta": 150000.0},
+        },
+        note="in BF16, as fine-tunes of it are",
+    ),
     "Gemma 3": decoder("Gemma3TextConfig", {"tie_word_embeddings": True, "sliding_window": 16}),
     "Gemma 3 with vision": Family(
         "AutoModelForImageTextToText",
@@ -385,8 +423,8 @@ def save_family(family: Family, folder: Path) -> Recipe:
             save_tokenizer(target, family.chat if post else None, family.tokens if post else None)
         if family.processor is not None:
             family.processor().save_pretrained(target)
-        if family.fp8:
-            quantise(target, "block")
+        if role in family.fp8:
+            quantise(target, family.fp8[role])
     return Recipe(str(folder / "new"), (Delta(str(folder / "post"), str(folder / "base")),))
 
 
@@ -655,15 +693,22 @@ def loaded_problems(family: Family, folder: Path, model: Any) -> list[str]:
     states = {}
     for role in ROLES:
         source = folder / role
-        if family.fp8:  # transformers needs a GPU to load these, so its weights are given wide
+        if (
+            role in family.fp8
+        ):  # transformers needs a GPU to load these, so its weights are given wide
             source = widened(source, folder / f"{role}-wide")
-        loaded, said = load(family.auto, source, **({"dtype": torch.float64} if family.fp8 else {}))
+        wide = {"dtype": torch.float64} if role in family.fp8 else {}
+        loaded, said = load(family.auto, source, **wide)
         if said:
             return [f"{role} cannot be loaded: {said}"]
         states[role] = loaded.state_dict()
-    found = model.state_dict()
-    dtypes = {name: value.dtype for name, value in found.items()}
-    return differences(found, expected_state(states, dtypes))
+    found, stored = model.state_dict(), read_state(folder / "out")
+    # What is stored in 16 bits was rounded to them, though some modules are loaded in float32.
+    dtypes = {
+        name: stored[name].dtype if name in stored else value.dtype for name, value in found.items()
+    }
+    expected = expected_state(states, dtypes)
+    return differences(found, {name: v.to(found[name].dtype) for name, v in expected.items()})
 
 
 def widened(source: Path, target: Path) -> Path:

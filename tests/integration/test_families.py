@@ -2,6 +2,7 @@
 
 import re
 import runpy
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,15 @@ def test_family(tmp_path, name):
         f"{step}: {line}" for step, lines in outcome.problems.items() for line in lines
     )
     assert PAGE["row"](name, FAMILIES[name], outcome) in LINES, "make docs"
+
+
+@pytest.mark.parametrize("scales", ["block", "row", "tensor"])
+@pytest.mark.parametrize("roles", [("new",), ("post",), ("new", "base"), ("post", "base")])
+def test_some_in_fp8(tmp_path, roles, scales):
+    """FP8 and BF16 among the three: the output is BF16 and its config speaks of no quantisation."""
+    family = replace(FAMILIES["DeepSeek-V3"], fp8=dict.fromkeys(roles, scales))
+    outcome = check(family, tmp_path)
+    assert outcome.passed, outcome.problems
 
 
 @pytest.mark.parametrize("name", [*FORMATS, ADAPTER])

@@ -1,0 +1,149 @@
+"""Post and base in one layout, the new base in another: the same weights under other names.
+
+What transformers can write in two ways (``save_original_format``) it writes itself; the layouts of
+experts that it only reads are made here from the ones that it writes.
+"""
+
+import pytest
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+from safetensors.torch import load_file, save_file  # noqa: E402
+
+from paramdelta import Delta, Recipe, mix, plan, verify  # noqa: E402
+from tests.integration.families import (  # noqa: E402
+    FAMILIES,
+    ROLES,
+    build_models,
+    differences,
+    expected_state,
+    load,
+    read_state,
+)
+
+pytestmark = pytest.mark.hf
+
+# -- experts one by one, from joined ones that are turned ------------------------------------------
+
+
+def split_llama4(state):
+    """Llama 4's joined and turned experts, (E, H, 2 I) with gate first, one by one."""
+    return _split(state, lambda joined: joined.chunk(2, -1))
+
+
+def _split(state, halves):
+    result = {}
+    for name, value in state.items():
+        stem, _, part = name.rpartition(".")
+        if not part.startswith(("gate_up_proj", "down_proj")) or not stem.endswith("experts"):
+            result[name] = value
+            continue
+        kind = "bias" if part.endswith("_bias") else "weight"
+        part = part.removesuffix("_bias")
+        named = {"down_proj": value}
+        if part == "gate_up_proj":
+            gate, up = halves(value)
+            named = {"gate_proj": gate, "up_proj": up}
+        for part_name, experts in named.items():
+            for number, expert in enumerate(experts):
+                turned = expert.T if kind == "weight" else expert
+                result[f"{stem}.{number}.{part_name}.{kind}"] = turned.contiguous()
+    return result
+
+
+def as_on_the_hub(state):
+    """GPT-2 as it was first released: without the prefix, with the causal masks."""
+    result = {name.removeprefix("transformer."): value for name, value in state.items()}
+    mask = torch.tril(torch.ones(64, 64)).reshape(1, 1, 64, 64)
+    return result | {f"h.{layer}.attn.bias": mask.clone() for layer in range(2)}
+
+
+# By family what makes the other layout of the one that transformers writes; None where it writes
+# both.
+LAYOUTS = {
+    "Mixtral": None,
+    "Qwen3-MoE": None,
+    "Gemma 3 with vision": None,
+    "Llama 4": split_llama4,
+    "GPT-2": as_on_the_hub,
+}
+# What says so where a layout is not known: a rule, by the layout of post and base.
+MAPS = {"Gemma 3 with vision": ("auto",)}
+READ = ("GPT-2",)  # transformers reads the other layout, though it does not write it
+
+
+def save_layouts(name, folder):
+    """Save every role of a family in both layouts: ``folder/role-original`` and ``role-other``."""
+    family, other = FAMILIES[name], LAYOUTS[name]
+    for role, model in build_models(family).items():
+        model.save_pretrained(folder / f"{role}-original", save_original_format=True)
+        model.save_pretrained(folder / f"{role}-other", save_original_format=False)
+        path = folder / f"{role}-other" / "model.safetensors"
+        if other is not None:
+            save_file(other(load_file(path)), path, metadata={"format": "pt"})
+    return family
+
+
+@pytest.mark.parametrize("layouts", [("original", "other"), ("other", "original")])
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_output_has_the_new_bases_layout(tmp_path, name, layouts):
+    """Names, shapes and values are those of a mix of three checkpoints in the new base's layout."""
+    theirs, ours = layouts
+    family = save_layouts(name, tmp_path)
+    folders = {role: tmp_path / f"{role}-{ours}" for role in ROLES}
+    states = {role: read_state(folder) for role, folder in folders.items()}
+    assert states["post"].keys() != read_state(tmp_path / f"post-{theirs}").keys()
+    dtypes = {key: value.dtype for key, value in states["new"].items()}
+
+    delta = Delta(str(tmp_path / f"post-{theirs}"), str(tmp_path / f"base-{theirs}"))
+    recipe = Recipe(str(folders["new"]), (delta,), maps=MAPS.get(name, ()))
+    findings = [f for f in plan(recipe).findings if f.severity.value != "note"]
+    assert findings == []
+    out = mix(recipe, tmp_path / "out").folder
+    verify(out, share=1.0)
+    assert differences(read_state(out), expected_state(states, dtypes)) == []
+    if ours == "original" or LAYOUTS[name] is None or name in READ:
+        _, said = load(family.auto, out)
+        assert said == []
+
+
+# -- a text model's Δ onto the text tower of a vision-language model -------------------------------
+
+
+def save_towers(folder):
+    """Text-only Gemma 3 as base and post, and a Gemma 3 with vision whose text tower continues the
+    same base.
+    """
+    text = FAMILIES["Gemma 3"]
+    models = build_models(text)
+    seeing = build_models(FAMILIES["Gemma 3 with vision"])["new"]
+    seeing.model.language_model.load_state_dict(models.pop("new").model.state_dict())
+    for role, model in (*models.items(), ("new", seeing)):
+        model.save_pretrained(folder / role)
+    return Recipe(str(folder / "new"), (Delta(str(folder / "post"), str(folder / "base")),))
+
+
+@pytest.mark.parametrize("maps", ["model.* -> language_model.model.*", "auto"])
+def test_delta_of_a_text_model_onto_a_text_tower(tmp_path, maps):
+    """The text tower gets the Δ, vision tower and projector stay the new base's, all of it loads.
+
+    That nothing of post speaks of the vision tower is worth a warning, and refuses nothing.
+    """
+    recipe = save_towers(tmp_path)
+    recipe = Recipe(recipe.new_base, recipe.deltas, maps=(maps,), allow=("architecture-differs",))
+    refused = plan(recipe).refused
+    assert refused == ()
+    out = mix(recipe, tmp_path / "out").folder
+    verify(out, share=1.0)
+
+    new = read_state(tmp_path / "new")
+    states = {"new": new, "post": {}, "base": {}}
+    for role in ("post", "base"):
+        text = read_state(tmp_path / role)
+        states[role] = {f"language_model.{name}": value for name, value in text.items()}
+    assert states["post"].keys() == {n for n in new if n.startswith("language_model.")}
+    tower = expected_state(states, dict.fromkeys(states["post"], torch.bfloat16))
+    assert differences(read_state(out), new | tower) == []
+    _, said = load("AutoModelForImageTextToText", out)
+    assert said == []
