@@ -10,8 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from paramdelta import MisfitError, mix, verify
-from paramdelta.output.verify import rounded
-from tests.checkpoints import encode, llama
+from paramdelta.checkpoint.adapter import LowRank
+from paramdelta.checkpoint.checkpoint import read_header
+from paramdelta.checkpoint.tensor import ABSENT, Part, Rows, Transposed, Wide, Zeros
+from paramdelta.engine.run import Inputs
+from paramdelta.output.verify import _compare, _value, exact_value, rounded
+from paramdelta.planning.plan import OutputTensor, Pair
+from tests.checkpoints import bf16, encode, llama
 from tests.numbers import nearest
 
 
@@ -79,3 +84,81 @@ def test_damaged_locks_are_refused(lineage, tmp_path):
         lock.write_text(json.dumps(content | damage))
         with pytest.raises(MisfitError, match="lock"):
             verify(tmp_path / "out")
+
+
+# -- a Δ that is a product of matrices ---------------------------------------------------------
+
+
+def tensors(path, **arrays):
+    """Stored tensors of a file, by name."""
+    path.write_bytes(encode(arrays))
+    return {tensor.name: tensor for tensor in read_header(path)[1]}
+
+
+def product(tmp_path, rows=7, depth=5, columns=9, factor=16 / 3):
+    """A low-rank Δ of random float32 factors in a file."""
+    chance = np.random.default_rng(0)
+    up, down = chance.normal(size=(rows, depth)), chance.normal(size=(depth, columns))
+    stored = tensors(tmp_path / "factors", b=up.astype(np.float32), a=down.astype(np.float32))
+    return LowRank("w", "F64", (rows, columns), stored["b"], stored["a"], factor)
+
+
+def test_products_of_matrices_are_verified_by_a_path_of_their_own(tmp_path):
+    """Read by the engine, recomputed by verify and summed exactly: within the bound that is named,
+    through every view that can be laid around it.
+    """
+    delta = product(tmp_path)
+    order = np.array([3, ABSENT, 0, 6], np.int32).tobytes()
+    inputs = Inputs()
+    views = [
+        delta,
+        delta.turned(),
+        Transposed("w", "F64", (9, 7), delta),
+        Part("w", "F64", (2, 9), delta, 13),
+        Wide("w", "F64", (7, 9), delta),
+        Rows("w", "F64", (4, 9), (delta,), order),
+        Rows.joined("w", (14, 9), [delta, delta]),
+    ]
+    for view in views:
+        read = view.float64(0, view.elements, inputs.fetch)
+        for start, stop in ((0, view.elements), (4, view.elements - 3)):
+            np.testing.assert_allclose(_value(view, start, stop), read[start:stop], rtol=1e-13)
+        for element, value in enumerate(map(float, read)):
+            exact, slack = exact_value(view, element, value)
+            assert abs(exact - Fraction(value)) <= slack < Fraction(1, 2**45)
+            assert (slack == 0) == (value == 0)
+    inputs.close()
+
+
+def test_a_product_that_is_not_finite_is_left_to_float64(tmp_path):
+    """Infinite factors have no fraction: the value stands as it is."""
+    stored = tensors(tmp_path / "f", b=np.full((1, 1), np.inf), a=np.ones((1, 2)))
+    delta = LowRank("w", "F64", (1, 2), stored["b"], stored["a"], 1.0)
+    assert np.array_equal(_value(delta, 0, 2), [np.inf, np.inf])
+    assert exact_value(delta, 0, 1.0) == (1, 0)
+
+
+@pytest.mark.parametrize(
+    ("got", "small", "right"),
+    [(256.0, 2**-53, True), (258.0, 2**-53, True), (260.0, 2**-53, False), (256.0, 2**-30, False)],
+)
+def test_only_a_tie_is_a_matter_of_the_last_bits(tmp_path, got, small, right):
+    """256 + (1 + 2⁻⁵³ + 2⁻⁵³) in bfloat16: summed in order the Δ is 1 and the tie goes to 256,
+    exactly it is a little more and goes to 258. Both are right; nothing else is, and nothing is
+    where the sum has room.
+    """
+    stored = tensors(
+        tmp_path / "f",
+        b=np.array([[1, small, small]], np.float32),
+        a=np.ones((3, 1), np.float32),
+        new=bf16([[256.0]]),
+        got=bf16([[got]]),
+    )
+    delta = LowRank("w", "F64", (1, 1), stored["b"], stored["a"], 1.0)
+    pair = Pair(0, delta, Zeros("w", "F64", (1, 1)), 1.0)
+    tensor = OutputTensor("w", "BF16", (1, 1), stored["new"], (pair,))
+    if right:
+        _compare(tensor, stored["got"], 0, 1)
+    else:
+        with pytest.raises(MisfitError, match="not what its sources give"):
+            _compare(tensor, stored["got"], 0, 1)
