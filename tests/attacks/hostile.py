@@ -5,9 +5,12 @@ StorageError) that names the problem, and must neither hang, nor allocate what t
 leave the folder.
 """
 
+import io
 import json
 import os
+import pickle as standard
 import struct
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -197,9 +200,393 @@ def lone_shard(folder: Path) -> None:
     (folder / "model-00001-of-00002.safetensors").write_bytes(encode(GOOD))
 
 
+# -- pickles, assembled instruction by instruction -------------------------------------------------
+
+BIN = "pytorch_model.bin"
+STATE = b"ctorch._utils\n_rebuild_tensor_v2\n"
+FLOAT = b"ctorch\nFloatStorage\n"
+HOOKS = b"ccollections\nOrderedDict\n)R"
+
+
+def plain(value: object) -> bytes:
+    """The instructions for a value of Python's own."""
+    return standard.dumps(value, 2)[2:-1]
+
+
+def storage(key: object = "0", count: object = 16, kind: bytes = FLOAT) -> bytes:
+    """The instructions for a storage."""
+    return b"(" + plain("storage") + kind + plain(key) + plain("cpu") + plain(count) + b"tQ"
+
+
+def tensor(held: bytes | None = None, first=0, shape=(4, 4), strides=(4, 1), more=b"") -> bytes:
+    """The instructions for a tensor, by default all of storage 0."""
+    held = storage() if held is None else held
+    return (
+        STATE + b"(" + held + plain(first) + plain(shape) + plain(strides) + b"\x89" + HOOKS + more
+    ) + b"tR"
+
+
+def state(**tensors: bytes) -> bytes:
+    """A pickle of a dict, from the instructions for its values."""
+    return b"\x80\x02}" + b"".join(plain(n) + v + b"s" for n, v in tensors.items()) + b"."
+
+
+def archive(pickled: bytes, entries: dict[str, bytes] | None = None, how: int = 0) -> bytes:
+    """A zip archive as torch writes it: the pickle, and by default 64 bytes of storage 0."""
+    entries = {"a/data/0": bytes(64)} if entries is None else entries
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", how) as file:
+        for name, data in ({"a/data.pkl": pickled} | entries).items():
+            file.writestr(zipfile.ZipInfo(name), data, how)
+    return stream.getvalue()
+
+
+def torch_file(tensors: dict[str, np.ndarray]) -> bytes:
+    """What torch.save makes of a state dict of float32 tensors, each with its storage."""
+    values, entries = {}, {"a/byteorder": b"little"}
+    for number, (name, value) in enumerate(tensors.items()):
+        strides = tuple(stride // value.itemsize for stride in value.strides)
+        held = storage(str(number), value.size)
+        values[name] = tensor(held, 0, value.shape, strides)
+        entries[f"a/data/{number}"] = value.astype("<f4").tobytes()
+    return archive(state(**values), entries)
+
+
+def _bin(folder: Path, data: bytes) -> None:
+    (folder / BIN).write_bytes(data)
+
+
 def pickle(folder: Path) -> None:
     """A pickle that would run a command when loaded."""
-    (folder / "pytorch_model.bin").write_bytes(b"cos\nsystem\n(S'touch /tmp/owned'\ntR.")
+    _bin(folder, b"cos\nsystem\n(S'touch /tmp/owned'\ntR.")
+
+
+def system(folder: Path) -> None:
+    """The same, in the place of a tensor in an archive."""
+    _bin(folder, archive(state(a=tensor(), b=b"cposix\nsystem\n" + plain(("touch x",)) + b"R")))
+
+
+def evaluated(folder: Path) -> None:
+    """Text that Python would run."""
+    _bin(folder, archive(state(a=b"c__builtin__\neval\n" + plain(("1/0",)) + b"R")))
+
+
+def nested_load(folder: Path) -> None:
+    """A storage that is a pickle itself, for torch.load to open without any guard."""
+    call = b"ctorch.storage\n_load_from_bytes\n" + plain((b"cos\nsystem\n",)) + b"R"
+    _bin(folder, archive(state(a=call)))
+
+
+def dotted_name(folder: Path) -> None:
+    """A way through an admitted module to one that is not."""
+    call = plain("torch._utils") + plain("sys.modules") + b"\x93"
+    _bin(folder, archive(b"\x80\x04" + state(a=call)[2:]))
+
+
+def extension_code(folder: Path) -> None:
+    """A function by its number in copyreg's registry."""
+    _bin(folder, archive(state(a=b"\x82\x01")))
+
+
+def instance(folder: Path) -> None:
+    """The oldest way to make an object."""
+    _bin(folder, archive(state(a=b"(ios\nsystem\n")))
+
+
+def state_of_a_tensor(folder: Path) -> None:
+    """Attributes for something whose attributes mean something."""
+    _bin(folder, archive(state(a=tensor() + plain({"shape": (1,)}) + b"b")))
+
+
+def call_of_a_value(folder: Path) -> None:
+    """A number called as a function."""
+    _bin(folder, archive(state(a=plain(3) + b")R")))
+
+
+def call_without_arguments(folder: Path) -> None:
+    """A tensor of nothing."""
+    _bin(folder, archive(state(a=STATE + b")R")))
+
+
+def call_with_strings(folder: Path) -> None:
+    """A tensor of the wrong kinds of things."""
+    _bin(folder, archive(state(a=STATE + plain(("a", "b", "c", "d", "e", "f")) + b"R")))
+
+
+def deep_key(folder: Path) -> None:
+    """A tuple nested so deep that to hash it overflows the stack of the process."""
+    _bin(folder, archive(b"\x80\x02})" + b"\x85" * 1_000_000 + b"Ns."))
+
+
+def shared_key(folder: Path) -> None:
+    """A tuple that holds itself twice, sixty times over: to hash it takes forever."""
+    _bin(folder, archive(b"\x80\x02})" + b"q\0h\0\x86" * 60 + b"Ns."))
+
+
+def deep_list(folder: Path) -> None:
+    """Lists in lists."""
+    _bin(folder, archive(b"\x80\x02" + b"]" * 500_000 + b"a" * 499_999 + b"."))
+
+
+def dict_of_itself(folder: Path) -> None:
+    """A wrapper that wraps itself."""
+    _bin(folder, archive(b"\x80\x02}q\0" + plain("model") + b"h\0s."))
+
+
+def flood_of_dicts(folder: Path) -> None:
+    """Nothing but empty dicts."""
+    _bin(folder, archive(b"\x80\x02" + b"}" * 6_000_000 + b"."))
+
+
+def huge_memo(folder: Path) -> None:
+    """A memo number for which an array of the memo would take all memory; then no value."""
+    _bin(folder, archive(b"\x80\x02Nr\xff\xff\xff\xffj\xfe\xff\xff\xff."))
+
+
+def huge_string(folder: Path) -> None:
+    """A string of 2^62 bytes."""
+    _bin(folder, archive(b"\x80\x04\x8d" + struct.pack("<Q", 2**62) + b"x."))
+
+
+def huge_bytearray(folder: Path) -> None:
+    """A buffer to be made before it is filled."""
+    _bin(folder, archive(b"\x80\x05\x96" + struct.pack("<Q", 2**40) + b"x."))
+
+
+def huge_count(folder: Path) -> None:
+    """A storage of more elements than 64 bits can count."""
+    _bin(folder, archive(state(a=tensor(storage(count=2**80), shape=(2**80,), strides=(1,)))))
+
+
+def many_axes(folder: Path) -> None:
+    """A shape whose product has a million digits."""
+    axes = (2**62,) * 50_000
+    _bin(folder, archive(state(a=tensor(shape=axes, strides=axes))))
+
+
+def unfinished(folder: Path) -> None:
+    """A pickle that stops in the middle."""
+    _bin(folder, archive(state(a=tensor())[:-9]))
+
+
+def empty_stack(folder: Path) -> None:
+    """An instruction with nothing to work on."""
+    _bin(folder, archive(b"\x80\x02\x86\x86t."))
+
+
+def half_a_surrogate(folder: Path) -> None:
+    """A name that no UTF-8 can write."""
+    _bin(folder, archive(state(**{"\ud800": tensor()})))
+
+
+def reserved_name(folder: Path) -> None:
+    """A tensor with the name of the header's metadata."""
+    _bin(folder, archive(state(__metadata__=tensor())))
+
+
+def tensor_without_name(folder: Path) -> None:
+    """A number where a tensor's name should be."""
+    _bin(folder, archive(b"\x80\x02}" + plain(7) + tensor() + b"s" + state(b=tensor())[3:]))
+
+
+def two_models(folder: Path) -> None:
+    """Two dicts that could each be the weights."""
+    inner = state(a=tensor())[2:-1]
+    _bin(folder, archive(state(model=inner, state_dict=inner)))
+
+
+def no_tensors(folder: Path) -> None:
+    """A dict of numbers."""
+    _bin(folder, archive(state(a=plain(1))))
+
+
+def beyond_the_storage(folder: Path) -> None:
+    """A tensor that ends behind its storage, in another's bytes."""
+    entries = {"a/data/0": bytes(64), "a/data/1": bytes(64)}
+    _bin(folder, archive(state(a=tensor(first=1), b=tensor(storage("1"))), entries))
+
+
+def beyond_the_entry(folder: Path) -> None:
+    """A storage that claims more than its entry has."""
+    _bin(folder, archive(state(a=tensor(storage(count=32)))))
+
+
+def negative_first(folder: Path) -> None:
+    """A tensor that begins before its storage."""
+    _bin(folder, archive(state(a=tensor(first=-4))))
+
+
+def negative_shape_and_strides(folder: Path) -> None:
+    """Sizes whose product is right and which are none."""
+    _bin(folder, archive(state(a=tensor(shape=(-4, -4), strides=(-4, 1)))))
+
+
+def true_size(folder: Path) -> None:
+    """True is no size."""
+    _bin(folder, archive(state(a=tensor(shape=(True, 16), strides=(16, 1)))))
+
+
+def expanded(folder: Path) -> None:
+    """One number that stands for 2^60."""
+    _bin(folder, archive(state(a=tensor(shape=(2**60,), strides=(0,)))))
+
+
+def negated(folder: Path) -> None:
+    """Numbers that are to be read with the other sign."""
+    _bin(folder, archive(state(a=tensor(more=plain({"neg": True})))))
+
+
+def escaping_key(folder: Path) -> None:
+    """A storage whose key leads out of the archive."""
+    (folder.parent / "0").write_bytes(bytes(64))
+    _bin(folder, archive(state(a=tensor(storage("../../../0")))))
+
+
+def escaping_entry(folder: Path) -> None:
+    """An entry whose name leads out of the folder."""
+    _bin(folder, archive(state(a=tensor()), {"a/data/0": bytes(64), "a/../../x": b"x"}))
+
+
+def two_roots(folder: Path) -> None:
+    """Two pickles: two readers could see two models."""
+    _bin(folder, archive(state(a=tensor()), {"a/data/0": bytes(64), "b/data.pkl": state()}))
+
+
+def compressed(folder: Path) -> None:
+    """Entries that would have to be inflated."""
+    _bin(folder, archive(state(a=tensor()), how=zipfile.ZIP_DEFLATED))
+
+
+def _changed(folder: Path, at: int, signature: bytes, form: str, value: int) -> None:
+    """A good archive, whose last record of a kind has another number somewhere."""
+    data = bytearray(archive(state(a=tensor())))
+    struct.pack_into(form, data, data.rindex(signature) + at, value)
+    _bin(folder, bytes(data))
+
+
+def encrypted(folder: Path) -> None:
+    """An entry that says it is encrypted."""
+    _changed(folder, 8, b"PK\1\2", "<H", 1)
+
+
+def overlapping_entries(folder: Path) -> None:
+    """An entry whose header is said to be inside another's bytes."""
+    _changed(folder, 42, b"PK\1\2", "<L", 8)
+
+
+def entry_beyond_the_file(folder: Path) -> None:
+    """An entry behind the end of the file."""
+    _changed(folder, 42, b"PK\1\2", "<L", 2**31)
+
+
+def entry_of_two_sizes(folder: Path) -> None:
+    """An entry that is larger than its bytes."""
+    _changed(folder, 24, b"PK\1\2", "<L", 640)
+
+
+def header_of_another(folder: Path) -> None:
+    """An entry whose own header has another name."""
+    _changed(folder, 30, b"PK\3\4", "<B", ord("b"))
+
+
+def header_that_is_longer(folder: Path) -> None:
+    """A local header that pushes the bytes into the directory."""
+    _changed(folder, 28, b"PK\3\4", "<H", 60)
+
+
+def directory_elsewhere(folder: Path) -> None:
+    """A directory that is said to be somewhere else."""
+    _changed(folder, 16, b"PK\5\6", "<L", 3)
+
+
+def huge_directory(folder: Path) -> None:
+    """A directory said to be larger than the file."""
+    _changed(folder, 12, b"PK\5\6", "<L", 2**31)
+
+
+def name_twice(folder: Path) -> None:
+    """Two entries of one name."""
+    data = archive(state(a=tensor()), {"a/data/0": bytes(64), "a/data/1": bytes(64)})
+    _bin(folder, data.replace(b"a/data/1", b"a/data/0"))
+
+
+def truncated_archive(folder: Path) -> None:
+    """An archive whose download stopped."""
+    _bin(folder, archive(state(a=tensor()))[:-40])
+
+
+def torch_script(folder: Path) -> None:
+    """A program."""
+    _bin(folder, archive(state(a=tensor()), {"a/data/0": bytes(64), "a/constants.pkl": b""}))
+
+
+def other_zip(folder: Path) -> None:
+    """Somebody's holiday pictures."""
+    with zipfile.ZipFile(folder / BIN, "w") as file:
+        file.writestr("pictures/1.jpg", b"")
+
+
+def big_endian(folder: Path) -> None:
+    """Bytes in the other order."""
+    entries = {"a/data/0": bytes(64), "a/byteorder": b"big"}
+    _bin(folder, archive(state(a=tensor()), entries))
+
+
+def legacy(keys: object = ("0",), counts: tuple = (16,), little=True, rest: bytes = b"") -> bytes:
+    """A file as torch before 1.6 wrote it, with one storage and what else is asked for."""
+    information = {"protocol_version": 1001, "little_endian": little, "type_sizes": {}}
+    start = b"".join(standard.dumps(v, 2) for v in (0x1950A86A20F9469CFC6C, 1001, information))
+    keys = list(keys) if isinstance(keys, tuple) else keys
+    data = b"".join(struct.pack("<q", count) + bytes(64) for count in counts)
+    return start + state(a=tensor()) + standard.dumps(keys, 2) + data + rest
+
+
+def legacy_truncated(folder: Path) -> None:
+    """A last storage that is cut off."""
+    _bin(folder, legacy()[:-1])
+
+
+def legacy_rest(folder: Path) -> None:
+    """Something behind the last storage."""
+    _bin(folder, legacy(rest=b"surprise"))
+
+
+def legacy_count(folder: Path) -> None:
+    """A storage of another length than the pickle says."""
+    _bin(folder, legacy(counts=(17,)))
+
+
+def legacy_negative_count(folder: Path) -> None:
+    """A storage of less than nothing."""
+    _bin(folder, legacy(counts=(-1,)))
+
+
+def legacy_keys(folder: Path) -> None:
+    """One storage twice."""
+    _bin(folder, legacy(keys=("0", "0"), counts=(16, 16)))
+
+
+def legacy_no_keys(folder: Path) -> None:
+    """No list of storages."""
+    _bin(folder, legacy(keys=7))
+
+
+def legacy_big_endian(folder: Path) -> None:
+    """Bytes in the other order."""
+    _bin(folder, legacy(little=False))
+
+
+def escaping_pickle_index(folder: Path) -> None:
+    """An index of pickles that names a file above its folder."""
+    (folder.parent / "x.bin").write_bytes(torch_file(GOOD))
+    text = json.dumps({"weight_map": {"a": "../x.bin"}})
+    (folder / "pytorch_model.bin.index.json").write_text(text)
+
+
+def two_pickles(folder: Path) -> None:
+    """Two files of no known name."""
+    for name in ("one.pt", "two.pt"):
+        (folder / name).write_bytes(torch_file(GOOD))
 
 
 def nothing(folder: Path) -> None:
@@ -226,6 +613,18 @@ ATTACKS: dict[str, Callable[[Path], None]] = {
         wrong_size, overflowing_shape, unknown_dtype, boolean_shape, duplicate_name,
         metadata_not_text, trailing_bytes, escaping_index, absolute_index, nul_index, number_index,
         absent_shard, lying_index, same_tensor_twice, lone_shard, pickle, nothing, config_not_json,
-        broken_link,
+        broken_link, system, evaluated, nested_load, dotted_name, extension_code, instance,
+        state_of_a_tensor, call_of_a_value, call_without_arguments, call_with_strings,
+        deep_key, shared_key, deep_list, dict_of_itself,
+        flood_of_dicts, huge_memo, huge_string, huge_bytearray, huge_count, many_axes,
+        unfinished, empty_stack, half_a_surrogate, reserved_name, tensor_without_name,
+        two_models, no_tensors, beyond_the_storage, beyond_the_entry, negative_first,
+        negative_shape_and_strides, true_size, expanded, negated, escaping_key,
+        escaping_entry, two_roots, compressed, encrypted, overlapping_entries,
+        entry_beyond_the_file, entry_of_two_sizes, header_of_another, header_that_is_longer,
+        directory_elsewhere, huge_directory, name_twice, truncated_archive, torch_script,
+        other_zip, big_endian, legacy_truncated, legacy_rest, legacy_count,
+        legacy_negative_count, legacy_keys, legacy_no_keys, legacy_big_endian,
+        escaping_pickle_index, two_pickles,
     )
 }  # fmt: skip

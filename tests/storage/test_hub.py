@@ -9,8 +9,10 @@ import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import numpy as np
 import pytest
 
+from tests.attacks.hostile import torch_file
 from tests.checkpoints import encode, llama, moved
 
 COMMITS = {"main": "a" * 40, "v2": "b" * 40}
@@ -20,6 +22,12 @@ REPOS = {
     ("org/post", "main"): moved(BASE, 1),
     ("org/new", "main"): moved(BASE, 2),
     ("org/new", "v2"): moved(BASE, 3),
+}
+OLD = {"model.norm.weight": np.arange(8, dtype=np.float32)}
+TRAINING = {"optimizer.pt": b"states", "training_args.bin": b"a pickle of code"}
+PICKLED = {  # repositories without safetensors
+    "org/old": {"pytorch_model.bin": torch_file(OLD), "other.pt": b"", **TRAINING},
+    "org/lone": {"model.pt": torch_file(OLD), "2_Dense/pytorch_model.bin": b"", **TRAINING},
 }
 
 
@@ -39,6 +47,8 @@ class Hub(BaseHTTPRequestHandler):
 
     def _files(self, repo, revision):
         name = next((r for r, c in COMMITS.items() if revision in (r, c)), None)
+        if repo in PICKLED and name == "main":
+            return COMMITS[name], PICKLED[repo]
         tensors = REPOS.get((repo, name))
         if tensors is None:
             return None, None
@@ -132,6 +142,20 @@ def test_mix_from_the_hub_pins_revisions(hub, tmp_path):
     assert result.returncode == 0, result.stderr
     for text in (result.stdout, result.stderr, card, json.dumps(lock)):
         assert "hf_secret_token" not in text
+
+
+@pytest.mark.parametrize(
+    ("repo", "weights"), [("org/old", "pytorch_model.bin"), ("org/lone", "model.pt")]
+)
+def test_pickles_are_downloaded_where_there_is_nothing_else(hub, repo, weights):
+    """Only the weights: neither another file nor what training left; offline, the cache serves."""
+    server, environment = hub
+    same = ["--post", repo, "--base", repo, "--new-base", repo]
+    result = run(environment, "plan", *same)
+    assert result.returncode == 0, result.stderr
+    assert set(server.downloaded) == {weights}
+    result = run(environment | {"HF_HUB_OFFLINE": "1"}, "plan", *same)
+    assert result.returncode == 0, result.stderr
 
 
 @pytest.mark.parametrize(

@@ -740,17 +740,24 @@ def _rebuild_tensor(values: tuple[Any, ...]) -> _Strided:
 
 
 def _rebuild_tensor_v2(values: tuple[Any, ...]) -> _Strided:
-    """And (requires_grad, hooks, metadata): the last says that the numbers are to be negated."""
-    if len(values) not in (6, 7) or any(values[6:]):
+    """And (requires_grad, hooks, metadata)."""
+    if len(values) not in (6, 7):
         raise ValueError("a tensor of wrong arguments")
+    _check_metadata(values[6:])
     return _tensor(values)
 
 
 def _rebuild_tensor_v3(values: tuple[Any, ...]) -> _Strided:
     """As before, with the dtype between hooks and metadata: the storage is one of bytes."""
-    if len(values) not in (7, 8) or any(values[7:]):
+    if len(values) not in (7, 8):
         raise ValueError("a tensor of wrong arguments")
+    _check_metadata(values[7:])
     return _tensor(values, values[6])
+
+
+def _check_metadata(values: tuple[Any, ...]) -> None:
+    if any(values):
+        raise ValueError("a tensor whose numbers are to be negated or conjugated")
 
 
 def _rebuild_parameter(values: tuple[Any, ...]) -> _Strided:
