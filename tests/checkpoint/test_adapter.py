@@ -445,7 +445,10 @@ def test_the_base_of_an_adapter(tmp_path, name, revision, base):
         ({"rank_pattern": {"q_proj": 0}}, "rank_pattern makes"),
         ({"alpha_pattern": {"q_proj": "4"}}, "alpha_pattern makes"),
         ({"rank_pattern": {"(": 2}}, "a pattern of rank_pattern"),
-        ({"alpha_pattern": {"(a+)+(b*)*$": 2}}, "a pattern of alpha_pattern"),
+        *(
+            ({"alpha_pattern": {pattern: 2}}, "a pattern of alpha_pattern")
+            for pattern in ("(a+)+$", "(a|aa)+$", ".*" * 4, "a?" * 30, "(a|aa)" * 30, "((a{9}){9})")
+        ),
         ({"alpha_pattern": {"q" * 501: 2}}, "a pattern of alpha_pattern"),
         ({"rank_pattern": {"q_proj": 10**12}}, "disagree about the rank"),
         ({"r": 10**30}, "disagree about the rank"),
@@ -508,6 +511,29 @@ def test_files_that_are_refused(tmp_path, tensors, message, named):
     with pytest.raises(CheckpointError, match=message) as error:
         opened(tmp_path / "a", None, tensors)
     assert named in str(error.value)
+
+
+def test_patterns_meet_no_endless_names(tmp_path):
+    """Matching takes a power of the name's length; without patterns a name may be of any length."""
+    name = "a" * 300
+    assert opened(tmp_path / "a", None, pair(name)).deltas
+    with pytest.raises(CheckpointError, match="too long"):
+        opened(tmp_path / "a", {"rank_pattern": {".*.*.*b": 2}}, pair(name))
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "q_proj",
+        r"model\.layers\.(0|1|2)\..*_proj",
+        "^model.layers.0.self_attn.q_proj",
+        "(?:q|k)_proj",
+    ],
+)
+def test_usual_patterns_are_used(tmp_path, pattern):
+    """Names, ends of names and simple expressions give the rank and the factor."""
+    config = {"r": 7, "rank_pattern": {pattern: 2}, "alpha_pattern": {pattern: 3}}
+    assert opened(tmp_path / "a", config).deltas[f"{Q}.weight"].factor == 1.5
 
 
 def test_names_are_only_names(tmp_path):

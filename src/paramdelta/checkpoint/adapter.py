@@ -35,6 +35,7 @@ PICKLE = "adapter_model.bin"
 BLOCK = 1 << 17  # elements of a factor that are widened at a time: 1 MiB as float64
 EIGHT = 8  # products that the inner loop adds together
 DEEP = 1 << 12  # columns of `up` that are taken at a time
+LONGEST = 250  # characters of a module's name, where patterns are matched with it
 KEPT = 16 << 20  # bytes of `down` that stay in memory between slices, for all threads together
 
 
@@ -187,7 +188,7 @@ class Adapter:
     checkpoint: Checkpoint
     base: str | None
     deltas: Mapping[str, LowRank]
-    replaced: Mapping[str, Tensor]
+    replaced: Mapping[str, View]
     turned: bool = False
     settled: frozenset[str] = frozenset()
 
@@ -507,6 +508,13 @@ class _Scaling:
 
     def factor(self, module: str, rank: int) -> float:
         """The number for a module whose factors have this rank; raises CheckpointError."""
+        if len(module) > LONGEST and (self.ranks or self.alphas):
+            raise CheckpointError(
+                "a module's name is too long to be looked up in patterns",
+                where=f"{self.where}, module {module[:60]!r}…",
+                expected=f"at most {LONGEST} characters",
+                got=f"{len(module)}",
+            )
         said = _looked_up(self.ranks, module, self.rank)
         if said != rank:
             raise CheckpointError(
@@ -532,8 +540,11 @@ def _looked_up(patterns: Mapping[str, Any], module: str, default: Any) -> Any:
 
 
 def _is_pattern(text: str) -> bool:
-    """Whether it is a regular expression that is matched in little time."""
-    if len(text) > 500 or len(re.findall(r"(?<!\\)[*+{]", text)) > 3:  # each multiplies the time
+    """Whether it is a regular expression that is matched in little time: no loop around a group,
+    few loops and few groups, each of which multiplies the ways to match.
+    """
+    loops, groups = re.findall(r"(?<!\()[*+?{]", text), text.count("(")
+    if len(text) > 500 or len(loops) > 3 or groups > 4 or re.search(r"\)[*+{]", text):
         return False
     try:
         re.compile(f"({text})")
