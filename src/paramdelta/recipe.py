@@ -12,7 +12,6 @@ import yaml
 from paramdelta.dtypes import parse_dtype
 from paramdelta.errors import UsageError
 
-
 VOCABULARY = ("auto", "id", "token", "new-base")
 HEAD = ("untie", "drop")
 
@@ -91,7 +90,7 @@ class Recipe:
         return " ".join(terms)
 
     def to_dict(self) -> dict[str, Any]:
-        """The recipe as YAML and the lock hold it; of the choices those that are not the default."""
+        """The recipe as YAML and the lock hold it; of the choices, what is not the default."""
         deltas = [{"post": d.post, "base": d.base, "scale": d.scale} for d in self.deltas]
         recipe: dict[str, Any] = {
             "new_base": self.new_base,

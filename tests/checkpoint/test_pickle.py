@@ -153,7 +153,7 @@ def test_other_views_are_refused(tmp_path, view):
 @pytest.mark.parametrize("wrapper", ["state_dict", "model_state_dict", "model", "module"])
 def test_training_checkpoints(tmp_path, wrapper, zipped):
     """The state dict is found in what a training script saved; the rest is told."""
-    weights = OrderedDict(a=torch.ones(3), steps=5, nothing=None)
+    weights = OrderedDict({"a": torch.ones(3), "steps": 5, "nothing": None, "\x1b[2J": 0})
     held = {
         wrapper: weights,
         "optimizer": {"state": {0: {"step": torch.tensor(1.0), "exp_avg": torch.ones(3)}}},
@@ -172,6 +172,7 @@ def test_training_checkpoints(tmp_path, wrapper, zipped):
         "optimizer (dict of 1)", "args (object)", "epoch (int)", "best (object)", "loss (tensor)",
         "seen (object)", "dtype (dtype)", "device (object)", "shape (tuple of 1)",
         f"{wrapper}/steps (int)", f"{wrapper}/nothing (None)",
+        f"{wrapper}/'\\x1b[2J' (int)",
     )  # fmt: skip
     contents = read_pickle(save(tmp_path / "x.pt", {"model": {"state_dict": weights}}, zipped))
     assert [view.name for view in contents.tensors] == ["a"]

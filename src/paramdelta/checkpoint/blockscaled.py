@@ -4,9 +4,9 @@ Without the scales the stored numbers mean nothing, so an FP8 tensor is a weight
 its scale tensor; one that has none is left as it is, and cannot be mixed.
 
 Sources: DeepSeek-V3's release notes on its weights (``weight_scale_inv``, one float32 for each
-block of 128 × 128, to be multiplied in spite of its name) and compressed-tensors' ``float-quantized``
-format (``weight_scale``, one for each tensor or each row). FP8: OCP 8-bit Floating Point
-Specification (OFP8), revision 1.0.
+block of 128 × 128, to be multiplied in spite of its name); compressed-tensors' ``float-quantized``
+format (``weight_scale``, one for each tensor or each row); OCP 8-bit Floating Point Specification
+(OFP8), revision 1.0.
 """
 
 from collections.abc import Mapping

@@ -166,7 +166,12 @@ def _holds_tensors(held: Any, depth: int) -> bool:
 
 
 def _told(place: str, others: Iterable[tuple[Any, Any]]) -> list[str]:
-    return [f"{place}{k if isinstance(k, str) else '?'} ({_kind(v)})" for k, v in others]
+    return [f"{place}{_shown(k) if isinstance(k, str) else '?'} ({_kind(v)})" for k, v in others]
+
+
+def _shown(name: str) -> str:
+    """A name as it is, unless it is long or would move the cursor."""
+    return name if name.isprintable() and len(name) <= 120 else _short(name)
 
 
 def _kind(value: Any) -> str:
@@ -603,7 +608,7 @@ class _Machine:
                 "the pickle asks for code that is not needed to read weights; it was not run",
                 self.where,
                 "names that torch.save uses for tensors",
-                name if name.isprintable() and len(name) <= 120 else _short(name),
+                _shown(name),
                 _ELSEWHERE,
             )
         return _ADMITTED[name]

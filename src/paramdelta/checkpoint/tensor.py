@@ -240,6 +240,7 @@ class Rows(View):
     def read(self, start: int, stop: int, into: memoryview, fetch: Fetch) -> None:
         """Read run by run: rows that follow each other in one view are one read."""
         width, size = self.width, self.kind.size
+        ends = list(itertools.accumulate(view.elements for view in self.views))
         for first, last, source in self._runs(start // width, -(-stop // width)):
             # Of the rows from `first` to `last`, the elements that were asked for.
             begin, end = max(start, first * width), min(stop, last * width)
@@ -247,24 +248,20 @@ class Rows(View):
             if source == ABSENT:
                 target[:] = bytes(len(target))
                 continue
-            shift = (source - first) * width
-            self._read_through(begin + shift, end + shift, target, fetch)
-
-    def _read_through(self, start: int, stop: int, into: memoryview, fetch: Fetch) -> None:
-        """Elements by their number in all views laid end to end."""
-        ends = list(itertools.accumulate(view.elements for view in self.views))
-        size = self.kind.size
-        while start < stop:
-            at = bisect.bisect_right(ends, start)
-            begin = ends[at] - self.views[at].elements
-            end = min(stop, ends[at])
-            self.views[at].read(start - begin, end - begin, into[: (end - start) * size], fetch)
-            into = into[(end - start) * size :]
-            start = end
+            # The same elements by their number in all views laid end to end.
+            begin += (source - first) * width
+            end += (source - first) * width
+            at = bisect.bisect_right(ends, begin)
+            while begin < end:
+                offset = ends[at] - self.views[at].elements
+                here = min(end, ends[at])
+                self.views[at].read(begin - offset, here - offset, target, fetch)
+                target = target[(here - begin) * size :]
+                begin, at = here, at + 1
 
     def _runs(self, first: int, last: int) -> Iterator[tuple[int, int, int]]:
         """``(row, stop, source row or ABSENT)`` of maximal runs from row ``first`` to ``last``."""
-        if self.rows is None:
+        if self.rows is None or first == last:
             yield first, last, first
             return
         import numpy as np
@@ -272,9 +269,9 @@ class Rows(View):
         rows = self._map()[first:last]
         follows = (np.diff(rows) == 1) & (rows[:-1] != ABSENT)
         follows |= (rows[1:] == ABSENT) & (rows[:-1] == ABSENT)
-        cuts = [0, *(np.flatnonzero(~follows) + 1).tolist(), len(rows)]
-        for begin, end in itertools.pairwise(cuts):
-            yield first + begin, first + end, int(rows[begin])
+        begins = np.concatenate(([0], np.flatnonzero(~follows) + 1))
+        ends = [*(begins[1:] + first).tolist(), last]
+        yield from zip((begins + first).tolist(), ends, rows[begins].tolist(), strict=True)
 
 
 @dataclass(frozen=True)

@@ -46,23 +46,24 @@ class Report:
 
 
 class Inputs:
-    """The weight files of a plan, each opened once, when it is first needed."""
+    """The weight files of a plan, each opened once, when it is first needed.
+
+    ``read``: bytes that were read.
+    """
 
     def __init__(self) -> None:
+        self.read = 0
         self._files: dict[Path, File] = {}
         self._lock = threading.Lock()
 
-    def file(self, tensor: Tensor) -> File:
-        """The file that holds a tensor."""
+    def fetch(self, tensor: Tensor, start: int, into: memoryview) -> None:
+        """Fill ``into`` with a stored tensor's bytes from element ``start`` on."""
         with self._lock:
+            self.read += len(into)
             file = self._files.get(tensor.file)
             if file is None:
                 file = self._files[tensor.file] = File.open_once(tensor.file)
-            return file
-
-    def fetch(self, tensor: Tensor, start: int, into: memoryview) -> None:
-        """Fill ``into`` with a stored tensor's bytes from element ``start`` on."""
-        self.file(tensor).read_once(into, tensor.offset + start * tensor.kind.size)
+        file.read_once(into, tensor.offset + start * tensor.kind.size)
 
     def close(self) -> None:
         """Close all files."""
@@ -84,14 +85,14 @@ class Worker:
         self.buffers = [page_buffer(budget.buffer) for _ in range(budget.buffers)]
         self.high, self.low = np.empty(BLOCK), np.empty(BLOCK)
 
-    def make(self, piece: Slice) -> int:
-        """Make one slice and hand it to the sink; the bytes that were read."""
+    def make(self, piece: Slice) -> None:
+        """Make one slice and hand it to the sink."""
         tensor = self.plan.tensors[piece.tensor]
         out = self.buffers[-1]
         if not tensor.pairs and tensor.dtype == tensor.new.dtype:
             self._fetch(tensor.new, piece, out)
             self.sink.write(piece, out[: piece.nbytes])
-            return piece.nbytes
+            return
         operands = [
             self._fetch(term.view, piece, buffer)
             for term, buffer in zip(tensor.terms, self.buffers, strict=False)
@@ -101,7 +102,6 @@ class Worker:
         if not combine(tensor, operands, result, self.high, self.low):
             self._inspect(tensor, operands, result)
         self.sink.write(piece, data)
-        return sum(operand.nbytes for operand in operands)
 
     def _fetch(self, operand: View, piece: Slice, buffer: memoryview) -> npt.NDArray[Any]:
         """The slice's elements of one operand, read into a buffer."""

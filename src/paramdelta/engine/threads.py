@@ -63,7 +63,8 @@ class _Pool:
         self.finished = threading.Event()
         self.errors: list[BaseException] = []
         self.total = plan.bytes_to_write
-        self.done = self.resumed = self.moved = 0
+        self.inputs = inputs
+        self.done = self.resumed = 0
         self.running = budget.workers
         self.threads = [
             threading.Thread(
@@ -91,7 +92,8 @@ class _Pool:
 
     def _state(self) -> Progress:
         with self.lock:
-            return Progress(self.done, self.total, self.resumed, self.moved)
+            moved = self.done - self.resumed + self.inputs.read
+            return Progress(self.done, self.total, self.resumed, moved)
 
     def _next(self) -> Slice | None:
         with self.lock:
@@ -106,10 +108,9 @@ class _Pool:
         try:
             worker = Worker(plan, budget, inputs, self.sink, report)
             while not self.stop.is_set() and (piece := self._next()) is not None:
-                read = worker.make(piece)
+                worker.make(piece)
                 with self.lock:
                     self.done += piece.nbytes
-                    self.moved += piece.nbytes + read
         except BaseException as error:  # noqa: BLE001 - it is raised again in the main thread
             self.errors.append(error)
             self.stop.set()

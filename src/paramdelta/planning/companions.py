@@ -136,7 +136,7 @@ def _config(
 
 
 def _set(changes: dict[str, Any], config: Mapping[str, Any], key: str, value: Any) -> None:
-    """Change a key where config.json has it: at the top, or in the text part; at both if need be."""
+    """Change a key where config.json has it: at the top, in the text part, or at both."""
     inner = config.get("text_config")
     if isinstance(inner, Mapping) and key in inner:
         changes["text_config"] = {**inner, **changes.get("text_config", {}), key: value}

@@ -1,7 +1,7 @@
 """Recipe and checkpoints -> Plan.
 
-Made from headers, config files and tokenizer files alone, plus a few MB of weights for the questions
-whether the checkpoints are relatives and whether rows were trained. Nothing is written.
+Made from headers, config files and tokenizer files alone, plus a few MB of weights for the
+questions whether the checkpoints are relatives and whether rows were trained. Nothing is written.
 """
 
 import shlex

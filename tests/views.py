@@ -1,0 +1,31 @@
+"""Views over arrays in memory, for tests: a fetch that copies and counts."""
+
+from pathlib import Path
+
+import numpy as np
+
+from paramdelta.checkpoint.tensor import Tensor
+
+NAMES = {"uint16": "BF16", "float32": "F32", "float64": "F64", "int16": "F16", "uint8": "F8_E4M3"}
+
+
+class Store:
+    """Arrays that stand as stored tensors; ``reads`` counts what was fetched."""
+
+    def __init__(self) -> None:
+        self.arrays: dict[str, np.ndarray] = {}
+        self.reads: list[tuple[str, int, int]] = []
+
+    def tensor(self, name: str, array: np.ndarray, dtype: str | None = None) -> Tensor:
+        """The array as a stored tensor."""
+        self.arrays[name] = np.ascontiguousarray(array)
+        dtype = dtype or NAMES[array.dtype.name]
+        return Tensor(name, dtype, array.shape, Path(name), 0, array.nbytes)
+
+    def fetch(self, tensor: Tensor, start: int, into: memoryview) -> None:
+        """Copy a run of elements, checked as a file would check it."""
+        flat = self.arrays[tensor.name].reshape(-1)
+        count = len(into) // flat.itemsize
+        assert 0 <= start <= start + count <= flat.size, (tensor.name, start, count)
+        self.reads.append((tensor.name, start, count))
+        into[:] = memoryview(flat[start : start + count].tobytes())
