@@ -33,7 +33,7 @@ from paramdelta.errors import CheckpointError
 from paramdelta.storage.local import File
 
 MAX_PICKLE = 64_000_000  # bytes; 160 a tensor are usual
-MAX_DIRECTORY = 64_000_000  # bytes; 80 a tensor are usual
+MAX_DIRECTORY = 16_000_000  # bytes; 80 a tensor are usual
 MAX_STEPS = 5_000_000  # instructions; 35 a tensor are usual, and each can cost some 100 bytes
 _MAX_AXES = 64  # torch's own limit
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "module")
@@ -109,7 +109,7 @@ def read_pickle(path: Path) -> Contents:
     for name, value in state.items():
         if not isinstance(value, _Strided):
             continue
-        where = f"{path}, tensor {name!r}"
+        where = f"{path}, tensor {_short(name)}"
         if not isinstance(name, str) or name == "__metadata__" or not _is_text(name):
             raise _error("a tensor's name is none", where, "a string", _short(name))
         tensors.append(_view(name, value, offsets, where, path))
