@@ -581,12 +581,14 @@ def check(family: Family, folder: Path) -> Outcome:
     try:
         recipe = save_family(family, folder)
         findings = plan(recipe).findings
+        grave = [f for f in findings if f.severity.value != "note"]
         problems[step] = [
             f"{f.severity.value} {f.code}: {f.what} {f.sample()}"
-            for f in findings
-            if f.severity.value == "refused"
-            or (f.severity.value == "warning" and f.code not in family.warned)
+            for f in grave
+            if f.severity.value == "refused" or f.code not in family.warned
         ]
+        unsaid = set(family.warned) - {f.code for f in grave}
+        problems[step] += [f"there is no warning {code}" for code in unsaid]
         step = "mix"
         out = mix(recipe, folder / "out").folder
         verify(out, share=1.0)

@@ -59,6 +59,16 @@ def as_on_the_hub(state):
     return result | {f"h.{layer}.attn.bias": mask.clone() for layer in range(2)}
 
 
+def as_from_tensorflow(state):
+    """BERT as it was first released: what norms hold is called gamma and beta."""
+    old = {"weight": "gamma", "bias": "beta"}
+    return {
+        f"{stem}.{old[part]}" if stem.endswith("LayerNorm") else name: value
+        for name, value in state.items()
+        for stem, _, part in [name.rpartition(".")]
+    }
+
+
 # By family what makes the other layout of the one that transformers writes; None where it writes
 # both.
 LAYOUTS = {
@@ -67,10 +77,18 @@ LAYOUTS = {
     "Gemma 3 with vision": None,
     "Llama 4": split_llama4,
     "GPT-2": as_on_the_hub,
+    "BERT": as_from_tensorflow,
 }
-# What says so where a layout is not known: a rule, by the layout of post and base.
-MAPS = {"Gemma 3 with vision": ("auto",)}
-READ = ("GPT-2",)  # transformers reads the other layout, though it does not write it
+# Where a layout is not known a rule says it, by the layout of the new base.
+NORMS = ("*.LayerNorm.gamma -> *.LayerNorm.weight", "*.LayerNorm.beta -> *.LayerNorm.bias")
+MAPS = {
+    "Gemma 3 with vision": {"original": ("auto",), "other": ("auto",)},
+    "BERT": {
+        "original": NORMS,
+        "other": tuple(" -> ".join(reversed(rule.split(" -> "))) for rule in NORMS),
+    },
+}
+READ = ("GPT-2", "BERT")  # transformers reads the other layout, though it does not write it
 
 
 def save_layouts(name, folder):
@@ -97,7 +115,7 @@ def test_output_has_the_new_bases_layout(tmp_path, name, layouts):
     dtypes = {key: value.dtype for key, value in states["new"].items()}
 
     delta = Delta(str(tmp_path / f"post-{theirs}"), str(tmp_path / f"base-{theirs}"))
-    recipe = Recipe(str(folders["new"]), (delta,), maps=MAPS.get(name, ()))
+    recipe = Recipe(str(folders["new"]), (delta,), maps=MAPS.get(name, {}).get(ours, ()))
     findings = [f for f in plan(recipe).findings if f.severity.value != "note"]
     assert findings == []
     out = mix(recipe, tmp_path / "out").folder
@@ -111,39 +129,48 @@ def test_output_has_the_new_bases_layout(tmp_path, name, layouts):
 # -- a text model's Δ onto the text tower of a vision-language model -------------------------------
 
 
-def save_towers(folder):
+ORIGINAL, CURRENT = "language_model.model.", "model.language_model."
+
+
+def save_towers(folder, tower):
     """Text-only Gemma 3 as base and post, and a Gemma 3 with vision whose text tower continues the
-    same base.
+    same base, stored under either name.
     """
-    text = FAMILIES["Gemma 3"]
-    models = build_models(text)
+    models = build_models(FAMILIES["Gemma 3"])
     seeing = build_models(FAMILIES["Gemma 3 with vision"])["new"]
     seeing.model.language_model.load_state_dict(models.pop("new").model.state_dict())
-    for role, model in (*models.items(), ("new", seeing)):
+    seeing.save_pretrained(folder / "new", save_original_format=tower == ORIGINAL)
+    for role, model in models.items():
         model.save_pretrained(folder / role)
-    return Recipe(str(folder / "new"), (Delta(str(folder / "post"), str(folder / "base")),))
 
 
-@pytest.mark.parametrize("maps", ["model.* -> language_model.model.*", "auto"])
-def test_delta_of_a_text_model_onto_a_text_tower(tmp_path, maps):
+@pytest.mark.parametrize("rule", ["{0}* -> {1}*", "auto", None])
+@pytest.mark.parametrize("tower", [ORIGINAL, CURRENT])
+def test_delta_of_a_text_model_onto_a_text_tower(tmp_path, tower, rule):
     """The text tower gets the Δ, vision tower and projector stay the new base's, all of it loads.
 
-    That nothing of post speaks of the vision tower is worth a warning, and refuses nothing.
+    That nothing of post speaks of the vision tower is worth a warning, and refuses nothing. Where
+    the tower's name is only a prefix before the old one, no rule is needed.
     """
-    recipe = save_towers(tmp_path)
-    recipe = Recipe(recipe.new_base, recipe.deltas, maps=(maps,), allow=("architecture-differs",))
-    refused = plan(recipe).refused
-    assert refused == ()
+    save_towers(tmp_path, tower)
+    delta = Delta(str(tmp_path / "post"), str(tmp_path / "base"))
+    maps = (rule.format("model.", tower),) if rule else ()
+    recipe = Recipe(str(tmp_path / "new"), (delta,), maps=maps)
+    if rule is None and tower == CURRENT:
+        assert plan(recipe).refused
+        return
+    grave = [f.code for f in plan(recipe).findings if f.severity.value != "note"]
+    assert grave == ["only-in-new-base"]
     out = mix(recipe, tmp_path / "out").folder
     verify(out, share=1.0)
 
     new = read_state(tmp_path / "new")
-    states = {"new": new, "post": {}, "base": {}}
+    states = {"new": new}
     for role in ("post", "base"):
         text = read_state(tmp_path / role)
-        states[role] = {f"language_model.{name}": value for name, value in text.items()}
-    assert states["post"].keys() == {n for n in new if n.startswith("language_model.")}
-    tower = expected_state(states, dict.fromkeys(states["post"], torch.bfloat16))
-    assert differences(read_state(out), new | tower) == []
+        states[role] = {tower + name.removeprefix("model."): v for name, v in text.items()}
+    assert states["post"].keys() == {name for name in new if name.startswith(tower)}
+    mixed = expected_state(states, dict.fromkeys(states["post"], torch.bfloat16))
+    assert differences(read_state(out), new | mixed) == []
     _, said = load("AutoModelForImageTextToText", out)
     assert said == []

@@ -13,12 +13,15 @@ from safetensors.torch import load_file, save_file  # noqa: E402
 from paramdelta import Delta, Recipe, mix, plan, verify  # noqa: E402
 from tests.integration.families import (  # noqa: E402
     DECODER,
+    FAMILIES,
     ROLES,
+    build_models,
     differences,
     expected_state,
     load,
     nudged,
     read_state,
+    save_family,
 )
 
 pytestmark = pytest.mark.hf
@@ -83,3 +86,29 @@ def test_output_is_tied_if_all_are(tmp_path, kinds):
     assert said == []
     assert differences(model.state_dict(), expected) == []
     assert (model.lm_head.weight is model.model.embed_tokens.weight) == tied
+
+
+# -- every name of a shared tensor -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("roles", ["new", "post", "base", "post base", "new post base"])
+@pytest.mark.parametrize("name", ["Qwen2.5", "GPT-2", "Whisper", "Gemma 3"])
+def test_pickles_hold_every_name_of_a_shared_tensor(tmp_path, name, roles):
+    """A pickled state names a shared tensor as often as the model does, save_pretrained once. What
+    is shared in memory gets one Δ whichever of the three are pickles, and loads without a word.
+    """
+    family = FAMILIES[name]
+    recipe = save_family(family, tmp_path)
+    models = build_models(family)
+    for role in roles.split():
+        (tmp_path / role / "model.safetensors").unlink()
+        torch.save(models[role].state_dict(), tmp_path / role / "pytorch_model.bin")
+    assert [f for f in plan(recipe).findings if f.severity.value != "note"] == []
+    out = mix(recipe, tmp_path / "out").folder
+    verify(out, share=1.0)
+    model, said = load(family.auto, out)
+    assert said == []
+    found = model.state_dict()
+    states = {role: model.state_dict() for role, model in models.items()}
+    dtypes = {name: value.dtype for name, value in found.items()}
+    assert differences(found, expected_state(states, dtypes)) == []
