@@ -13,9 +13,14 @@ RecipeFile = Annotated[
 ]
 Post = Annotated[
     str | None,
-    typer.Option(metavar="P", help="Post-trained model: folder, .safetensors file or Hub id."),
+    typer.Option(
+        metavar="P", help="Post-trained model or LoRA adapter: folder, weight file or Hub id."
+    ),
 ]
-Base = Annotated[str | None, typer.Option(metavar="B", help="The base that it was trained from.")]
+Base = Annotated[
+    str | None,
+    typer.Option(metavar="B", help="The base that it was trained from; an adapter needs none."),
+]
 NewBase = Annotated[str | None, typer.Option(metavar="N", help="The base that is to get the Δ.")]
 Scale = Annotated[float | None, typer.Option(metavar="α", help="Factor of the Δ.  [default: 1.0]")]
 DType = Annotated[

@@ -5,11 +5,11 @@ questions whether the checkpoints are relatives and whether rows were trained. N
 """
 
 import shlex
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from paramdelta.checkpoint.adapter import LowRank, is_adapter, open_adapter
 from paramdelta.checkpoint.blockscaled import BlockScaled, scaled_weights
 from paramdelta.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from paramdelta.checkpoint.tensor import View, Zeros
@@ -23,7 +23,8 @@ from paramdelta.planning.plan import OutputTensor, Pair, Plan
 from paramdelta.planning.roles import needed
 from paramdelta.planning.settlement import Case, Settlement, picked, settle
 from paramdelta.planning.vocabulary import first_tokens, has_rows_of_tokens, read_vocabulary
-from paramdelta.recipe import Recipe
+from paramdelta.recipe import Delta, Recipe
+from paramdelta.storage.location import locate
 
 COPIED = "copied from the new base"
 LOOK = "look whether it is the right checkpoint"
@@ -41,14 +42,7 @@ def make_plan(recipe: Recipe) -> Plan:
         CheckpointError: damaged or hostile files.
         StorageError: something cannot be read or downloaded.
     """
-    opened: dict[str, Checkpoint] = {}
-
-    def open_once(address: str, role: str) -> Checkpoint:
-        if address not in opened:
-            opened[address] = open_checkpoint(address, role)
-        return replace(opened[address], role=role)
-
-    return _Planner(recipe, open_once).plan()
+    return _Planner(recipe).plan()
 
 
 @dataclass
@@ -65,39 +59,74 @@ class _Source:
 
 @dataclass
 class _Lineage:
-    """Post and base of one Δ; ``at``: post's number among all sources, base's is the next."""
+    """Post and base of one Δ; ``at``: post's number among all vocabularies, base's is the next.
+
+    ``is_adapter``: post speaks only of what it changes, and base may be unknown.
+    """
 
     post: _Source
-    base: _Source
+    base: _Source | None
     scale: float
     at: int
+    is_adapter: bool = False
 
 
 class _Planner:
     """Collects output tensors and findings; one instance makes one plan."""
 
-    def __init__(self, recipe: Recipe, open_once: Callable[[str, str], Checkpoint]) -> None:
+    def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
         self.findings = Findings()
-        self.new = self.source(open_once(recipe.new_base, "new base"))
-        self.lineages: list[_Lineage] = []
+        self.opened: dict[str, Checkpoint] = {}
+        self.new = self.source(self.open(recipe.new_base, "new base"))
         several = len(recipe.deltas) > 1
-        for number, delta in enumerate(recipe.deltas, 1):
-            tag = f" {number}" if several else ""
-            post = self.source(open_once(delta.post, f"post{tag}"))
-            if delta.base is None:
+        self.lineages = [
+            self.lineage_of(delta, f" {number}" if several else "", 2 * number - 1)
+            for number, delta in enumerate(recipe.deltas, 1)
+        ]
+
+    def open(self, address: str, role: str) -> Checkpoint:
+        """Open a checkpoint once, whatever roles it has."""
+        if address not in self.opened:
+            self.opened[address] = open_checkpoint(address, role)
+        return replace(self.opened[address], role=role)
+
+    def lineage_of(self, delta: Delta, tag: str, at: int) -> _Lineage:
+        """Open post and base of one Δ."""
+        location = locate(delta.post)
+        if location.folder is not None and is_adapter(location.folder):
+            adapter = open_adapter(location, f"post{tag}")
+            address = delta.base or (adapter.base if adapter.replaced else None)
+            if adapter.replaced and address is None:
                 raise UsageError(
-                    "a Δ needs the base that post was trained from",
-                    where=delta.post,
-                    expected="--base (only a LoRA adapter is a Δ by itself)",
+                    "the adapter holds whole tensors and does not name its base",
+                    where=f"{delta.post}: {', '.join(sorted(adapter.replaced)[:3])}",
+                    expected="--base, the model that it was trained on",
                 )
-            base = self.source(open_once(delta.base, f"base{tag}"))
-            self.lineages.append(_Lineage(post, base, delta.scale, 2 * number - 1))
+            base = self.source(self.open(address, f"base{tag}")) if address else None
+            shapes = {n: v.shape for n, v in (base or self.new).views.items()}
+            if base is None:
+                bridged, _ = names.bridged(adapter.deltas, self.new.views)
+                shapes |= {v.name: shapes[n] for n, v in bridged.items() if n in shapes}
+            post = _Source(
+                adapter.checkpoint, dict(adapter.replaced), dict(adapter.oriented(shapes))
+            )
+            return _Lineage(post, base, delta.scale, at, is_adapter=True)
+        if delta.base is None:
+            raise UsageError(
+                "a Δ needs the base that post was trained from",
+                where=delta.post,
+                expected="--base (only a LoRA adapter is a Δ by itself)",
+            )
+        post = self.source(self.open(delta.post, f"post{tag}"))
+        base = self.source(self.open(delta.base, f"base{tag}"))
+        return _Lineage(post, base, delta.scale, at)
 
     @property
     def others(self) -> list[_Source]:
         """All sources but the new base: post and base of every Δ."""
-        return [source for each in self.lineages for source in (each.post, each.base)]
+        both = (source for each in self.lineages for source in (each.post, each.base))
+        return [source for source in both if source is not None]
 
     @property
     def sources(self) -> list[_Source]:
@@ -116,6 +145,15 @@ class _Planner:
                 "scales of activations are left out with the quantisation",
                 checkpoint,
                 tensor=name,
+            )
+        if checkpoint.ignored:
+            first, rest = checkpoint.ignored[:4], len(checkpoint.ignored) - 4
+            what = "left aside, for it is no tensor: " + ", ".join(first)
+            self.findings.add(
+                Severity.NOTE,
+                "ignored",
+                what + (f" and {rest} more" if rest > 0 else ""),
+                checkpoint,
             )
         return _Source(checkpoint, views)
 
@@ -143,7 +181,10 @@ class _Planner:
         return Plan(
             self.recipe,
             self.new.checkpoint,
-            tuple((each.post.checkpoint, each.base.checkpoint) for each in self.lineages),
+            tuple(
+                (each.post.checkpoint, each.base.checkpoint if each.base else None)
+                for each in self.lineages
+            ),
             tuple(tensors),
             chosen,
             self.findings.all(self.recipe.allow),
@@ -157,41 +198,42 @@ class _Planner:
         """Bring every source's tensors under the names of the new base."""
         rules = [names.parse_rule(text) for text in self.recipe.maps if text != "auto"]
         used: set[str] = set()
+        before = [name for source in self.others for name in (*source.views, *source.deltas)]
         for source in self.others:
-            source.views, changed = names.renamed(source.views, rules, self.new.views)
-            used |= changed.keys()
-            for text, count in changed.items():
-                self.note("mapped", f"{count} names are read as {text}", source)
-            source.views, change = names.bridged(source.views, self.new.views)
-            if change is not None:
-                self.note("prefix", f"tensor names are read as {change}…", source)
-            source.views, moved = relaid(source.views, self.new.views)
-            if moved:
-                self.note("experts", "experts are read in the layout of the new base", source)
-            self.propose(source)
+            source.views, changes = self.aligned(source, source.views, rules)
+            source.deltas, more = self.aligned(source, source.deltas, rules)
+            used |= changes | more
         for rule in rules:
             if rule.text not in used:
-                raise names.unused_rule(
-                    rule, [name for source in self.others for name in source.views]
-                )
+                raise names.unused_rule(rule, before)
 
-    def propose(self, source: _Source) -> None:
-        """Apply or mention the rules under which more names would agree."""
-        proposals = names.propose(source.views, self.new.views)
-        if not proposals:
-            return
+    def aligned(
+        self, source: _Source, own: dict[str, View], rules: list[names.Rule]
+    ) -> tuple[dict[str, View], set[str]]:
+        """Tensors under the names of the new base, and the rules that were used for it."""
+        own, used = names.renamed(own, rules, self.new.views)
+        for text, count in used.items():
+            self.note("mapped", f"{count} names are read as {text}", source)
+        own, change = names.bridged(own, self.new.views)
+        if change is not None:
+            self.note("prefix", f"tensor names are read as {change}…", source)
+        own, moved = relaid(own, self.new.views)
+        if moved:
+            self.note("experts", "experts are read in the layout of the new base", source)
+        proposals = names.propose(own, self.new.views)
         shown = "; ".join(map(str, proposals))
-        if "auto" in self.recipe.maps:
-            rules = [proposal.rule for proposal in proposals]
-            source.views, _ = names.renamed(source.views, rules, self.new.views)
+        if proposals and "auto" in self.recipe.maps:
+            found = [proposal.rule for proposal in proposals]
+            own, _ = names.renamed(own, found, self.new.views)
             self.note("mapped", f"by --map auto, names are read as {shown}", source)
-        else:
+        elif proposals:
             self.note(
                 "map-proposed",
                 f"more names would agree under {shown}",
                 source,
                 remedy="--map auto takes this, --map 'RULE' a rule of yours",
             )
+        return own, set(used)
 
     def note(self, code: str, what: str, source: _Source, remedy: str | None = None) -> None:
         self.findings.add(Severity.NOTE, code, what, source, remedy=remedy)
@@ -211,11 +253,25 @@ class _Planner:
             return None
         head, embedding = pair
         tied = [self.has_tied_head(source, head, embedding) for source in self.sources]
+        for each in self.lineages:
+            if each.is_adapter:  # it is as the model that it was trained on
+                whole = self.sources.index(each.base or self.new)
+                changed = head in each.post.views or head in each.post.deltas
+                tied[self.sources.index(each.post)] = tied[whole] and not changed
+                if tied[whole] and embedding in each.post.deltas:
+                    self.findings.add(
+                        Severity.WARNING,
+                        "adapted-embedding",
+                        "the adapter's Δ of the embedding also changes the output head that is "
+                        "tied to it, as PEFT's merge does; in training it did not",
+                        each.post,
+                        tensor=embedding,
+                    )
         _, said = names.tie_of(self.new.checkpoint.config)
         owners = [
             source
             for source, is_tied in zip(self.sources, tied, strict=True)
-            if not is_tied and head in source.views
+            if not is_tied and (head in source.views or head in source.deltas)
         ]
         if not owners or (tied[0] and self.recipe.head == "drop"):
             for source, is_tied in zip(self.sources, tied, strict=True):
@@ -225,8 +281,9 @@ class _Planner:
         if not tied[0] and self.new not in owners:
             return None  # untied and without a head: the findings on names will say so
         for source, is_tied in zip(self.sources, tied, strict=True):
-            if is_tied and embedding in source.views:
-                source.views[head] = source.views[embedding]
+            for views in (source.views, source.deltas) if is_tied else ():
+                if embedding in views:
+                    views[head] = views[embedding]
         if head not in self.names:
             self.names.append(head)
         if not tied[0]:
@@ -266,7 +323,7 @@ class _Planner:
         """Leave a stored head out: it repeats the embedding, or its Δ is not wanted."""
         if source is self.new and head in self.names:
             self.names.remove(head)
-        if source.views.pop(head, None) is None:
+        if source.views.pop(head, source.deltas.pop(head, None)) is None:
             return
         if repeats:
             what = "the stored output head repeats the embedding and is left out"
@@ -294,12 +351,15 @@ class _Planner:
         of_tokens = has_rows_of_tokens(name)
         if of_tokens and self.settlement.mode == "new-base":
             return OutputTensor(name, target, new.shape, new, why="vocabulary of the new base")
-        pairs = [self.pair(name, new, each, number) for number, each in enumerate(self.lineages)]
+        pairs = [
+            pair
+            for number, each in enumerate(self.lineages)
+            for pair in self.pairs(name, each, number)
+        ]
         known = self.settlement.mode != "unknown"
         if of_tokens and known and not self.settlement.plain(self.heights(name)):
             return self.by_token(name, target, new, pairs)
-        fitting = tuple(self.fitting(pair, new) for pair in pairs if pair is not None)
-        kept = tuple(pair for pair in fitting if pair is not None)
+        kept = tuple(pair for pair in pairs if self.fits(pair, new))
         return OutputTensor(name, target, new.shape, new, kept, "" if kept else "no Δ for it")
 
     def unmixable(self, name: str, new: View) -> None:
@@ -318,31 +378,34 @@ class _Planner:
             what = "integer and boolean tensors are copied, not mixed"
             self.findings.add(Severity.NOTE, "integer", what, self.new, tensor=name)
 
-    def pair(self, name: str, new: View, each: _Lineage, number: int) -> Pair | None:
-        """The operands of one Δ for one tensor; None, with a finding, if it cannot be formed."""
-        if name in each.post.deltas:
-            delta = each.post.deltas[name]
-            return Pair(number, delta, Zeros("zeros", delta.dtype, delta.shape), each.scale)
-        post, base = each.post.views.get(name), each.base.views.get(name)
-        if post is None and each.post.deltas:
-            return None  # an adapter speaks only of what it changes
+    def pairs(self, name: str, each: _Lineage, number: int) -> list[Pair]:
+        """The operands of one Δ for one tensor; none, with a finding, if it cannot be formed."""
+        found = []
+        delta = each.post.deltas.get(name)
+        if delta is not None:
+            zeros = Zeros("zeros", delta.dtype, delta.shape)
+            found.append(Pair(number, delta, zeros, each.scale))
+        post = each.post.views.get(name)
+        base = each.base.views.get(name) if each.base is not None else None
+        if post is None and each.is_adapter:
+            return found
         if post is None and base is None:
             if number == 0:
                 what = f"tensors that neither post nor base has are {COPIED}"
                 self.findings.add(Severity.WARNING, "only-in-new-base", what, self.new, tensor=name)
-            return None
-        if post is None or base is None:
+            return found
+        if post is None or base is None or each.base is None:
             source = each.post if post is None else each.base
             self.findings.add(
                 Severity.REFUSED,
                 "missing-in-post" if post is None else "missing-in-base",
-                f"tensors are missing in {source.checkpoint.role}, so they have no Δ",
+                "tensors are missing there, so they have no Δ",
                 source,
                 tensor=name,
                 remedy=LOOK,
                 allowed=COPIED,
             )
-            return None
+            return found
         for view, source in ((post, each.post), (base, each.base)):
             if not view.kind.mixable:
                 self.findings.add(
@@ -353,13 +416,13 @@ class _Planner:
                     tensor=name,
                     remedy="use an unquantised (BF16, F16 or F32) release of the model",
                 )
-                return None
-        return Pair(number, post, base, each.scale)
+                return found
+        return [Pair(number, post, base, each.scale), *found]
 
-    def fitting(self, pair: Pair, new: View) -> Pair | None:
-        """The pair if its shapes are the new base's; else None, with a finding."""
+    def fits(self, pair: Pair, new: View) -> bool:
+        """Whether a pair's shapes are the new base's; if not, with a finding."""
         each = self.lineages[pair.number]
-        for view, source in ((pair.post, each.post), (pair.base, each.base)):
+        for view, source in ((pair.post, each.post), (pair.base, each.base or each.post)):
             if view.shape != new.shape:
                 self.findings.add(
                     Severity.REFUSED,
@@ -371,8 +434,8 @@ class _Planner:
                     remedy=LOOK,
                     allowed=COPIED,
                 )
-                return None
-            if view.dtype != new.dtype and not isinstance(view, Zeros):
+                return False
+            if view.dtype != new.dtype and not isinstance(view, (Zeros, LowRank)):
                 stored = {part.dtype for part in view.parts}
                 self.findings.add(
                     Severity.NOTE,
@@ -383,7 +446,7 @@ class _Planner:
                     source,
                     tensor=new.name,
                 )
-        return pair
+        return True
 
     def leftovers(self) -> None:
         """Tensors that the output does not get."""
@@ -396,7 +459,7 @@ class _Planner:
                     what = "constants left out"
                     self.findings.add(Severity.NOTE, "buffer-left", what, each.post, tensor=name)
                 else:
-                    both = name in each.base.views
+                    both = each.base is not None and name in each.base.views
                     self.findings.add(
                         Severity.REFUSED,
                         "missing-in-new-base" if both else "only-in-post",
@@ -406,7 +469,8 @@ class _Planner:
                         remedy=LOOK,
                         allowed="left out",
                     )
-            for name in each.base.views.keys() - wanted - each.post.views.keys():
+            ours = each.base.views.keys() if each.base is not None else set()
+            for name in sorted(ours - wanted - each.post.views.keys()):
                 self.findings.add(
                     Severity.NOTE, "only-in-base", "tensors left out", each.base, tensor=name
                 )
@@ -421,39 +485,35 @@ class _Planner:
     def settle(self) -> Settlement:
         """Read the vocabularies and decide how their rows correspond."""
         mode = self.recipe.vocabulary
-        known = [
-            read_vocabulary(source.checkpoint) if mode not in ("id", "new-base") or at < 2 else None
-            for at, source in enumerate(self.sources)
-        ]
+        known = [read_vocabulary(self.new.checkpoint)]
+        for each in self.lineages:
+            known.append(read_vocabulary(each.post.checkpoint))
+            known.append(read_vocabulary(each.base.checkpoint) if each.base is not None else None)
+            if each.is_adapter and known[-2] is None and known[-1] is None:
+                known[-2:] = [known[0]] * 2  # nothing says that it has tokens of its own
         return settle(known, mode, self.recipe.graft, self.recipe.take, str(self.lineages[0].post))
 
     def heights(self, name: str) -> list[int]:
         """Rows of a tensor in every source that has it, the new base's first."""
-        views = [source.deltas.get(name, source.views.get(name)) for source in self.sources]
-        return [
-            view.shape[0] if view is not None and view.shape else 0
-            for view in views
-            if view is not None
-        ]
+        found = (view for s in self.sources for view in (s.views.get(name), s.deltas.get(name)))
+        return [view.shape[0] for view in found if view is not None and view.shape]
 
-    def by_token(self, name: str, target: str, new: View, pairs: list[Pair | None]) -> OutputTensor:
+    def by_token(self, name: str, target: str, new: View, pairs: list[Pair]) -> OutputTensor:
         """An output tensor whose rows correspond by the settlement."""
         rows = new.shape[0]
         height = self.settlement.height(rows)
         shape = (height, *new.shape[1:])
         operand = new
-        first = pairs[0].post if pairs[0] is not None else None
+        first = self.lineages[0].post.views.get(name)
         if first is not None and first.shape[1:] == new.shape[1:]:
             outright = self.settlement.outright(height, rows, first.shape[0])
             if outright is not None:
                 operand = picked(name, shape, (new, first), outright)
         kept = []
         for pair in pairs:
-            if pair is None:
-                continue
             each = self.lineages[pair.number]
             if pair.post.shape[1:] != new.shape[1:] or pair.base.shape[1:] != new.shape[1:]:
-                self.fitting(pair, new)
+                self.fits(pair, new)
                 continue
             post = self.settlement.rows(each.at, height, rows, pair.post.shape[0])
             base = self.settlement.rows(each.at + 1, height, rows, pair.base.shape[0])
@@ -487,9 +547,10 @@ class _Planner:
         embedding = next((n for n in self.names if has_rows_of_tokens(n)), None)
         if new is None or post is None or embedding is None:
             return ()
-        known = zip(self.sources, settlement.agreements, settlement.vocabularies, strict=True)
+        everyone = [self.new, *(s for each in self.lineages for s in (each.post, each.base))]
+        known = zip(everyone, settlement.agreements, settlement.vocabularies, strict=True)
         for source, agreement, other in known:
-            if agreement is None or other is None or settlement.forced:
+            if source is None or agreement is None or other is None or settlement.forced:
                 continue
             if agreement.renamed:
                 first = agreement.renamed[0]
@@ -518,7 +579,8 @@ class _Planner:
                 )
         self.missing_tokens(each)
         self.untrained(embedding, each)
-        return settlement.cases(self.heights(embedding)[:3])
+        heights = self.heights(embedding)
+        return settlement.cases((*heights, *heights[-1:] * 2)[:3])
 
     def missing_tokens(self, each: _Lineage) -> None:
         """Tokens of post that the output does not get."""
@@ -586,19 +648,31 @@ class _Planner:
 
     def relatives(self) -> dict[str, lineage.Likeness]:
         """Warn where two checkpoints were never the same model, or are one and the same."""
-        chosen = lineage.sample(self.names, [source.views for source in self.sources])
+        whole = [
+            self.new,
+            *(
+                s
+                for each in self.lineages
+                for s in (each.post, each.base)
+                if s is not None and not (each.is_adapter and s is each.post)
+            ),
+        ]
+        chosen = lineage.sample(self.names, [source.views for source in whole])
         result: dict[str, lineage.Likeness] = {}
         for each in self.lineages:
-            for one, other in ((each.base, self.new), (each.base, each.post)):
+            others = [self.new] if each.is_adapter else [self.new, each.post]
+            for other in others if each.base is not None else ():
+                assert each.base is not None
+                one = each.base
                 like = lineage.likeness(chosen, one.views, other.views)
                 if like is None:
                     continue
-                result[f"{each.base.checkpoint.role} ~ {other.checkpoint.role}"] = like
+                result[f"{one.checkpoint.role} ~ {other.checkpoint.role}"] = like
                 if like.cosine < lineage.RELATED:
                     self.findings.add(
                         Severity.WARNING,
                         "unrelated",
-                        f"cosine {like.cosine:.3f} with {each.base}: they were never the same "
+                        f"cosine {like.cosine:.3f} with {one}: they were never the same "
                         "model, so a Δ means nothing here",
                         other,
                         remedy="look whether all three are the checkpoints that you mean",
@@ -607,7 +681,7 @@ class _Planner:
                     self.findings.add(
                         Severity.WARNING,
                         "no-delta",
-                        f"equal to {each.base} on the sample: the Δ seems to be zero",
+                        f"equal to {one} on the sample: the Δ seems to be zero",
                         other,
                     )
         return result

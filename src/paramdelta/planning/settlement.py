@@ -1,8 +1,8 @@
 """What becomes of the rows of tokens: embedding, output head and its bias.
 
 Rows correspond by id where the vocabularies agree, or differ only in what reserved tokens are
-called (Llama 3 -> 3.1), and else by token. A row without a counterpart keeps the new base's values. Tokens
-that only post has can be grafted on, and rows of others taken from post outright.
+called (Llama 3 -> 3.1), and else by token. A row without a counterpart keeps the new base's values.
+Tokens that only post has can be grafted on, and rows of others taken from post outright.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

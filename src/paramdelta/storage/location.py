@@ -13,7 +13,7 @@ _HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
 class Location:
     """Where a checkpoint is.
 
-    ``address``: as written. ``path``: the folder, or the single .safetensors file. ``repo`` and
+    ``address``: as written. ``path``: the folder, or the single weight file. ``repo`` and
     ``revision``: Hub id and commit hash, where it came from the Hub.
     """
 
@@ -52,7 +52,7 @@ def locate(address: str) -> Location:
         raise UsageError(
             "this kind of address cannot be read yet",
             where=address,
-            expected="a folder, a .safetensors file or a Hub id",
+            expected="a folder, a weight file (.safetensors, .bin, .pt) or a Hub id",
             remedy="download it to a folder first",
         )
     match = _HUB_ID.fullmatch(address)
@@ -60,7 +60,7 @@ def locate(address: str) -> Location:
         raise UsageError(
             "no such checkpoint",
             where=address,
-            expected="an existing folder, a .safetensors file or a Hub id (org/name@revision)",
+            expected="an existing folder or weight file, or a Hub id (org/name@revision)",
         )
     from paramdelta.storage import hub  # keeps huggingface_hub out of local work
 
