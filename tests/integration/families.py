@@ -714,12 +714,12 @@ def loaded_problems(family: Family, folder: Path, model: Any) -> list[str]:
 
 
 def widened(source: Path, target: Path) -> Path:
-    """A copy of an FP8 checkpoint in float64, without its quantization_config."""
+    """A copy of a checkpoint in float64, without a quantization_config."""
     target.mkdir()
     state = {name: value.double() for name, value in read_state(source).items()}
     save_file(state, target / "model.safetensors", metadata={"format": "pt"})
     config = json.loads((source / "config.json").read_text())
-    del config["quantization_config"]
+    config.pop("quantization_config", None)
     (target / "config.json").write_text(json.dumps(config))
     return target
 

@@ -19,7 +19,9 @@ from tests.integration.families import (  # noqa: E402
     differences,
     expected_state,
     load,
+    quantise,
     read_state,
+    widened,
 )
 
 pytestmark = pytest.mark.hf
@@ -124,6 +126,34 @@ def test_output_has_the_new_bases_layout(tmp_path, name, layouts):
     if ours == "original" or LAYOUTS[name] is None or name in READ:
         _, said = load(family.auto, out)
         assert said == []
+
+
+@pytest.mark.parametrize("layouts", [("original", "other"), ("other", "original")])
+def test_quantised_experts_against_joined_ones(tmp_path, layouts):
+    """FP8 experts one by one, each with its scales, against joined ones in BF16; either way round.
+
+    The reference is computed from the loaded models, the quantised ones loaded in float64.
+    """
+    theirs, ours = layouts
+    family = save_layouts("Qwen3-MoE", tmp_path)
+    folders = {"new": tmp_path / f"new-{ours}"}
+    folders |= {role: tmp_path / f"{role}-{theirs}" for role in ("post", "base")}
+    for folder in folders.values():
+        if folder.name.endswith("original"):
+            quantise(folder, "block")
+    delta = Delta(str(folders["post"]), str(folders["base"]))
+    recipe = Recipe(str(folders["new"]), (delta,))
+    assert [f for f in plan(recipe).findings if f.severity.value != "note"] == []
+    out = mix(recipe, tmp_path / "out").folder
+    verify(out, share=1.0)
+    model, said = load(family.auto, out)
+    assert said == []
+    states = {}
+    for role, folder in folders.items():
+        wide = widened(folder, tmp_path / f"{role}-wide")
+        states[role] = load(family.auto, wide, dtype=torch.float64)[0].state_dict()
+    dtypes = dict.fromkeys(states["new"], torch.bfloat16)
+    assert differences(model.state_dict(), expected_state(states, dtypes)) == []
 
 
 # -- a text model's Δ onto the text tower of a vision-language model -------------------------------
