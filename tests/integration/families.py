@@ -223,7 +223,7 @@ FAMILIES: dict[str, Family] = {
             "intermediate_size": 32,  # as wide as the model, as in gpt-oss-20b: down is square
             "rope_parameters": {"rope_type": "default", "rope_theta": 150000.0},
         },
-        note="in BF16, as fine-tunes of it are",
+        note="in BF16; not the MXFP4 of the release",
     ),
     "Gemma 3": decoder("Gemma3TextConfig", {"tie_word_embeddings": True, "sliding_window": 16}),
     "Gemma 3 with vision": Family(
