@@ -71,6 +71,10 @@ class LowRank(View):
         shape = self.shape[::-1]
         return replace(self, shape=shape, up=_turned(self.down), down=_turned(self.up))
 
+    def scratch(self, size: int) -> int:
+        """Blocks of both factors, and of what is kept of one."""
+        return KEPT + 3 * 8 * BLOCK
+
     def read(self, start: int, stop: int, into: memoryview, fetch: Fetch) -> None:
         """Multiply block by block of the factors what the run needs."""
         import numpy as np

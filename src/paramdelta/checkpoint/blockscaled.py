@@ -49,6 +49,10 @@ class BlockScaled(View):
         """Both, and the block."""
         return ["scaled", self.weight.identity, self.scale.identity, list(self.block)]
 
+    def scratch(self, size: int) -> int:
+        """The codes, an eighth of the result, and the scales, at most one a number."""
+        return size // 8 + 2 * size
+
     def read(self, start: int, stop: int, into: memoryview, fetch: Fetch) -> None:
         """Read a run of FP8 numbers and the scales of the blocks that it touches; multiply."""
         import numpy as np

@@ -61,6 +61,10 @@ class View(ABC):
         """Bytes that are read to have all of it once."""
         return sum(part.nbytes for part in self.parts)
 
+    def scratch(self, size: int) -> int:
+        """Bytes that a thread holds, at the most, beside the ``size`` bytes that it reads."""
+        return 0
+
     @property
     @abstractmethod
     def identity(self) -> list[Any]:
@@ -153,6 +157,10 @@ class Part(View):
         """The whole, and where in it."""
         return ["part", self.view.identity, self.first, list(self.shape)]
 
+    def scratch(self, size: int) -> int:
+        """That of the whole view."""
+        return self.view.scratch(size)
+
     def read(self, start: int, stop: int, into: memoryview, fetch: Fetch) -> None:
         """Read from the whole, further on."""
         self.view.read(self.first + start, self.first + stop, into, fetch)
@@ -178,6 +186,10 @@ class Wide(View):
     def identity(self) -> list[Any]:
         """As the view's: the values are the same."""
         return self.view.identity
+
+    def scratch(self, size: int) -> int:
+        """Both what is stored and what it becomes."""
+        return 2 * size + self.view.scratch(size)
 
     def read(self, start: int, stop: int, into: memoryview, fetch: Fetch) -> None:
         """Read and widen, without loss."""
@@ -237,6 +249,11 @@ class Rows(View):
 
         return np.frombuffer(self.rows or b"", np.int32)
 
+    def scratch(self, size: int) -> int:
+        """That of the views, of which one is read at a time, and the places of the runs."""
+        runs = 0 if self.rows is None else 40 * (size // max(1, self.width * self.kind.size) + 2)
+        return runs + max(view.scratch(size) for view in self.views)
+
     def read(self, start: int, stop: int, into: memoryview, fetch: Fetch) -> None:
         """Read run by run: rows that follow each other in one view are one read."""
         width, size = self.width, self.kind.size
@@ -294,6 +311,10 @@ class Transposed(View):
     def identity(self) -> list[Any]:
         """The view, turned."""
         return ["transposed", self.view.identity]
+
+    def scratch(self, size: int) -> int:
+        """The block before it is turned."""
+        return size + self.view.scratch(size)
 
     def read(self, start: int, stop: int, into: memoryview, fetch: Fetch) -> None:
         """Read a short run from each row of the view, and turn them."""

@@ -31,17 +31,20 @@ class Slice:
 
 @dataclass(frozen=True)
 class Budget:
-    """How the memory is shared out: every worker has ``buffers`` of ``buffer`` bytes."""
+    """How the memory is shared out: every worker has ``buffers`` of ``buffer`` bytes, and
+    ``scratch`` bytes for what its operands need beside them.
+    """
 
     workers: int
     buffers: int
     buffer: int
+    scratch: int = 0
 
     @property
     def projected(self) -> int:
         """Bytes that the engine will hold at the most, beyond the interpreter and its libraries."""
-        scratch = 2 * 8 * BLOCK
-        return self.workers * (self.buffers * self.buffer + scratch) + OVERHEAD
+        each = self.buffers * self.buffer + self.scratch + 2 * 8 * BLOCK
+        return self.workers * each + OVERHEAD
 
 
 def share_out(plan: Plan, memory: int, workers: int) -> Budget:
@@ -51,9 +54,11 @@ def share_out(plan: Plan, memory: int, workers: int) -> Budget:
         UsageError: too little memory for one worker with the smallest buffers.
     """
     buffers = 1 + max((len(tensor.terms) for tensor in plan.tensors), default=1)
-    while workers > 1 and Budget(workers, buffers, MIN_BUFFER).projected > memory:
+    views = [term.view for tensor in plan.tensors for term in tensor.terms]
+    scratch = max((view.scratch(MAX_BUFFER) for view in views), default=0)
+    while workers > 1 and Budget(workers, buffers, MIN_BUFFER, scratch).projected > memory:
         workers -= 1
-    least = Budget(workers, buffers, MIN_BUFFER)
+    least = Budget(workers, buffers, MIN_BUFFER, scratch)
     if least.projected > memory:
         raise UsageError(
             f"--memory {memory} is too little",
@@ -61,7 +66,7 @@ def share_out(plan: Plan, memory: int, workers: int) -> Budget:
         )
     spare = (memory - least.projected) // (workers * buffers)
     buffer = min(MAX_BUFFER, (MIN_BUFFER + spare) // 4096 * 4096)
-    return Budget(workers, buffers, buffer)
+    return Budget(workers, buffers, buffer, scratch)
 
 
 def cut(plan: Plan, buffer: int) -> Iterator[Slice]:

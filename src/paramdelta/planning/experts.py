@@ -41,14 +41,14 @@ def relaid(own: Mapping[str, View], target: Mapping[str, View]) -> tuple[dict[st
     What does not fit in number or shape stays as it is: the findings on names will say so.
     """
     wanted = {stem: layout for stem, layout in _layouts(target).items() if layout}
-    if not wanted or all(name in target for name in own):
+    if not wanted:
         return dict(own), False
-    own = _same_block(own, wanted)
+    before, own = own, _same_block(own, wanted)
     experts = _experts(own)
-    result, changed = dict(own), False
+    result, changed = dict(own), before.keys() != own.keys()
     for stem, layout in wanted.items():
         mine = experts.get(stem)
-        if mine is None or all(name in own for name in layout):
+        if mine is None or all(_alike(name, own, target) for name in layout):
             continue
         made = _build(mine, {name: target[name] for name in layout})
         if made is None:
@@ -57,7 +57,7 @@ def relaid(own: Mapping[str, View], target: Mapping[str, View]) -> tuple[dict[st
             result.pop(name, None)
         result |= made
         changed = True
-    return result, changed or own.keys() != result.keys()
+    return result, changed
 
 
 def _layouts(tensors: Iterable[str]) -> dict[str, list[str]]:
@@ -95,9 +95,18 @@ def _experts(tensors: Mapping[str, View]) -> dict[str, list[Expert]]:
     found: dict[str, list[Expert]] = {}
     for stem, names in _layouts(tensors).items():
         experts = _one_by_one(tensors, names) or _apart(tensors, names)
-        if experts:
+        if experts and len({shape for e in experts for shape in _inner_shapes(e)}) == 1:
             found[stem] = experts
     return found
+
+
+def _alike(name: str, own: Mapping[str, View], target: Mapping[str, View]) -> bool:
+    return name in own and own[name].shape == target[name].shape
+
+
+def _inner_shapes(expert: Expert) -> tuple[tuple[int, ...], ...]:
+    """(I, H) as each of the three weights has it."""
+    return expert.gate.shape, expert.up.shape, expert.down.shape[::-1]
 
 
 def _one_by_one(tensors: Mapping[str, View], names: Iterable[str]) -> list[Expert] | None:

@@ -192,6 +192,18 @@ def propose(own: Mapping[str, View], target: Mapping[str, View]) -> tuple[Propos
     return tuple(found)
 
 
+def applied(
+    proposals: Iterable[Proposal], own: Mapping[str, View], target: Mapping[str, View]
+) -> dict[str, View]:
+    """The tensors with each name changed by the first rule that leads to one of the target's."""
+    result: dict[str, View] = {}
+    for name, view in own.items():
+        news = (proposal.rule.apply(name) for proposal in proposals)
+        new = next((n for n in news if n in target and n not in own), name)
+        result[name if name in target or new in result else str(new)] = view
+    return result
+
+
 def _strongest(left: Mapping[str, View], free: Mapping[str, View]) -> Proposal | None:
     by_rest: dict[str, list[tuple[str, View]]] = {}
     for name, view in free.items():
@@ -205,8 +217,10 @@ def _strongest(left: Mapping[str, View], free: Mapping[str, View]) -> Proposal |
             covered[prefix] += 1
             for other, candidate in by_rest.get(rest, ()):
                 (agree if candidate.shape == view.shape else clash)[prefix, other] += 1
-    # The most tensors; then the shortest rule, which says the same with less.
-    order = sorted(agree, key=lambda pair: (-agree[pair], len(pair[0]) + len(pair[1]), pair))
+    # The most tensors; then the fewest that it speaks of in vain; then what says it with less.
+    order = sorted(
+        agree, key=lambda pair: (-agree[pair], covered[pair[0]], len(pair[0]) + len(pair[1]), pair)
+    )
     for pair in order:
         prefix, other = pair
         if not clash[pair] and 2 * agree[pair] > covered[prefix]:

@@ -223,8 +223,7 @@ class _Planner:
         proposals = names.propose(own, self.new.views)
         shown = "; ".join(map(str, proposals))
         if proposals and "auto" in self.recipe.maps:
-            found = [proposal.rule for proposal in proposals]
-            own, _ = names.renamed(own, found, self.new.views)
+            own = names.applied(proposals, own, self.new.views)
             self.note("mapped", f"by --map auto, names are read as {shown}", source)
         elif proposals:
             self.note(

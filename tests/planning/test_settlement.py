@@ -1,0 +1,131 @@
+"""Rows of tokens: by id, by token, kept, padded, grafted, taken."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from paramdelta.checkpoint.tensor import ABSENT
+from paramdelta.errors import UsageError
+from paramdelta.planning.settlement import settle
+from paramdelta.planning.vocabulary import Vocabulary, compare
+
+
+def vocabulary(*tokens, special=()):
+    """Tokens numbered from 0; None leaves an id out."""
+    numbered = {i: token for i, token in enumerate(tokens) if token is not None}
+    return Vocabulary(numbered, frozenset(i for i, t in numbered.items() if t in special))
+
+
+A = vocabulary("a", "b", "c", "<r0>", "<r1>")
+
+
+def counts(settlement, heights):
+    """Rows by fate."""
+    return {case.name: case.count for case in settlement.cases(heights)}
+
+
+def test_one_vocabulary_goes_row_by_row():
+    """Equal vocabularies and heights need no map, padding too; other heights do."""
+    settlement = settle([A, A, A], "auto", (), (), "post")
+    assert settlement.mode == "id"
+    assert settlement.plain([8, 8, 8])
+    assert not settlement.plain([8, 9, 8])
+    assert settlement.rows(1, 8, 8, 9).tolist() == [0, 1, 2, 3, 4, -1, -1, -1]
+    assert counts(settlement, [8, 9, 8]) == {"same id": 5, "padding": 3}
+
+
+def test_renamed_reserved_tokens_are_the_same():
+    """Llama 3 -> 3.1: a reserved token got a name; a token that moved is another matter."""
+    new = vocabulary("a", "b", "c", "<|eom|>", "<r1>")
+    agreement = compare(new, A)
+    assert agreement.same
+    assert agreement.renamed == (3,)
+    assert not compare(vocabulary("a", "x", "c", "<r0>", "<r1>"), A).same
+
+
+def test_an_extension_corresponds_by_id():
+    """Tokens at the end that only the new base has keep its rows."""
+    new = vocabulary("a", "b", "c", "<r0>", "<r1>", "neu", "mehr")
+    settlement = settle([new, A, A], "auto", (), (), "post")
+    assert settlement.mode == "id"
+    assert settlement.rows(1, 8, 8, 5).tolist() == [0, 1, 2, 3, 4, -1, -1, -1]
+    assert counts(settlement, [8, 5, 5]) == {"same id": 5, "new base only": 2, "padding": 1}
+
+
+def test_shifted_ids_correspond_by_token():
+    """Where ids moved, rows are found by token; --vocabulary id insists on numbers."""
+    new = vocabulary("neu", "a", "c", "b", "<r0>", "<r1>")
+    settlement = settle([new, A, A], "auto", (), (), "post")
+    assert settlement.mode == "token"
+    assert settlement.rows(1, 6, 6, 5).tolist() == [-1, 0, 2, 1, 3, 4]
+    forced = settle([new, A, A], "id", (), (), "post")
+    assert forced.rows(1, 6, 6, 5).tolist() == [0, 1, 2, 3, 4, -1]
+    assert forced.plain([5, 5, 5])
+
+
+def test_a_base_without_tokenizer_is_taken_as_posts():
+    """A bare base has post's vocabulary; with none anywhere, nothing is known."""
+    settlement = settle([A, A, None], "auto", (), (), "post")
+    assert settlement.agreements[2].same
+    assert settle([A, None, None], "auto", (), (), "post").mode == "unknown"
+    with pytest.raises(UsageError, match="missing"):
+        settle([A, None, None], "auto", ("x",), (), "post")
+
+
+def test_grafts_and_takes():
+    """A token that only post has gets the first free row, or one at the end; a take is post's."""
+    post = vocabulary("a", "b", "c", "<r0>", "<r1>", "<im_start>", "<im_end>")
+    settlement = settle([A, post, A], "auto", ("<im_end>",), ("b",), "post")
+    assert dict(settlement.grafts) == {5: 6}
+    assert dict(settlement.takes) == {1: 1}
+    assert settlement.height(5) == 6
+    assert settlement.height(8) == 8
+    rows = settlement.rows(1, 8, 8, 7)
+    assert rows[[1, 5]].tolist() == [ABSENT, ABSENT]
+    assert settlement.outright(8, 8, 7).tolist() == [0, 8 + 1, 2, 3, 4, 8 + 6, 6, 7]
+    assert settlement.outright(6, 5, 7).tolist() == [0, 5 + 1, 2, 3, 4, 5 + 6]
+    assert settlement.output_id(6) == 5
+    assert settlement.output_id(5) is None
+    assert settlement.only_in_post == (5,)
+    assert counts(settlement, [8, 7, 5]) == {
+        "same id": 4,
+        "padding": 2,
+        "post's row, taken": 1,
+        "grafted": 1,
+        "post only": 1,
+    }
+
+
+@pytest.mark.parametrize(
+    ("graft", "take", "message"),
+    [
+        (("<im>",), (), "no such token"),
+        (("b",), (), "has this token already"),
+        ((), ("neu",), "no such token"),
+    ],
+)
+def test_tokens_that_cannot_be_meant(graft, take, message):
+    """A token that is not there, or there already, is a usage error that names it."""
+    with pytest.raises(UsageError, match=message):
+        settle([A, A, A], "auto", graft, take, "post")
+
+
+def test_tokens_that_the_base_lacks_keep_their_rows():
+    """A token of post and new base without a row in base has no Δ."""
+    post = vocabulary("a", "b", "c", "<r0>", "<r1>", "<im>")
+    settlement = settle([post, post, A], "auto", (), (), "post")
+    assert counts(settlement, [6, 6, 5]) == {"same id": 5, "not in base": 1}
+
+
+@given(st.permutations("abcdefgh"), st.permutations("cdefghij"), st.integers(0, 12))
+def test_rows_are_those_of_the_same_token(new, other, own):
+    """Whatever the two orders: a row's source is the row of its token, if that is there."""
+    settlement = settle(
+        [vocabulary(*new), vocabulary(*other), vocabulary(*other)], "auto", (), (), ""
+    )
+    rows = settlement.rows(1, len(new), len(new), own)
+    for token, row in zip(new, rows, strict=True):
+        expected = other.index(token) if token in other else -1
+        assert row == (expected if expected < own else -1)
+    assert rows.dtype == np.int32
