@@ -92,7 +92,7 @@ def test_output_is_tied_if_all_are(tmp_path, kinds):
 
 
 @pytest.mark.parametrize("roles", ["new", "post", "base", "post base", "new post base"])
-@pytest.mark.parametrize("name", ["Qwen2.5", "GPT-2", "Whisper", "Gemma 3"])
+@pytest.mark.parametrize("name", ["Qwen2.5", "GPT-2", "BERT", "T5", "Whisper", "Gemma 3"])
 def test_pickles_hold_every_name_of_a_shared_tensor(tmp_path, name, roles):
     """A pickled state names a shared tensor as often as the model does, save_pretrained once. What
     is shared in memory gets one Δ whichever of the three are pickles, and loads without a word.

@@ -77,3 +77,13 @@ def test_what_does_not_fit_stays():
     odd = dict(own)
     odd[f"{stem}.0.up_proj.weight"] = store.tensor("odd", np.ones((2, 2), np.float32))
     assert relaid(odd, target)[1] is False
+
+
+def test_gate_and_up_in_turns_are_left_alone():
+    """gpt-oss joins gate and up in turns: cut in halves, they would be wrong without a word."""
+    store = Store()
+    own, _ = layout("one", store, "own ")
+    target, _ = layout("turned", store, "target ")
+    bias = f"{STEM.format('mlp')}.gate_up_proj_bias"
+    target[bias] = store.tensor(bias, np.ones((EXPERTS, 2 * INNER), np.float32))
+    assert relaid(own, target) == (own, False)

@@ -7,6 +7,9 @@ joined              ``experts.gate_up_proj`` (E, 2 I, H), gate first, and ``down
 joined and turned   ``experts.gate_up_proj`` (E, H, 2 I) and ``down_proj`` (E, I, H)
 ==================  ===============================================================================
 
+gpt-oss, whose joined tensors hold gate and up in turns, is known by its ``gate_up_proj_bias`` and
+left as it is: nobody ships it otherwise.
+
 H: hidden size, I: inner size, E: experts. The block around them is called ``block_sparse_moe``,
 ``mlp`` or ``feed_forward``. Source: transformers' conversion_mapping and the modelling files.
 """
@@ -22,6 +25,7 @@ _ONE = re.compile(
     r"(?P<part>gate_proj|up_proj|down_proj|w1|w2|w3)\.weight"
 )
 _JOINED = re.compile(r"(?P<stem>.+\.experts)\.(?P<part>gate_up_proj|down_proj)(\.weight)?")
+_TURNS = ".gate_up_proj_bias"
 _ROLES = {"gate_proj": "gate", "up_proj": "up", "down_proj": "down"}
 _ROLES |= {"w1": "gate", "w3": "up", "w2": "down"}
 
@@ -41,6 +45,8 @@ def relaid(own: Mapping[str, View], target: Mapping[str, View]) -> tuple[dict[st
     What does not fit in number or shape stays as it is: the findings on names will say so.
     """
     wanted = {stem: layout for stem, layout in _layouts(target).items() if layout}
+    in_turns = {n.removesuffix(_TURNS) for n in (*own, *target) if n.endswith(_TURNS)}
+    wanted = {stem: layout for stem, layout in wanted.items() if stem not in in_turns}
     if not wanted:
         return dict(own), False
     before, own = own, _same_block(own, wanted)

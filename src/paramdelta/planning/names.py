@@ -10,10 +10,10 @@ import difflib
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from paramdelta.checkpoint.tensor import View
+from paramdelta.checkpoint.tensor import Tensor, View
 from paramdelta.errors import UsageError
 
 # Constants that some libraries store beside the weights. They are copied, never scaled.
@@ -234,6 +234,15 @@ def _cuts(name: str) -> Iterable[tuple[str, str]]:
     for depth in range(min(DEPTH, len(parts) - 1) + 1):
         prefix = "".join(part + "." for part in parts[:depth])
         yield prefix, name[len(prefix) :]
+
+
+def repeated(tensors: Mapping[str, View]) -> list[list[str]]:
+    """Names that stand for the same stored bytes, in groups of two or more."""
+    groups: dict[Tensor, list[str]] = {}
+    for name, view in tensors.items():
+        if isinstance(view, Tensor) and view.elements > 0:
+            groups.setdefault(replace(view, name=""), []).append(name)
+    return [group for group in groups.values() if len(group) > 1]
 
 
 def head_and_embedding(checkpoints: Iterable[Mapping[str, View]]) -> tuple[str, str] | None:

@@ -159,6 +159,7 @@ class _Planner:
 
     def plan(self) -> Plan:
         self.align()
+        self.share()
         self.settlement = self.settle()
         tied = self.tie()
         tensors = [self.output(name) for name in self.names]
@@ -233,6 +234,27 @@ class _Planner:
                 remedy="--map auto takes this, --map 'RULE' a rule of yours",
             )
         return own, set(used)
+
+    def share(self) -> None:
+        """Bring sources together that name a shared tensor once and several times (pickles do)."""
+        for source in self.others:
+            for group in names.repeated(source.views):
+                placed = [name for name in group if name in self.new.views]
+                for name in group if placed else ():
+                    if name not in placed:
+                        del source.views[name]
+                        self.findings.add(
+                            Severity.NOTE,
+                            "repeats",
+                            "a tensor that has several names is taken by those of the new base",
+                            source,
+                            tensor=name,
+                        )
+        for group in names.repeated(self.new.views):
+            for source in self.others:
+                given = [source.views[name] for name in group if name in source.views]
+                for name in group if given else ():
+                    source.views.setdefault(name, given[0])
 
     def note(self, code: str, what: str, source: _Source, remedy: str | None = None) -> None:
         self.findings.add(Severity.NOTE, code, what, source, remedy=remedy)
