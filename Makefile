@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 TORCH ?= torch==2.13.0
 READY := $(VENV)/.ready
 
-.PHONY: help demo test lint bench bench-flat minilm lineage study study-gpu docs clean
+.PHONY: help demo test lint bench bench-flat minilm lineage study study-gpu study-vocabulary docs clean
 
 help: ## show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -46,6 +46,9 @@ study: $(READY) ## the study of transfer (hours)
 
 study-gpu: $(READY) ## the same question at 20 to 150 M parameters on real text (wants a GPU)
 	$(BIN)/python -m studies.gpu
+
+study-vocabulary: $(READY) ## extended vocabularies, against mergekit (10 min)
+	$(BIN)/python -m studies.vocabulary
 
 docs: $(READY) ## write the generated pages anew: docs/cli.md, families.md and demo.svg
 	$(BIN)/python docs/cli.py

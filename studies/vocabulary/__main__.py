@@ -1,0 +1,5 @@
+"""`python -m studies.vocabulary`."""
+
+from studies.vocabulary.run import main
+
+main()
