@@ -37,11 +37,25 @@ def test_one_vocabulary_goes_row_by_row():
 
 def test_renamed_reserved_tokens_are_the_same():
     """Llama 3 -> 3.1: a reserved token got a name; a token that moved is another matter."""
-    new = vocabulary("a", "b", "c", "<|eom|>", "<r1>")
-    agreement = compare(new, A)
+    old = vocabulary("a", "<reserved_0>", "<start>", "<reserved_1>", "<reserved_2>")
+    new = vocabulary("a", "<eom>", "<start>", "<reserved_0>", "<reserved_1>")
+    agreement = compare(new, old)
     assert agreement.same
-    assert agreement.renamed == (3,)
-    assert not compare(vocabulary("a", "x", "c", "<r0>", "<r1>"), A).same
+    assert agreement.renamed == (1, 3, 4)
+    assert settle([new, old, old], "auto", (), (), "post").plain([5, 5, 5])
+    assert not compare(vocabulary("x", "<reserved_0>"), old).same
+    shifted = vocabulary("neu", "a", "<reserved_0>", "<start>", "<reserved_1>")
+    assert compare(shifted, old).rows.tolist() == [-1, 0, 1, 2, 3]
+
+
+def test_tokens_that_happen_to_meet_are_not_the_same():
+    """A special token of post and another token of the new base at one id: two extensions."""
+    new = vocabulary("a", "b", "neu", "<sep>")
+    post = vocabulary("a", "b", "<im_start>", "<im_end>")
+    agreement = compare(new, post)
+    assert not agreement.renamed
+    assert agreement.only_other == (2, 3)
+    assert agreement.only_new == (2, 3)
 
 
 def test_an_extension_corresponds_by_id():

@@ -54,12 +54,14 @@ class Facts:
     ``dtype``: the one floating-point dtype (safetensors name), None if there are several. ``tied``:
     whether the output head is the input embedding; None to leave config.json as it is. ``rows``:
     of a vocabulary that has grown, else None. ``dequantised``: the quantisation is gone.
+    ``quantised``: the quantization_config of an output that is quantised.
     """
 
     dtype: str | None
     tied: bool | None
     rows: int | None
     dequantised: bool
+    quantised: Mapping[str, Any] | None = None
 
 
 def choose(
@@ -127,11 +129,15 @@ def _config(
         _set(changes, new.config, "vocab_size", facts.rows)
     if facts.dequantised and "quantization_config" in new.config:
         changes["quantization_config"] = None
+    if facts.quantised not in (None, new.config.get("quantization_config")):
+        changes["quantization_config"] = facts.quantised
     if "_name_or_path" in new.config:
         changes["_name_or_path"] = None
     why = "architecture, positions and context length"
     if set(changes) & set(ROLES):
         why += "; special-token ids from post"
+    if facts.quantised is not None:
+        why += "; FP8 with fresh scales of its blocks"
     return Companion("config.json", source, "new base", why, tuple(changes.items()))
 
 

@@ -42,7 +42,8 @@ class Pair:
 class OutputTensor:
     """One tensor of the output: ``new + Σ scale · (post − base)``; without pairs, a copy.
 
-    ``why`` says why a tensor is only copied; empty for a mixed one.
+    ``why`` says why a tensor is only copied; empty for a mixed one. ``scales_of``: the tensor whose
+    block scales these are.
     """
 
     name: str
@@ -51,6 +52,12 @@ class OutputTensor:
     new: View
     pairs: tuple[Pair, ...] = ()
     why: str = ""
+    scales_of: str = ""
+
+    @property
+    def derived(self) -> bool:
+        """Whether it has no operands: fresh scales are made with the tensor that they scale."""
+        return bool(self.scales_of) and not self.new.parts
 
     @property
     def terms(self) -> tuple[Term, ...]:
@@ -111,8 +118,22 @@ class Plan:
 
     @property
     def parameters(self) -> int:
-        """Floating-point numbers of the output."""
-        return sum(t.elements for t in self.tensors if DTYPES[t.dtype].mixable)
+        """Floating-point numbers of the output; scales are part of what they scale."""
+        return sum(
+            t.elements
+            for t in self.tensors
+            if (DTYPES[t.dtype].mixable or t.dtype == "F8_E4M3") and not t.scales_of
+        )
+
+    @property
+    def mixed(self) -> int:
+        """How many tensors get a Δ."""
+        return sum(bool(t.pairs) for t in self.tensors)
+
+    @property
+    def copied(self) -> int:
+        """How many tensors get none; scales are part of what they scale."""
+        return sum(not t.pairs and not t.scales_of for t in self.tensors)
 
     @property
     def refused(self) -> tuple[Finding, ...]:
@@ -160,8 +181,8 @@ def summary(plan: Plan) -> dict[str, Any]:
         "digest": plan.digest,
         "parameters": plan.parameters,
         "tensors": len(plan.tensors),
-        "mixed": sum(bool(t.pairs) for t in plan.tensors),
-        "copied": sum(not t.pairs for t in plan.tensors),
+        "mixed": plan.mixed,
+        "copied": plan.copied,
         "bytes_to_read": plan.bytes_to_read,
         "bytes_to_write": plan.bytes_to_write,
         "sources": [

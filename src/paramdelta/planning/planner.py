@@ -6,6 +6,7 @@ questions whether the checkpoints are relatives and whether rows were trained. N
 
 import shlex
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
@@ -13,13 +14,14 @@ from paramdelta.checkpoint.adapter import LowRank, is_adapter, open_adapter
 from paramdelta.checkpoint.blockscaled import BlockScaled, scaled_weights
 from paramdelta.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from paramdelta.checkpoint.tensor import View, Zeros
-from paramdelta.dtypes import DTYPES
+from paramdelta.dtypes import DTYPES, FP8_BLOCK, FP8_SIDE
 from paramdelta.errors import UsageError
 from paramdelta.planning import companions, lineage, names
 from paramdelta.planning.architecture import compare_architecture
 from paramdelta.planning.experts import relaid
 from paramdelta.planning.findings import Findings, Severity
 from paramdelta.planning.plan import OutputTensor, Pair, Plan
+from paramdelta.planning.quantised import CODES, quantization_config, with_scales
 from paramdelta.planning.roles import needed
 from paramdelta.planning.settlement import Case, Settlement, picked, settle
 from paramdelta.planning.vocabulary import first_tokens, has_rows_of_tokens, read_vocabulary
@@ -163,20 +165,29 @@ class _Planner:
         self.settlement = self.settle()
         tied = self.tie()
         tensors = [self.output(name) for name in self.names]
+        quantised = self.quantise(tensors)
         self.leftovers()
         likeness = self.relatives()
         for source in self.others:
             compare_architecture(self.new.checkpoint, source.checkpoint, self.findings)
         cases = self.vocabulary()
         dtypes = {t.dtype for t in tensors if DTYPES[t.dtype].mixable}
-        dtype = next(iter(dtypes)) if len(dtypes) == 1 else None
+        dtype = next(iter(dtypes)) if len(dtypes) == 1 and quantised is None else None
         post = self.lineages[0].post.checkpoint
         chosen = companions.choose(
             self.new.checkpoint,
             post,
             self.settlement,
-            companions.Facts(dtype, tied, self.grown(tensors), self.dequantised),
+            companions.Facts(
+                dtype,
+                tied,
+                self.grown(tensors),
+                self.dequantised and quantised is None,
+                quantised,
+            ),
         )
+        if quantised is not None:
+            tensors = self.scaled(tensors)
         # Wider elements first, as the format's own writer does: every tensor stays aligned.
         tensors.sort(key=lambda tensor: -DTYPES[tensor.dtype].size)
         return Plan(
@@ -367,11 +378,8 @@ class _Planner:
         if not new.kind.mixable:
             self.unmixable(name, new)
             return OutputTensor(name, new.dtype, new.shape, new, why=f"{new.dtype}, not a weight")
-        stored = "BF16" if isinstance(new, BlockScaled) else new.dtype
-        target = self.recipe.dtype or stored
+        target = self.target(new)
         of_tokens = has_rows_of_tokens(name)
-        if of_tokens and self.settlement.mode == "new-base":
-            return OutputTensor(name, target, new.shape, new, why="vocabulary of the new base")
         pairs = [
             pair
             for number, each in enumerate(self.lineages)
@@ -382,6 +390,46 @@ class _Planner:
             return self.by_token(name, target, new, pairs)
         kept = tuple(pair for pair in pairs if self.fits(pair, new))
         return OutputTensor(name, target, new.shape, new, kept, "" if kept else "no Δ for it")
+
+    def target(self, new: View) -> str:
+        """The dtype of an output tensor."""
+        is_fp8 = isinstance(new, BlockScaled)
+        if self.recipe.dtype == FP8_BLOCK:
+            return CODES if is_fp8 else new.dtype
+        return self.recipe.dtype or ("BF16" if is_fp8 else new.dtype)
+
+    def quantise(self, tensors: list[OutputTensor]) -> dict[str, Any] | None:
+        """What config.json will say of the output's quantisation; None if it has none.
+
+        Raises:
+            UsageError: it is to have one, and the new base has none.
+        """
+        if self.recipe.dtype != FP8_BLOCK:
+            return None
+        if not self.dequantised:
+            raise UsageError(
+                f"--dtype {FP8_BLOCK}, but the new base has no FP8 weights",
+                where=self.new.checkpoint.location.address,
+                expected="a new base that says which weights are FP8, by storing them so",
+                remedy="leave --dtype out, and quantise the output with a tool made for that "
+                "(llm-compressor, say)",
+            )
+        return quantization_config(self.new.checkpoint.config, tensors)
+
+    def scaled(self, tensors: list[OutputTensor]) -> list[OutputTensor]:
+        """The tensors of a quantised output, with their scales."""
+        result = with_scales(tensors, str(self.new))
+        for tensor in result:
+            if tensor.derived:
+                self.findings.add(
+                    Severity.NOTE,
+                    "requantised",
+                    "the sum is rounded to FP8, with a fresh scale for each block of "
+                    f"{FP8_SIDE} × {FP8_SIDE}; without --dtype it is BF16",
+                    self.new,
+                    tensor=tensor.scales_of,
+                )
+        return result
 
     def unmixable(self, name: str, new: View) -> None:
         if new.dtype.startswith(("F8", "F6", "F4", "C")) or self.new.checkpoint.config.get(
@@ -533,6 +581,8 @@ class _Planner:
         kept = []
         for pair in pairs:
             each = self.lineages[pair.number]
+            if self.settlement.mode == "new-base":
+                continue
             if pair.post.shape[1:] != new.shape[1:] or pair.base.shape[1:] != new.shape[1:]:
                 self.fits(pair, new)
                 continue
@@ -607,7 +657,7 @@ class _Planner:
         """Tokens of post that the output does not get."""
         post = self.settlement.post
         missing = self.settlement.only_in_post
-        if post is None or not missing or self.settlement.mode == "new-base":
+        if post is None or not missing:
             return
         vital = needed(each.post.checkpoint, post, missing)
         if vital:

@@ -70,7 +70,7 @@ class Settlement:
         They do, padding too, where all have equally many and one vocabulary: then base = new base
         gives back post, byte for byte.
         """
-        if len(set(heights)) > 1 or self.grafts or self.takes:
+        if len(set(heights)) > 1 or self.grafts or self.takes or self.mode == "new-base":
             return False
         return self.forced or all(a is None or a.same for a in self.agreements)
 
@@ -85,6 +85,8 @@ class Settlement:
         """
         result = np.full(height, ABSENT, np.int32)
         agreement = self.agreements[at]
+        if self.mode == "new-base":
+            return result
         if self.forced or agreement is None:
             known = self.new.tokens if self.new is not None else range(new)
             ids = np.fromiter(known, np.int64, len(known))
@@ -115,7 +117,7 @@ class Settlement:
     def output_id(self, post_id: int) -> int | None:
         """The output's id of a token of post; None if the output lacks it."""
         agreement = self.agreements[1]
-        if agreement is None or agreement.same or self.forced:
+        if agreement is None or agreement.same:
             return post_id
         for out, post in self.grafts.items():
             if post == post_id:
@@ -129,7 +131,7 @@ class Settlement:
         the grafts, and what post calls a reserved token.
         """
         agreement = self.agreements[1]
-        renamed = agreement.renamed if agreement is not None and not self.forced else ()
+        renamed = agreement.renamed if agreement is not None else ()
         return {**{i: i for i in renamed}, **self.grafts}
 
     @property
@@ -143,7 +145,7 @@ class Settlement:
     def only_in_post(self) -> tuple[int, ...]:
         """Post's ids of the tokens that the output does not get."""
         agreement = self.agreements[1]
-        if agreement is None or self.forced:
+        if agreement is None:
             return ()
         grafted = set(self.grafts.values())
         return tuple(i for i in agreement.only_other if i not in grafted)
@@ -154,8 +156,6 @@ class Settlement:
         if self.new is None or self.post is None:
             return (Case("same id", new),)
         height = self.height(new)
-        if self.mode == "new-base":
-            return (Case("new base only", height, first_tokens(self.new, sorted(self.new.tokens))),)
         rows = [self.rows(1, height, new, post)]
         rows.append(self.rows(2, height, new, base) if len(self.agreements) > 2 else rows[0])
         at = np.arange(height)

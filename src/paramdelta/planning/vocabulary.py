@@ -20,7 +20,8 @@ from paramdelta.storage.local import read_bytes
 
 Map = npt.NDArray[np.int32]
 
-_RESERVED = re.compile(r"reserved|unused|extra_id|placeholder|^<.*>$|^\[.*\]$", re.IGNORECASE)
+_PLACEHOLDER = re.compile(r"reserved|unused|extra_id|placeholder", re.IGNORECASE)
+_MARKED = re.compile(r"<.*>|\[.*\]")
 _TENSORS = re.compile(
     r"(^|\.)(embed_tokens|wte|word_embeddings|embed_in|tok_embeddings|shared|lm_head|embed_out|"
     r"proj_out|embed_tokens_per_layer|predictions\.decoder)\.(weight|bias)$|"
@@ -48,6 +49,10 @@ class Vocabulary:
     def size(self) -> int:
         """Rows that an embedding for it needs."""
         return max(self.tokens, default=-1) + 1
+
+    def is_special(self, token_id: int) -> bool:
+        """Whether a token is a special one, by the tokenizer or by its looks."""
+        return token_id in self.special or bool(_MARKED.fullmatch(self.tokens[token_id]))
 
 
 def read_vocabulary(checkpoint: Checkpoint) -> Vocabulary | None:
@@ -128,26 +133,33 @@ class Agreement:
 
 
 def compare(new: Vocabulary, other: Vocabulary) -> Agreement:
-    """Find each token of the new base in another vocabulary: by its text, and where that fails, by
-    its id if one of the two names there is a reserved one that the other vocabulary does not know.
+    """Find each token of the new base in another vocabulary: by its text.
+
+    Special tokens that are placeholders ("reserved") go by id as long as no other token has moved:
+    when one of them gets a name, the numbers in the names of the rest shift (Llama 3 -> 3.1).
     """
     rows = np.full(new.size, ABSENT, np.int32)
     renamed: list[int] = []
     moved = 0
     for token_id, token in new.tokens.items():
-        found = other.tokens.get(token_id)
-        if found == token:
-            rows[token_id] = token_id
-        elif token in other.ids:
-            rows[token_id] = other.ids[token]
+        rows[token_id] = other.ids.get(token, ABSENT)
+        if rows[token_id] not in (ABSENT, token_id) and not _PLACEHOLDER.search(token):
             moved += 1
-        elif (
-            found is not None
-            and found not in new.ids
-            and (_RESERVED.search(token) or _RESERVED.search(found))
-        ):
+    for token_id, token in new.tokens.items():
+        found = other.tokens.get(token_id)
+        if found in (None, token) or (moved and rows[token_id] != ABSENT):
+            continue
+        assert found is not None
+        placeholders = bool(_PLACEHOLDER.search(token)), bool(_PLACEHOLDER.search(found))
+        elsewhere = (
+            not placeholders[0] and token in other.ids,
+            not placeholders[1] and found in new.ids,
+        )
+        special = new.is_special(token_id) and other.is_special(token_id)
+        if special and any(placeholders) and not any(elsewhere):
             rows[token_id] = token_id
             renamed.append(token_id)
+    moved = int(np.count_nonzero((rows != ABSENT) & (rows != np.arange(new.size))))
     matched = set(rows[rows != ABSENT].tolist())
     return Agreement(
         rows,
