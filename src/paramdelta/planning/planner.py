@@ -597,9 +597,9 @@ class _Planner:
                     base=picked(name, shape, (pair.base,), base),
                 )
             )
-        return OutputTensor(
-            name, target, shape, operand, tuple(kept), "" if kept else "no Δ for it"
-        )
+        as_is = self.settlement.mode == "new-base"
+        why = "vocabulary of the new base" if as_is else "" if kept else "no Δ for it"
+        return OutputTensor(name, target, shape, operand, tuple(kept), why)
 
     def grown(self, tensors: list[OutputTensor]) -> int | None:
         """Rows of the output's embedding if they are more than the new base's, else None."""
