@@ -1,7 +1,10 @@
 """What to mix: a new base and one or more Deltas. From Python, from options or from YAML."""
 
 import difflib
+import io
 import math
+import numbers
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +14,7 @@ import yaml
 
 from paramdelta.dtypes import parse_dtype
 from paramdelta.errors import UsageError
+from paramdelta.schedule import PRESETS, Rule, Schedule, Span, preset
 
 VOCABULARY = ("auto", "id", "token", "new-base")
 HEAD = ("untie", "drop")
@@ -22,20 +26,20 @@ class Delta:
 
     ``post`` and ``base`` are addresses (a folder, a weight file, a Hub id with an optional
     @revision). ``post`` may be a LoRA adapter, which is a Δ by itself; ``base`` may then be None.
-    ``scale`` is α of the formula, any finite number.
+    ``scale`` is α of the formula: any finite number, or a `Schedule`, which may be given as YAML
+    has it (a list of rules, or the name of a preset).
     """
 
     post: str
     base: str | None = None
-    scale: float = 1.0
+    scale: float | Schedule = 1.0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "post", str(self.post))
         if self.base is not None:
             object.__setattr__(self, "base", str(self.base))
-        if not math.isfinite(self.scale):
-            raise UsageError(f"scale {self.scale} is not a finite number")
-        object.__setattr__(self, "scale", float(self.scale))
+        if not isinstance(self.scale, Schedule):
+            object.__setattr__(self, "scale", read_scale(self.scale))
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,8 @@ class Recipe:
     """``Θ'_base + Σ αᵢ (Θ_postᵢ − Θ_baseᵢ)``, and the choices that change the result.
 
     ``dtype``: safetensors name of the output's dtype, or None (``auto``): each tensor keeps that of
-    the new base. ``allow``: codes of refused findings that are accepted (see `planning.findings`).
+    the new base, FP8 as BF16; or "fp8-block": FP8 stays FP8, with fresh scales.
+    ``allow``: codes of refused findings that are accepted (see `planning.findings`).
     ``vocabulary``: how rows of tokens correspond, one of `VOCABULARY`; ``graft``: tokens that only
     the first post has and the output is to get; ``take``: tokens whose rows are the first post's
     outright. ``maps``: rules for names of post and base (`planning.names.parse_rule`), or "auto".
@@ -82,16 +87,41 @@ class Recipe:
     def formula(self) -> str:
         """The formula with this recipe's addresses, on one line."""
         terms = [self.new_base]
-        for delta in self.deltas:
-            sign = "-" if delta.scale < 0 else "+"
-            scale = "" if abs(delta.scale) == 1 else f"{abs(delta.scale):g} · "
+        for number, delta in enumerate(self.deltas, 1):
+            sign, factor = self._factor(number, " · ")
             minus = f" - {delta.base}" if delta.base is not None else ""
-            terms.append(f"{sign} {scale}({delta.post}{minus})")
+            terms.append(f"{'-' if sign < 0 else '+'} {factor}({delta.post}{minus})")
         return " ".join(terms)
+
+    @property
+    def symbols(self) -> str:
+        """The formula in the paper's symbols; s(name) for a scale that goes by tensors."""
+        terms = ["Θ = Θ'_base"]
+        for number, delta in enumerate(self.deltas, 1):
+            sign, factor = self._factor(number, "·")
+            tag = str(number) if len(self.deltas) > 1 else ""
+            minus = f" − Θ_base{tag}" if delta.base is not None else ""
+            terms.append(f"{'−' if sign < 0 else '+'} {factor}(Θ_post{tag}{minus})")
+        return " ".join(terms)
+
+    def _factor(self, number: int, times: str) -> tuple[int, str]:
+        """Sign and size of a Δ's scale, as a factor in a formula. ``number`` counts from 1."""
+        scale = self.deltas[number - 1].scale
+        if isinstance(scale, Schedule):
+            index = str(number).translate(_SUBSCRIPTS) if len(self.deltas) > 1 else ""
+            return 1, f"s{index}(name){times}"
+        return (-1 if scale < 0 else 1), "" if abs(scale) == 1 else f"{abs(scale):g}{times}"
 
     def to_dict(self) -> dict[str, Any]:
         """The recipe as YAML and the lock hold it; of the choices, what is not the default."""
-        deltas = [{"post": d.post, "base": d.base, "scale": d.scale} for d in self.deltas]
+        deltas = [
+            {
+                "post": d.post,
+                "base": d.base,
+                "scale": d.scale.plain if isinstance(d.scale, Schedule) else d.scale,
+            }
+            for d in self.deltas
+        ]
         recipe: dict[str, Any] = {
             "new_base": self.new_base,
             "deltas": [{k: v for k, v in delta.items() if v is not None} for delta in deltas],
@@ -114,6 +144,26 @@ class Recipe:
 _LISTS = ("allow", "graft", "take", "maps")
 _RECIPE_KEYS = ("new_base", "deltas", "dtype", *_LISTS, "vocabulary", "head")
 _DELTA_KEYS = ("post", "base", "scale")
+_RULE_KEYS = ("match", "preset", "value", "layers")
+_SUBSCRIPTS = str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉")
+_SPAN = re.compile(r"\s*(\d{1,6})\s*(?:-\s*(\d{1,6})\s*)?")
+
+
+def read_scale(plain: Any) -> float | Schedule:
+    """A scale as YAML and the lock hold it: a number, a preset's name, a rule or a list of them.
+
+    Raises:
+        UsageError: it cannot be understood.
+    """
+    if isinstance(plain, numbers.Real):
+        if not math.isfinite(plain):
+            raise UsageError(f"scale {plain} is not a finite number")
+        return float(plain)
+    try:
+        node = yaml.SafeDumper(io.StringIO()).represent_data(plain)
+    except yaml.YAMLError:
+        raise UsageError("scale cannot be understood", got=repr(plain)) from None
+    return _Reader(None).scale(node)
 
 
 def read_recipe(path: str | Path) -> Recipe:
@@ -141,8 +191,8 @@ def read_recipe(path: str | Path) -> Recipe:
 class _Reader:
     """Turns YAML nodes into a Recipe and knows the line of everything that it refuses."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path | None) -> None:
+        self.path = path  # None where there are no lines to speak of
 
     def recipe(self, node: yaml.Node | None) -> Recipe:
         fields = self._mapping(node, _RECIPE_KEYS, "a recipe")
@@ -173,16 +223,95 @@ class _Reader:
         fields = self._mapping(node, _DELTA_KEYS, "a delta")
         post = self._address(self._required(fields, "post", node))
         base = self._address(fields["base"]) if "base" in fields else None
-        scale = 1.0
-        if "scale" in fields:
-            text = self._text(fields["scale"])
-            try:
-                scale = float(text)
-            except ValueError:
-                raise self._error(
-                    "scale is not a number", fields["scale"], "0.8, say", text
-                ) from None
+        scale = self.scale(fields["scale"]) if "scale" in fields else 1.0
         return Delta(post, base, scale)
+
+    # -- scales ------------------------------------------------------------------------------------
+
+    def scale(self, node: yaml.Node) -> float | Schedule:
+        """A number, a preset, a rule or a list of rules."""
+        if isinstance(node, yaml.ScalarNode) and node.value in PRESETS:
+            return preset(node.value, where=self._where(node) or "")
+        if isinstance(node, yaml.ScalarNode):
+            return self._number(node, "scale", f"0.8, say, or a preset: {', '.join(PRESETS)}")
+        entries = node.value if isinstance(node, yaml.SequenceNode) else [node]
+        rules = tuple(self._rule(entry) for entry in entries)
+        if isinstance(node, yaml.MappingNode) and rules[0].preset and not rules[0].match:
+            # A preset that stands alone: what it does not speak of gets nothing.
+            rules = (*rules, Rule((), 0.0, where=rules[0].where))
+        if not rules:
+            raise self._error("scale is an empty list", node, "a number, at the least")
+        return Schedule(rules)
+
+    def _rule(self, node: yaml.Node) -> Rule:
+        where = self._where(node) or ""
+        if isinstance(node, yaml.ScalarNode) and node.value in PRESETS:
+            return Rule((), 1.0, preset=node.value, where=where)
+        if isinstance(node, yaml.ScalarNode):
+            expected = f"a number for everything else, or a preset: {', '.join(PRESETS)}"
+            return Rule((), self._number(node, "an entry of scale", expected), where=where)
+        fields = self._mapping(node, _RULE_KEYS, "a rule")
+        if not fields.keys() & {"match", "preset"}:
+            raise self._error("a rule without match", node, 'match: "*.mlp.*", say, or preset')
+        match = self._globs(fields["match"]) if "match" in fields else ()
+        named = self._text(fields["preset"]) if "preset" in fields else None
+        if named is not None and named not in PRESETS:
+            close = difflib.get_close_matches(named, PRESETS, 1, 0.5)
+            raise self._error(
+                f"there is no preset {named!r}",
+                fields["preset"],
+                "one of " + ", ".join(PRESETS),
+                remedy=f"did you mean {close[0]!r}?" if close else None,
+            )
+        if "value" in fields and "layers" in fields:
+            raise self._error("a rule has either value or layers", fields["layers"])
+        if "layers" in fields:
+            return Rule(match, None, self._spans(fields["layers"]), named, where)
+        if "value" in fields:
+            value = self._number(fields["value"], "value", "0.8, say")
+        elif named is not None:
+            value = 1.0
+        else:
+            raise self._error("a rule without value or layers", node, "value: 0.8, say")
+        return Rule(match, value, preset=named, where=where)
+
+    def _globs(self, node: yaml.Node) -> tuple[str, ...]:
+        if isinstance(node, yaml.SequenceNode) and node.value:
+            return tuple(self._text(item) for item in node.value)
+        return (self._text(node),)
+
+    def _spans(self, node: yaml.Node) -> tuple[Span, ...]:
+        if not isinstance(node, yaml.MappingNode) or not node.value:
+            expected = "{0-15: 0.5, 16-31: [0.5, 1.0]}, say"
+            raise self._error("layers is not a mapping", node, expected)
+        spans: list[Span] = []
+        for key, value in node.value:
+            found = _SPAN.fullmatch(str(key.value)) if isinstance(key, yaml.ScalarNode) else None
+            if found is None:
+                expected = "a layer's number, or the first and the last: 0-15"
+                raise self._error("these are no layers", key, expected, str(key.value))
+            first, last = int(found[1]), int(found[2] or found[1])
+            ends = value.value if isinstance(value, yaml.SequenceNode) else [value, value]
+            if len(ends) != 2:
+                expected = "one number, or [first, last]"
+                raise self._error("the scale of these layers is not clear", value, expected)
+            start, end = (self._number(item, "the scale of a layer", "0.8, say") for item in ends)
+            span = Span(first, last, start, end, self._where(key) or "")
+            for other in spans:
+                if span.first <= other.last and other.first <= span.last:
+                    raise self._error(f"the layers {other.layers} and {span.layers} overlap", key)
+            spans.append(span)
+        return tuple(spans)
+
+    def _number(self, node: yaml.Node, what: str, expected: str) -> float:
+        text = self._text(node)
+        try:
+            number = float(text)
+        except ValueError:
+            raise self._error(f"{what} is not a number", node, expected, text) from None
+        if not math.isfinite(number):
+            raise self._error(f"{what} {text} is not a finite number", node, expected)
+        return number
 
     def _mapping(
         self, node: yaml.Node | None, known: Iterable[str], what: str
@@ -219,7 +348,7 @@ class _Reader:
 
     def _address(self, node: yaml.Node) -> str:
         text = self._text(node)
-        beside = self.path.parent / text
+        beside = self.path.parent / text if self.path is not None else Path(text)
         return str(beside) if beside.exists() else text
 
     def _error(
@@ -230,7 +359,9 @@ class _Reader:
         got: str | None = None,
         remedy: str | None = None,
     ) -> UsageError:
-        line = f", line {node.start_mark.line + 1}" if node is not None else ""
-        return UsageError(
-            what, where=f"{self.path}{line}", expected=expected, got=got, remedy=remedy
-        )
+        return UsageError(what, where=self._where(node), expected=expected, got=got, remedy=remedy)
+
+    def _where(self, node: yaml.Node | None) -> str | None:
+        if self.path is None or node is None or node.start_mark is None:
+            return str(self.path) if self.path is not None else None
+        return f"{self.path}, line {node.start_mark.line + 1}"

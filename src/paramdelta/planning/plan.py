@@ -4,12 +4,15 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from paramdelta.checkpoint.checkpoint import Checkpoint, SourceFile
 from paramdelta.checkpoint.tensor import View
 from paramdelta.dtypes import DTYPES
 from paramdelta.errors import MisfitError
+from paramdelta.planning.coefficients import Coefficient
 from paramdelta.planning.companions import Companion
 from paramdelta.planning.findings import Finding, Severity
 from paramdelta.planning.lineage import Likeness
@@ -29,6 +32,8 @@ class Term:
 class Pair:
     """The operands of one Δ: ``scale · (post − base)``; ``number`` counts the recipe's Δ from 0.
 
+    Where a base cancels out, another operand stands in its place (see `cancellation`).
+
     Where the Δ is stored as such (a LoRA adapter), it is ``post``, and ``base`` is zeros.
     """
 
@@ -43,7 +48,9 @@ class OutputTensor:
     """One tensor of the output: ``new + Σ scale · (post − base)``; without pairs, a copy.
 
     ``why`` says why a tensor is only copied; empty for a mixed one. ``scales_of``: the tensor whose
-    block scales these are.
+    block scales these are. ``asked``: the coefficient of every Δ of the recipe; None where no rule
+    is for this tensor, which is then none that is mixed. ``alone``: ``new`` is all that is left of
+    the formula, for the rest cancels out.
     """
 
     name: str
@@ -53,6 +60,13 @@ class OutputTensor:
     pairs: tuple[Pair, ...] = ()
     why: str = ""
     scales_of: str = ""
+    asked: tuple[Coefficient | None, ...] = ()
+    alone: bool = False
+
+    @property
+    def mixed(self) -> bool:
+        """Whether it gets a Δ."""
+        return bool(self.pairs) or self.alone
 
     @property
     def derived(self) -> bool:
@@ -64,6 +78,20 @@ class OutputTensor:
         """All operands with their coefficients, the new base's first."""
         mixed = [Term(t, c) for p in self.pairs for t, c in ((p.post, p.scale), (p.base, -p.scale))]
         return (Term(self.new, 1.0), *mixed)
+
+    @cached_property
+    def views(self) -> tuple[View, ...]:
+        """The operands, each once, the new base's first: what is read."""
+        views: list[View] = []
+        for term in self.terms:
+            if term.view not in views:
+                views.append(term.view)
+        return tuple(views)
+
+    @cached_property
+    def places(self) -> tuple[int, ...]:
+        """For each of `terms`, the number of its view among `views`."""
+        return tuple(self.views.index(term.view) for term in self.terms)
 
     @property
     def elements(self) -> int:
@@ -108,8 +136,8 @@ class Plan:
 
     @property
     def bytes_to_read(self) -> int:
-        """Bytes of all operands."""
-        return sum(term.view.nbytes for t in self.tensors for term in t.terms)
+        """Bytes of all operands; what several Δ share is read once."""
+        return sum(view.nbytes for t in self.tensors for view in t.views)
 
     @property
     def bytes_to_write(self) -> int:
@@ -128,12 +156,22 @@ class Plan:
     @property
     def mixed(self) -> int:
         """How many tensors get a Δ."""
-        return sum(bool(t.pairs) for t in self.tensors)
+        return sum(t.mixed for t in self.tensors)
 
     @property
     def copied(self) -> int:
         """How many tensors get none; scales are part of what they scale."""
-        return sum(not t.pairs and not t.scales_of for t in self.tensors)
+        return sum(not t.mixed and not t.scales_of for t in self.tensors)
+
+    def role(self, view: View) -> str:
+        """Which checkpoint a view is of; the first, where it has several roles; "" for zeros."""
+        if not view.parts:
+            return ""
+        return self._roles.get(view.parts[0].file, "")
+
+    @cached_property
+    def _roles(self) -> dict[Path, str]:
+        return {f.path: s.role for s in reversed(self.sources) for f in s.files}
 
     @property
     def refused(self) -> tuple[Finding, ...]:

@@ -1,0 +1,190 @@
+"""How much of a Δ each tensor gets, as it is written: rules, of which the first that fits counts.
+
+What a rule means for a checkpoint's names is `planning.coefficients`' business.
+"""
+
+import math
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import Any
+
+from paramdelta.errors import UsageError
+
+# By name, what each preset gives the Δ to. `planning.presets` says it in names of tensors.
+PRESETS = {
+    "linear-only": "the matrices of linear layers: attention, MLP, experts and their routers, "
+    "projectors; no biases, norms, embeddings or output head",
+    "skip-embeddings": "all but the embeddings (of tokens, positions and token types) and the "
+    "output head",
+    "attention-only": "everything inside attention but the norms of the residual stream",
+    "mlp-only": "everything inside the MLP, dense or of experts, with routers and shared experts, "
+    "but no norms",
+    "experts-only": "routed experts; neither routers nor shared experts",
+}
+
+
+@dataclass(frozen=True)
+class Span:
+    """Layers ``first`` to ``last``, both included, and the scales of these two.
+
+    The layers between are interpolated linearly. ``where``: the place in the recipe, for messages.
+    """
+
+    first: int
+    last: int
+    start: float
+    end: float
+    where: str = field(default="", compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        for name in ("start", "end"):
+            object.__setattr__(self, name, _finite(getattr(self, name), self.where))
+        if not 0 <= self.first <= self.last:
+            raise UsageError(
+                f"the layers {self.first}-{self.last} are reversed",
+                where=self.where or None,
+                expected="the first and the last layer, both included, such as 0-15",
+            )
+        if self.first == self.last and self.start != self.end:
+            raise UsageError(
+                f"layer {self.first} alone cannot go from {self.start:g} to {self.end:g}",
+                where=self.where or None,
+                expected="one number",
+            )
+
+    def at(self, layer: int) -> float:
+        """The scale of a layer of the span: the exact interpolation, rounded once."""
+        if self.start == self.end:
+            return self.start
+        first, last = Fraction(self.start), Fraction(self.end)
+        return float(first + (last - first) * Fraction(layer - self.first, self.last - self.first))
+
+    @property
+    def layers(self) -> str:
+        """As YAML has it: ``0-53``, or ``7``."""
+        return f"{self.first}" if self.first == self.last else f"{self.first}-{self.last}"
+
+    @property
+    def plain(self) -> float | list[float]:
+        """Its number, or first and last."""
+        return self.start if self.start == self.end else [self.start, self.end]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Tensors, and the scale of their Δ.
+
+    ``match``: globs, one of which the output tensor's name has to match; ``preset``: one of
+    `PRESETS`, which has to hold as well. With neither, the rule is for every tensor. ``value``: the
+    scale; or ``layers``: the scale by layer, which is for tensors of these layers only. ``where``:
+    the place in the recipe, for messages.
+    """
+
+    match: tuple[str, ...] = ()
+    value: float | None = None
+    layers: tuple[Span, ...] = ()
+    preset: str | None = None
+    where: str = field(default="", compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        where = self.where or None
+        globs = (self.match,) if isinstance(self.match, str) else tuple(self.match)
+        object.__setattr__(self, "match", globs)
+        object.__setattr__(self, "layers", tuple(sorted(self.layers, key=lambda s: s.first)))
+        if (self.value is None) == (not self.layers):
+            raise UsageError(
+                "a rule has either value or layers", where=where, expected="one of the two"
+            )
+        if self.value is not None:
+            object.__setattr__(self, "value", _finite(self.value, self.where))
+        if self.preset is not None and self.preset not in PRESETS:
+            raise UsageError(
+                f"there is no preset {self.preset!r}",
+                where=where,
+                expected="one of " + ", ".join(PRESETS),
+            )
+        for one, other in zip(self.layers, self.layers[1:], strict=False):
+            if other.first <= one.last:
+                raise UsageError(
+                    f"the layers {one.layers} and {other.layers} overlap",
+                    where=other.where or where,
+                    expected="every layer in one range",
+                )
+
+    @property
+    def is_rest(self) -> bool:
+        """Whether it is a bare number: for every tensor that no rule before it is for."""
+        return not self.match and self.preset is None and not self.layers
+
+    @property
+    def subject(self) -> str:
+        """Which tensors it is for."""
+        kinds = [*([self.preset] if self.preset else []), ", ".join(self.match)]
+        return " & ".join(filter(None, kinds)) or "everything else"
+
+    @property
+    def plain(self) -> Any:
+        """The rule as YAML has it."""
+        if self.is_rest:
+            return self.value
+        rule: dict[str, Any] = {}
+        if self.match:
+            rule["match"] = self.match[0] if len(self.match) == 1 else list(self.match)
+        if self.preset:
+            rule["preset"] = self.preset
+        if self.layers:
+            rule["layers"] = {span.layers: span.plain for span in self.layers}
+        else:
+            rule["value"] = self.value
+        return rule
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Rules in order: a tensor's scale is that of the first which is for it.
+
+    A bare number is the last of them; without one, the rules have to be for every tensor.
+    """
+
+    rules: tuple[Rule, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "rules", tuple(self.rules))
+        if not self.rules:
+            raise UsageError("a schedule needs a rule", expected="a number, at the least")
+        for rule in self.rules[:-1]:
+            if rule.is_rest:
+                raise UsageError(
+                    "rules after a bare number are never reached",
+                    where=rule.where or None,
+                    expected="the number for everything else as the last entry",
+                )
+
+    @property
+    def plain(self) -> list[Any]:
+        """The schedule as YAML has it."""
+        return [rule.plain for rule in self.rules]
+
+    @property
+    def table(self) -> list[tuple[str, str, str]]:
+        """Tensors, layers and scale of every rule, for people."""
+        rows: list[tuple[str, str, str]] = []
+        for rule in self.rules:
+            if rule.value is not None:
+                rows.append((rule.subject, "", f"{rule.value:g}"))
+            for number, span in enumerate(rule.layers):
+                several = span.start != span.end
+                scale = f"{span.start:g} → {span.end:g}" if several else f"{span.start:g}"
+                rows.append((rule.subject if number == 0 else "", span.layers, scale))
+        return rows
+
+
+def preset(name: str, scale: float = 1.0, where: str = "") -> Schedule:
+    """A preset that stands alone: what it does not speak of gets nothing of the Δ."""
+    return Schedule((Rule((), scale, preset=name, where=where), Rule((), 0.0, where=where)))
+
+
+def _finite(value: float, where: str) -> float:
+    if not math.isfinite(value):
+        raise UsageError(f"scale {value} is not a finite number", where=where or None)
+    return float(value)
