@@ -20,7 +20,7 @@ class DType:
 
     ``bits``: size of one element in bits. ``view``: the numpy dtype under which the kernels see its
     bytes (little-endian). ``mixable``: a floating-point weight that the arithmetic covers.
-    ``digits``: bits of precision with the hidden one (0 where not mixable).
+    ``digits``: bits of precision with the hidden one (0 where nothing is ever rounded to it).
     """
 
     name: str
@@ -62,7 +62,7 @@ _TABLE = (
     DType("BOOL", 8, "|u1"),
     DType("C64", 64, "<c8"),
     DType("F8_E5M2", 8, "|u1"),
-    DType("F8_E4M3", 8, "|u1"),
+    DType("F8_E4M3", 8, "|u1", digits=4),
     DType("F8_E5M2FNUZ", 8, "|u1"),
     DType("F8_E4M3FNUZ", 8, "|u1"),
     DType("F8_E8M0", 8, "|u1"),
@@ -72,6 +72,11 @@ _TABLE = (
 )
 
 DTYPES: dict[str, DType] = {dtype.name: dtype for dtype in _TABLE}
+
+# Not a tensor's dtype but a way to write weights: codes in F8_E4M3, and beside them a float32 scale
+# for each block of `FP8_SIDE` × `FP8_SIDE`, cut at the edges.
+FP8_BLOCK = "fp8-block"
+FP8_SIDE = 128
 
 _TORCH_NAMES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 _ALIASES = {torch: name for name, torch in _TORCH_NAMES.items()} | {
@@ -91,7 +96,8 @@ def torch_name(name: str) -> str:
 
 
 def parse_dtype(text: str) -> str | None:
-    """Read ``--dtype``: ``auto`` gives None, else the safetensors name of a mixable dtype.
+    """Read ``--dtype``: ``auto`` gives None, else the safetensors name of a mixable dtype, or
+    `FP8_BLOCK`.
 
     Accepts safetensors names (BF16), torch's (bfloat16, torch.bfloat16) and common short ones
     (bf16, fp32).
@@ -102,6 +108,8 @@ def parse_dtype(text: str) -> str | None:
     wanted = text.strip().lower().removeprefix("torch.")
     if wanted == "auto":
         return None
+    if wanted == FP8_BLOCK:
+        return FP8_BLOCK
     for name, dtype in DTYPES.items():
         if dtype.mixable and wanted == name.lower():
             return name
@@ -109,5 +117,5 @@ def parse_dtype(text: str) -> str | None:
         return _ALIASES[wanted]
     raise UsageError(
         f"unknown output dtype {text!r}",
-        expected="auto, " + ", ".join(sorted(_TORCH_NAMES.values())),
+        expected="auto, " + ", ".join((*sorted(_TORCH_NAMES.values()), FP8_BLOCK)),
     )

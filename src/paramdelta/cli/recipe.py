@@ -25,7 +25,11 @@ NewBase = Annotated[str | None, typer.Option(metavar="N", help="The base that is
 Scale = Annotated[float | None, typer.Option(metavar="α", help="Factor of the Δ.  [default: 1.0]")]
 DType = Annotated[
     str | None,
-    typer.Option(metavar="TYPE", help="Output dtype: auto (as the new base), bf16, f16, f32, f64."),
+    typer.Option(
+        metavar="TYPE",
+        help="Output dtype: auto (as the new base; FP8 as bf16), bf16, f16, f32, f64, or fp8-block "
+        "(as the new base, its FP8 weights with fresh scales).",
+    ),
 ]
 Allow = Annotated[
     list[str] | None,

@@ -44,10 +44,9 @@ def plan(plan: Plan, budget: Budget, layout: Layout, free: int, tensors: bool) -
             f"  {pair}: cosine {like.cosine:.4f}, relative distance {like.distance:.4f}"
             f" (on {like.tensors} matrices)"
         )
-    mixed = sum(bool(t.pairs) for t in plan.tensors)
     typer.echo("\noutput")
     typer.echo(
-        f"  tensors   {mixed} mixed, {len(plan.tensors) - mixed} copied from the new base; "
+        f"  tensors   {plan.mixed} mixed, {plan.copied} copied from the new base; "
         f"{show_count(plan.parameters)} parameters, {_dtypes(plan.tensors)}"
     )
     first, last = layout.shards[0], layout.shards[-1]
@@ -83,7 +82,13 @@ def plan(plan: Plan, budget: Budget, layout: Layout, free: int, tensors: bool) -
             terms = " ".join(f"{t.coefficient:+g}·{_place(t.view)}" for t in tensor.terms)
             typer.echo(
                 f"  {tensor.name}  {tensor.dtype} {list(tensor.shape)}  "
-                + (terms if tensor.pairs else f"copied: {tensor.why}")
+                + (
+                    tensor.why
+                    if tensor.derived
+                    else terms
+                    if tensor.pairs
+                    else "copied: " + tensor.why
+                )
             )
     typer.echo("\nfindings" if plan.findings else "\nno findings")
     for finding in plan.findings:

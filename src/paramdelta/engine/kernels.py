@@ -9,9 +9,10 @@ rounded sums: proved algorithms using rounding to odd", IEEE Trans. Comp. 2008).
 - `mix_exact`: one Δ at scale 1, everything in one pass. 16-bit operands are added as float32,
   wider ones as float64; F16, BF16 and F32 results are the correctly rounded exact sum.
 - `begin`, `add`, `finish`: any number of Δ at any scale, in double-double accumulators.
+- `quantise`: float64 into FP8 with a scale a block.
 
-Arrays are one-dimensional and contiguous, of equal length; BF16 travels as uint16 and F16 as int16
-(see `paramdelta.dtypes`). Every kernel releases the GIL.
+Arrays are one-dimensional and contiguous, of equal length (`quantise` takes matrices); BF16 travels
+as uint16 and F16 as int16 (see `paramdelta.dtypes`). Every kernel releases the GIL.
 """
 
 from typing import Any
@@ -23,9 +24,14 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic, overload
 
+from paramdelta.dtypes import FP8_SIDE
+
 Array = npt.NDArray[Any]
 U16, I16, U32, U64 = np.uint16, np.int16, np.uint32, np.uint64
 F32, F64 = np.float32, np.float64
+U8, I64 = np.uint8, np.int64
+SIDE = FP8_SIDE
+LEAST, MOST = 2.0**-126, (2 - 2.0**-23) * 2.0**127  # normal float32 numbers
 PLAIN = 1024  # elements that are made again together where a sum was not exact
 
 
@@ -363,3 +369,84 @@ def finish(high: Array, low: Array, out: Array) -> bool:
             value, rest = _two_sum(value, rest)
         out[i] = _narrow(value, rest, out[i])
     return _all_finite(out)
+
+
+# -- into FP8 -------------------------------------------------------------------------------------
+
+
+@_inline
+def _e4m3(value: Any) -> Any:
+    """The code of a float64 in E4M3, rounded to nearest even; beyond 448 it is that of 448.
+
+    Infinity, which E4M3 has not, and NaN become NaN.
+    """
+    bits = _f64_bits(value)
+    sign = U64(bits >> U64(56)) & U64(0x80)
+    magnitude = U64(bits & U64(0x7FFFFFFFFFFFFFFF))
+    odd = U64(magnitude >> U64(49)) & U64(1)
+    normal = U64(U64(U64(magnitude + U64(0xFFFFFFFFFFFF)) + odd) >> U64(49)) - U64((1023 - 7) << 3)
+    # 2^43 has an ulp of 2^-9, the quantum of E4M3's subnormals: the addition rounds to it.
+    shifted = _f64_bits(_f64_from_bits(magnitude) + 2.0**43)
+    subnormal = U64(shifted - U64((1023 + 43) << 52))
+    code = U64(normal) if magnitude >= U64((1023 - 6) << 52) else subnormal
+    code = U64(code) if magnitude < U64((1023 + 9) << 52) else U64(0x7E)
+    code = U64(0x7E) if code > U64(0x7E) else U64(code)
+    code = U64(0x7F) if magnitude >= U64(0x7FF0000000000000) else U64(code)
+    return U8(U64(code | sign))
+
+
+@_inline
+def _largest(row: Any) -> Any:
+    """The bits of the largest finite magnitude; magnitudes are ordered as their bits are."""
+    largest = I64(0)
+    for i in range(row.size):
+        bits = I64(_f64_bits(row[i]) & U64(0x7FFFFFFFFFFFFFFF))
+        bits = bits if bits < I64(0x7FF0000000000000) else I64(0)
+        largest = bits if bits > largest else largest
+    return largest
+
+
+@_inline
+def _divided(row: Any, scale: Any, codes: Any) -> Any:
+    for i in range(row.size):
+        codes[i] = _e4m3(row[i] / scale)
+
+
+@_kernel
+def quantise(values: Array, codes: Array, scales: Array) -> int:
+    """``values ≈ codes · scales``, a scale for each block of 128 × 128; cut blocks at the edges.
+
+    ``values``: float64 (R, C). ``codes``: uint8 (R, C), E4M3 (OCP OFP8). ``scales``: float32
+    (⌈R/128⌉, ⌈C/128⌉). Returns how many finite values no scale of float32 can hold: they become the
+    largest that one can.
+
+    A scale is the largest finite magnitude of its block divided by 448, E4M3's largest, in float64
+    and then rounded to float32; not below float32's least normal number, for what computes with
+    scales may take subnormals for zero. A block of zeros has the scale 1.
+
+    A code is ``value / scale`` rounded to nearest even, once: the quotient is rounded to float64
+    before, but that changes no code. For a number half way between two codes has 5 bits, so that
+    its product with the scale, of 24, is a float64; a value that is not this product differs from
+    it by at least its ulp, which is more than the rounding of the quotient can hide. E4M3 has no
+    infinity: infinite values become NaN.
+    """
+    beyond = 0
+    for top in range(0, values.shape[0], SIDE):
+        bottom = min(top + SIDE, values.shape[0])
+        for left in range(0, values.shape[1], SIDE):
+            right = min(left + SIDE, values.shape[1])
+            largest = I64(0)
+            for i in range(top, bottom):
+                largest = max(largest, _largest(values[i, left:right]))
+            scale = F64(F32(max(_f64_from_bits(U64(largest)) / 448.0, LEAST)))
+            scale = 1.0 if largest == 0 else scale
+            if scale > MOST:
+                scale = MOST
+                for i in range(top, bottom):
+                    for j in range(left, right):
+                        size = abs(values[i, j])
+                        beyond += 1 if 448.0 * MOST < size < np.inf else 0
+            scales[top // SIDE, left // SIDE] = F32(scale)
+            for i in range(top, bottom):
+                _divided(values[i, left:right], scale, codes[i, left:right])
+    return beyond

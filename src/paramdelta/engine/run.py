@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from paramdelta.checkpoint.tensor import Tensor, View
-from paramdelta.dtypes import DTYPES
+from paramdelta.dtypes import DTYPES, FP8_SIDE
 from paramdelta.engine.slices import BLOCK, Budget, Slice
 from paramdelta.planning.plan import OutputTensor, Plan
 from paramdelta.storage.local import File, page_buffer
@@ -21,7 +21,9 @@ class Sink(Protocol):
     """Where finished slices go. Every method may be called from many threads at once."""
 
     def wants(self, piece: Slice) -> bool:
-        """Whether the slice is still to be made; False where a resumed run already has it."""
+        """Whether the slice is still to be made; False where a resumed run already has it, and the
+        scales that are made with it.
+        """
 
     def write(self, piece: Slice, data: memoryview) -> None:
         """Take the slice's bytes. ``data`` is reused as soon as this returns."""
@@ -84,43 +86,67 @@ class Worker:
         self.report = report
         self.buffers = [page_buffer(budget.buffer) for _ in range(budget.buffers)]
         self.high, self.low = np.empty(BLOCK), np.empty(BLOCK)
+        self.run = budget.buffer // 8  # elements of float64 in a buffer
+        self.values = np.empty(budget.quantised)
+        self.codes = page_buffer(budget.quantised)
 
     def make(self, piece: Slice) -> None:
         """Make one slice and hand it to the sink."""
         tensor = self.plan.tensors[piece.tensor]
+        if piece.also is not None:
+            self._quantise(tensor, piece, piece.also)
+            return
         out = self.buffers[-1]
         if not tensor.pairs and tensor.dtype == tensor.new.dtype:
-            self._fetch(tensor.new, piece, out)
+            self._fetch(tensor.new, piece.start, piece.stop, out)
             self.sink.write(piece, out[: piece.nbytes])
             return
-        operands = [
-            self._fetch(term.view, piece, buffer)
-            for term, buffer in zip(tensor.terms, self.buffers, strict=False)
-        ]
         data = out[: piece.nbytes]
-        result = np.frombuffer(data, DTYPES[tensor.dtype].numpy)
-        if not combine(tensor, operands, result, self.high, self.low):
-            self._inspect(tensor, operands, result)
+        self._mix(tensor, piece.start, piece.stop, np.frombuffer(data, DTYPES[tensor.dtype].numpy))
         self.sink.write(piece, data)
 
-    def _fetch(self, operand: View, piece: Slice, buffer: memoryview) -> npt.NDArray[Any]:
-        """The slice's elements of one operand, read into a buffer."""
-        into = buffer[: (piece.stop - piece.start) * operand.kind.size]
-        operand.read(piece.start, piece.stop, into, self.inputs.fetch)
+    def _quantise(self, tensor: OutputTensor, piece: Slice, beside: Slice) -> None:
+        """Make a slice of codes and the scales beside it: the sum in float64, run by run, then its
+        blocks.
+        """
+        from paramdelta.engine import kernels
+
+        values = self.values[: piece.stop - piece.start]
+        for first in range(0, values.size, self.run):
+            last = min(first + self.run, values.size)
+            self._mix(tensor, piece.start + first, piece.start + last, values[first:last])
+        rows = values.reshape(-1, tensor.shape[1])
+        data = self.codes[: piece.nbytes]
+        codes = np.frombuffer(data, np.uint8).reshape(rows.shape)
+        scales = np.empty((-(-len(rows) // FP8_SIDE), -(-rows.shape[1] // FP8_SIDE)), np.float32)
+        self.report.add(tensor.name, "result", kernels.quantise(rows, codes, scales))
+        self.sink.write(beside, scales.data.cast("B"))
+        self.sink.write(piece, data)
+
+    def _mix(self, tensor: OutputTensor, start: int, stop: int, result: npt.NDArray[Any]) -> None:
+        """Fill ``result`` with a run of a tensor's elements; report what is not finite."""
+        fetched = [
+            self._fetch(view, start, stop, buffer)
+            for view, buffer in zip(tensor.views, self.buffers, strict=False)
+        ]
+        operands = [fetched[place] for place in tensor.places]
+        if not combine(tensor, operands, result, self.high, self.low):
+            self._inspect(tensor, operands, result)
+
+    def _fetch(self, operand: View, start: int, stop: int, buffer: memoryview) -> npt.NDArray[Any]:
+        """A run of one operand's elements, read into a buffer."""
+        into = buffer[: (stop - start) * operand.kind.size]
+        operand.read(start, stop, into, self.inputs.fetch)
         return np.frombuffer(into, operand.kind.numpy)
 
     def _inspect(
         self, tensor: OutputTensor, operands: list[npt.NDArray[Any]], result: npt.NDArray[Any]
     ) -> None:
-        roles = [self.plan.new_base.role]
-        for pair in tensor.pairs:
-            post, base = self.plan.lineages[pair.number]
-            roles += [post.role, base.role if base is not None else ""]
         clean = True
-        for role, term, operand in zip(roles, tensor.terms, operands, strict=True):
-            count = not_finite(operand, term.view.dtype)
+        for number, view in enumerate(tensor.views):
+            count = not_finite(operands[tensor.places.index(number)], view.dtype)
             clean &= count == 0
-            self.report.add(tensor.name, role, count)
+            self.report.add(tensor.name, self.plan.role(view), count)
         if clean:
             self.report.add(tensor.name, "result", not_finite(result, tensor.dtype))
 
@@ -134,8 +160,9 @@ def combine(
 ) -> bool:
     """``out = new + Σ scale (post − base)`` on arrays of one length; True if all of it is finite.
 
-    ``operands``: new, then post and base of every pair, viewed as `dtypes` says. ``high`` and
-    ``low``: float64 scratch of `BLOCK` elements.
+    ``operands``: new, then post and base of every pair, viewed as `dtypes` says. ``out``: of the
+    tensor's dtype, or float64 where it is still to be quantised. ``high`` and ``low``: float64
+    scratch of `BLOCK` elements.
     """
     from paramdelta.engine import kernels  # compiled code, not needed for planning
 

@@ -100,8 +100,8 @@ class _Pool:
             for piece in self.slices:
                 if self.sink.wants(piece):
                     return piece
-                self.done += piece.nbytes
-                self.resumed += piece.nbytes
+                self.done += piece.made
+                self.resumed += piece.made
         return None
 
     def _work(self, plan: Plan, budget: Budget, inputs: Inputs, report: Report) -> None:
@@ -110,7 +110,7 @@ class _Pool:
             while not self.stop.is_set() and (piece := self._next()) is not None:
                 worker.make(piece)
                 with self.lock:
-                    self.done += piece.nbytes
+                    self.done += piece.made
         except BaseException as error:  # noqa: BLE001 - it is raised again in the main thread
             self.errors.append(error)
             self.stop.set()

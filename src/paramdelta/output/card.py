@@ -40,8 +40,7 @@ def model_card(plan: Plan, out: Path) -> str:
         )
         if value is not None:
             metadata[key] = value
-    mixed = sum(bool(tensor.pairs) for tensor in plan.tensors)
-    copied = len(plan.tensors) - mixed
+    mixed, copied = plan.mixed, plan.copied
     lines = [
         "---",
         yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True).strip(),

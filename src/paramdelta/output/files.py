@@ -175,8 +175,10 @@ class Files:
     # -- the Sink ----------------------------------------------------------------------------------
 
     def wants(self, piece: Slice) -> bool:
-        """Whether the journal lacks the slice."""
-        return (piece.position, piece.position + piece.nbytes) not in self.journal.done
+        """Whether the journal lacks the slice, or the scales that are made with it."""
+        if (piece.position, piece.position + piece.nbytes) not in self.journal.done:
+            return True
+        return piece.also is not None and self.wants(piece.also)
 
     def write(self, piece: Slice, data: memoryview) -> None:
         """Write the slice at its place; it is journalled some time later, once it is synced."""

@@ -2,13 +2,14 @@
 
 Independent means: numpy in float64 instead of the compiled kernels, memory maps instead of
 positional reads, the formula written out once more. Where float64 cannot hold the sum, exact
-fractions decide. What they leave open is said: at scales other than 1 `TOLERANCE`, and where a Δ
-is a product of matrices, the rounding of its float64 sum (`rounding_of_product`).
+fractions decide. What they leave open is said: at scales other than 1 `TOLERANCE`, where a Δ is a
+product of matrices, the rounding of its float64 sum (`rounding_of_product`), and where the sum is
+quantised, its rounding to float64 before (`ROUNDED_BEFORE`).
 """
 
 import math
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -29,7 +30,7 @@ from paramdelta.checkpoint.tensor import (
     Wide,
     Zeros,
 )
-from paramdelta.dtypes import DTYPES
+from paramdelta.dtypes import DTYPES, FP8_SIDE
 from paramdelta.errors import MisfitError
 from paramdelta.output.lock import locked_recipe, read_lock
 from paramdelta.planning.plan import OutputTensor, Plan
@@ -37,11 +38,14 @@ from paramdelta.planning.planner import make_plan
 
 CHUNK = 1 << 18  # elements compared at a time
 TOLERANCE = Fraction(51, 100)  # ulp, for scales other than 1; at scale 1 the result is exact
+ROUNDED_BEFORE = Fraction(1, 2**50)  # of a value: its float64, and what is computed with that
 
 Floats = npt.NDArray[np.float64]
 Rows64 = npt.NDArray[np.int64]
 # Largest finite value's exponent, least normal exponent, by dtype (IEEE 754 and bfloat16).
 _RANGE = {"F64": (1023, -1022), "F32": (127, -126), "F16": (15, -14), "BF16": (127, -126)}
+_RANGE["F8_E4M3"] = (8, -6)
+E4M3_MOST = 448.0
 
 
 @dataclass(frozen=True)
@@ -78,18 +82,27 @@ def verify(
         )
     output = open_checkpoint(str(folder), "output")
     _compare_names(plan, output)
-    runs = list(_runs(plan, share, random.Random(seed)))
+    scales = {tensor.scales_of: tensor.name for tensor in plan.tensors if tensor.derived}
+    runs = list(_runs(plan, scales.keys(), share, random.Random(seed)))
     total = sum(stop - start for _, start, stop in runs)
-    done = 0
+    done = beside = 0
     for tensor, start, stop in runs:
         written = output.tensors[tensor.name]
         assert isinstance(written, Tensor)  # `mix` writes safetensors
-        _compare(tensor, written, start, stop)
+        if tensor.name in scales:
+            scale = output.tensors[scales[tensor.name]]
+            assert isinstance(scale, Tensor)
+            beside += _compare_quantised(tensor, written, scale, start, stop)
+        else:
+            _compare(tensor, written, start, stop)
         done += stop - start
         if progress is not None:
             progress(done, total)
+    compared = {tensor.name for tensor, _, _ in runs}
     return Verification(
-        len({tensor.name for tensor, _, _ in runs}), done, sum(t.elements for t in plan.tensors)
+        len(compared) + len(compared & scales.keys()),
+        done + beside,
+        sum(t.elements for t in plan.tensors),
     )
 
 
@@ -116,14 +129,21 @@ def _compare_names(plan: Plan, output: Checkpoint) -> None:
 
 
 def _runs(
-    plan: Plan, share: float, chance: random.Random
+    plan: Plan, quantised: Container[str], share: float, chance: random.Random
 ) -> Iterator[tuple[OutputTensor, int, int]]:
+    """Runs of elements; of quantised tensors, rows of whole blocks, their scales with them."""
     for tensor in plan.tensors:
-        starts = list(range(0, tensor.elements, CHUNK))
+        step = CHUNK
+        if tensor.derived:
+            continue
+        if tensor.name in quantised:
+            rows = FP8_SIDE * tensor.shape[1]
+            step = max(1, CHUNK // max(1, rows)) * max(1, rows)
+        starts = list(range(0, tensor.elements, step))
         if share < 1 and len(starts) > 1:
             starts = sorted(chance.sample(starts, math.ceil(len(starts) * share)))
         for start in starts:
-            yield tensor, start, min(start + CHUNK, tensor.elements)
+            yield tensor, start, min(start + step, tensor.elements)
 
 
 def _compare(tensor: OutputTensor, output: Tensor, start: int, stop: int) -> None:
@@ -138,12 +158,9 @@ def _compare(tensor: OutputTensor, output: Tensor, start: int, stop: int) -> Non
             at = int(wrong[0])
             raise _differs(output, start + at, str(expected[at]), str(got[at]))
         return
-    operands = [_value(term.view, start, stop) for term in tensor.terms]
+    operands = _operands(tensor, start, stop)
     with np.errstate(all="ignore"):
-        total = operands[0].copy()
-        for number, pair in enumerate(tensor.pairs):
-            total += pair.scale * (operands[1 + 2 * number] - operands[2 + 2 * number])
-        expected = rounded(total, tensor.dtype)
+        expected = rounded(_total(tensor, operands), tensor.dtype)
     actual = _float64(got, tensor.dtype)
     same = (expected == actual) | (np.isnan(expected) & np.isnan(actual))
     for at in map(int, np.flatnonzero(~same)):
@@ -152,6 +169,103 @@ def _compare(tensor: OutputTensor, output: Tensor, start: int, stop: int) -> Non
             raise _differs(
                 output, start + int(at), repr(float(expected[at])), repr(float(actual[at]))
             )
+
+
+def _operands(tensor: OutputTensor, start: int, stop: int) -> list[Floats]:
+    return [_value(term.view, start, stop) for term in tensor.terms]
+
+
+def _total(tensor: OutputTensor, operands: list[Floats]) -> Floats:
+    """The formula in float64."""
+    total: Floats = operands[0].copy()
+    with np.errstate(all="ignore"):
+        for number, pair in enumerate(tensor.pairs):
+            total += pair.scale * (operands[1 + 2 * number] - operands[2 + 2 * number])
+    return total
+
+
+def _compare_quantised(
+    tensor: OutputTensor, codes: Tensor, scales: Tensor, start: int, stop: int
+) -> int:
+    """Compare rows of whole blocks, and then their scales; how many scales there were.
+
+    The scales are compared with what they should be, the codes with what they should be beside the
+    scales that are written.
+    """
+    columns = tensor.shape[1]
+    across = -(-columns // FP8_SIDE)
+    chunks = range(start, stop, CHUNK)
+    total = np.concatenate(
+        [_total(tensor, _operands(tensor, at, min(at + CHUNK, stop))) for at in chunks]
+    )
+    first, last = start // columns // FP8_SIDE * across, -(-stop // columns // FP8_SIDE) * across
+    written = _float64(_stored(scales, first, last), "F32")
+    values = total.reshape(-1, columns)
+    for number in range(last - first):
+        top, left = number // across * FP8_SIDE, number % across * FP8_SIDE
+        block = values[top : top + FP8_SIDE, left : left + FP8_SIDE]
+        size = np.abs(np.where(np.isfinite(block), block, 0))
+        found, expected = float(written[number]), _scale(float(size.max()))
+        if found == expected:
+            continue
+        # The largest by float64 need not be the largest, nor be rounded as the exact one.
+        near = np.argwhere(size >= size.max() * (1 - 1e-9))
+        for i, j in near.tolist():
+            exact, slack = _exact(tensor, start + (top + i) * columns + left + j)
+            error = slack + abs(exact) * ROUNDED_BEFORE
+            bounds = [_scale(float(abs(exact) + way * error)) for way in (-1, 1)]
+            if bounds[0] <= found <= bounds[1]:
+                break
+        else:
+            raise _differs(scales, first + number, repr(expected), repr(found))
+    grid = written.reshape(-1, across)
+    divisors = grid.repeat(FP8_SIDE, 0)[: len(values)].repeat(FP8_SIDE, 1)[:, :columns].reshape(-1)
+    with np.errstate(all="ignore"):
+        quotient = total / divisors
+        expected_codes = rounded(np.clip(quotient, -E4M3_MOST, E4M3_MOST), "F8_E4M3")
+    expected_codes[np.isinf(total)] = np.nan
+    actual = _float64(_stored(codes, start, stop), "F8_E4M3")
+    same = (expected_codes == actual) | (np.isnan(expected_codes) & np.isnan(actual))
+    for at in map(int, np.flatnonzero(~same)):
+        if not _is_code(tensor, start + at, float(actual[at]), float(divisors[at])):
+            raise _differs(
+                codes, start + at, repr(float(expected_codes[at])), repr(float(actual[at]))
+            )
+    return last - first
+
+
+def _scale(largest: float) -> float:
+    """The scale of a block by its largest magnitude, as `engine.kernels.quantise` defines it."""
+    if largest == 0:
+        return 1.0
+    with np.errstate(over="ignore"):
+        scale = float(np.float32(max(largest / E4M3_MOST, float(np.finfo(np.float32).tiny))))
+    return min(scale, float(np.finfo(np.float32).max))
+
+
+def _exact(tensor: OutputTensor, element: int) -> tuple[Fraction, Fraction]:
+    """The formula for one element whose operands are finite; see `exact_sum`."""
+    operands = [float(operand[0]) for operand in _operands(tensor, element, element + 1)]
+    found = exact_sum(tensor, element, operands)
+    return found if found is not None else (Fraction(0), Fraction(0))
+
+
+def _is_code(tensor: OutputTensor, element: int, got: float, scale: float) -> bool:
+    """Whether ``got`` is the exact value over the scale, rounded to E4M3."""
+    if not (math.isfinite(scale) and scale > 0):
+        return False
+    exact, slack = _exact(tensor, element)
+    error = slack + abs(exact) * ROUNDED_BEFORE
+    least, most = (_e4m3((exact + way * error) / Fraction(scale)) for way in (-1, 1))
+    return least <= got <= most
+
+
+def _e4m3(value: Fraction) -> float:
+    """The nearest number of E4M3, the even one of two; beyond the largest it is that."""
+    _, exponent = math.frexp(value)
+    quantum = Fraction(2) ** max(exponent - 4, -9)
+    nearest = float(round(value / quantum) * quantum)
+    return max(-E4M3_MOST, min(E4M3_MOST, nearest))
 
 
 def _differs(output: Tensor, element: int, expected: str, got: str) -> MisfitError:
