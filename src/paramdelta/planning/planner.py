@@ -18,6 +18,8 @@ from paramdelta.dtypes import DTYPES, FP8_BLOCK, FP8_SIDE
 from paramdelta.errors import UsageError
 from paramdelta.planning import companions, lineage, names
 from paramdelta.planning.architecture import compare_architecture
+from paramdelta.planning.cancellation import cancelled
+from paramdelta.planning.coefficients import Coefficient, coefficient, coefficients
 from paramdelta.planning.experts import relaid
 from paramdelta.planning.findings import Findings, Severity
 from paramdelta.planning.plan import OutputTensor, Pair, Plan
@@ -26,9 +28,11 @@ from paramdelta.planning.roles import needed
 from paramdelta.planning.settlement import Case, Settlement, picked, settle
 from paramdelta.planning.vocabulary import first_tokens, has_rows_of_tokens, read_vocabulary
 from paramdelta.recipe import Delta, Recipe
+from paramdelta.schedule import Schedule
 from paramdelta.storage.location import locate
 
 COPIED = "copied from the new base"
+NO_DELTA = "no Δ for it"
 LOOK = "look whether it is the right checkpoint"
 UNTRAINED = 0.1  # of the median row norm: a row below this was hardly ever trained
 NEIGHBOURS = 65  # rows, spread over the vocabulary, that the median is taken of
@@ -68,9 +72,10 @@ class _Lineage:
 
     post: _Source
     base: _Source | None
-    scale: float
+    scale: float | Schedule
     at: int
     is_adapter: bool = False
+    coefficients: dict[str, Coefficient] = field(default_factory=dict)  # by the output's names
 
 
 class _Planner:
@@ -164,7 +169,8 @@ class _Planner:
         self.share()
         self.settlement = self.settle()
         tied = self.tie()
-        tensors = [self.output(name) for name in self.names]
+        self.schedule()
+        tensors = [self.asked(self.output(name)) for name in self.names]
         quantised = self.quantise(tensors)
         self.leftovers()
         likeness = self.relatives()
@@ -364,6 +370,36 @@ class _Planner:
             what = "the output head's Δ is left out (--head drop)"
             self.findings.add(Severity.WARNING, "head-dropped", what, source, tensor=head)
 
+    # -- coefficients ------------------------------------------------------------------------------
+
+    def schedule(self) -> None:
+        """Decide which coefficient every tensor gets of each Δ."""
+        axes = {name: len(self.new.views[name].shape) for name in self.names}
+        weights = [
+            name
+            for name in self.names
+            if self.new.views[name].kind.mixable and not names.is_buffer(self.new.views[name])
+        ]
+        for each in self.lineages:
+            each.coefficients, idle = coefficients(each.scale, axes, weights)
+            for rule in idle:
+                where = f" ({rule.where})" if rule.where else ""
+                self.findings.add(
+                    Severity.WARNING,
+                    "rule-idle",
+                    f"no tensor has its scale from the rule {rule.subject}{where}: the rules "
+                    "before it are for all that it is for",
+                    each.post,
+                    remedy="put it before them, or leave it out",
+                )
+
+    def asked(self, tensor: OutputTensor) -> OutputTensor:
+        """A tensor with what was asked for it, and without operands that cancel out."""
+        asked = tuple(each.coefficients.get(tensor.name) for each in self.lineages)
+        if tensor.why == NO_DELTA and all(c is not None and c.scale == 0 for c in asked):
+            tensor = replace(tensor, why=f"scale 0: {asked[0]}")
+        return cancelled(replace(tensor, asked=asked))
+
     # -- tensors -----------------------------------------------------------------------------------
 
     def output(self, name: str) -> OutputTensor:
@@ -389,7 +425,7 @@ class _Planner:
         if of_tokens and known and not self.settlement.plain(self.heights(name)):
             return self.by_token(name, target, new, pairs)
         kept = tuple(pair for pair in pairs if self.fits(pair, new))
-        return OutputTensor(name, target, new.shape, new, kept, "" if kept else "no Δ for it")
+        return OutputTensor(name, target, new.shape, new, kept, "" if kept else NO_DELTA)
 
     def target(self, new: View) -> str:
         """The dtype of an output tensor."""
@@ -449,11 +485,14 @@ class _Planner:
 
     def pairs(self, name: str, each: _Lineage, number: int) -> list[Pair]:
         """The operands of one Δ for one tensor; none, with a finding, if it cannot be formed."""
-        found = []
+        found: list[Pair] = []
+        scale = each.coefficients[name].scale
+        if scale == 0:  # then it is not looked at either: what it is does not matter
+            return found
         delta = each.post.deltas.get(name)
         if delta is not None:
             zeros = Zeros("zeros", delta.dtype, delta.shape)
-            found.append(Pair(number, delta, zeros, each.scale))
+            found.append(Pair(number, delta, zeros, scale))
         post = each.post.views.get(name)
         base = each.base.views.get(name) if each.base is not None else None
         if post is None and each.is_adapter:
@@ -486,7 +525,7 @@ class _Planner:
                     remedy="use an unquantised (BF16, F16 or F32) release of the model",
                 )
                 return found
-        return [Pair(number, post, base, each.scale), *found]
+        return [Pair(number, post, base, scale), *found]
 
     def fits(self, pair: Pair, new: View) -> bool:
         """Whether a pair's shapes are the new base's; if not, with a finding."""
@@ -527,6 +566,9 @@ class _Planner:
                 if names.is_buffer(view) or not view.kind.mixable:
                     what = "constants left out"
                     self.findings.add(Severity.NOTE, "buffer-left", what, each.post, tensor=name)
+                elif (own := coefficient(each.scale, name, len(view.shape))) and own.scale == 0:
+                    what = "tensors without a place in the new base, at scale 0, are left out"
+                    self.findings.add(Severity.NOTE, "scale-zero", what, each.post, tensor=name)
                 else:
                     both = each.base is not None and name in each.base.views
                     self.findings.add(
@@ -598,7 +640,7 @@ class _Planner:
                 )
             )
         as_is = self.settlement.mode == "new-base"
-        why = "vocabulary of the new base" if as_is else "" if kept else "no Δ for it"
+        why = "vocabulary of the new base" if as_is else "" if kept else NO_DELTA
         return OutputTensor(name, target, shape, operand, tuple(kept), why)
 
     def grown(self, tensors: list[OutputTensor]) -> int | None:
