@@ -1,5 +1,7 @@
 """The engine: every slice once, errors and non-finite numbers reported, memory bounded."""
 
+import json
+import struct
 import subprocess
 import sys
 import threading
@@ -130,7 +132,36 @@ print((after - before) * 1024, budget.projected)
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is counted otherwise elsewhere")
+def sparse(path, entries):
+    """A safetensors file of tensors ``name: (dtype, shape, bytes of an element)``, all zeros that
+    take no disk.
+    """
+    header, end = {}, 0
+    for name, (dtype, shape, size) in entries.items():
+        begin, end = end, end + size * int(np.prod(shape))
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        file.truncate(8 + len(text) + end)
+
+
+def grown_and_projected(paths, memory):
+    """Bytes by which a run grew its process, and those that were projected."""
+    result = subprocess.run(
+        [sys.executable, "-c", MEASURE, *map(str, paths), str(memory)],
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr
+    return map(int, result.stdout.split())
+
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is counted otherwise there")
+
+
+@linux
 @pytest.mark.parametrize(
     ("rows", "memory"),
     [
@@ -141,23 +172,59 @@ print((after - before) * 1024, budget.projected)
 )
 def test_measured_memory_stays_under_the_projected(tmp_path, rows, memory):
     """A sparse embedding of up to 128256 × 16384 (4.2 GB) is read within the projected memory."""
-    import json
-    import struct
-
-    columns = 16384
-    nbytes = rows * columns * 2
-    entry = {"dtype": "BF16", "shape": [rows, columns], "data_offsets": [0, nbytes]}
-    text = json.dumps({"model.embed_tokens.weight": entry}).encode()
-    paths = []
-    for name in ("post", "base", "new"):
-        path = tmp_path / f"{name}.safetensors"
-        with path.open("wb") as file:
-            file.write(struct.pack("<Q", len(text)) + text)
-            file.truncate(8 + len(text) + nbytes)
-        paths.append(str(path))
-    result = subprocess.run(
-        [sys.executable, "-c", MEASURE, *paths, str(memory)], capture_output=True, text=True
-    )
-    assert result.returncode == 0, result.stderr
-    grown, projected = map(int, result.stdout.split())
+    paths = [tmp_path / f"{name}.safetensors" for name in ("post", "base", "new")]
+    for path in paths:
+        sparse(path, {"model.embed_tokens.weight": ("BF16", (rows, 16384), 2)})
+    grown, projected = grown_and_projected(paths, memory)
     assert grown <= projected <= memory
+
+
+def fp8(folder):
+    """Matrices with a scale for each block."""
+    for name in ("post", "base", "new"):
+        entries = {
+            "w.weight": ("F8_E4M3", (8192, 16384), 1),
+            "w.weight_scale_inv": ("F32", (64, 128), 4),
+        }
+        sparse(folder / name / "model.safetensors", entries)
+    return [folder / name for name in ("post", "base", "new")]
+
+
+def turned(folder):
+    """Experts that post and base have one by one, and the new base joined and turned."""
+    stem = "model.layers.0.mlp.experts"
+    for name in ("post", "base"):
+        entries = {}
+        for number in range(4):
+            for part in ("gate_proj", "up_proj"):
+                entries[f"{stem}.{number}.{part}.weight"] = ("BF16", (2048, 2048), 2)
+            entries[f"{stem}.{number}.down_proj.weight"] = ("BF16", (2048, 2048), 2)
+        sparse(folder / name / "model.safetensors", entries)
+    joined = {
+        f"{stem}.gate_up_proj": ("BF16", (4, 2048, 4096), 2),
+        f"{stem}.down_proj": ("BF16", (4, 2048, 2048), 2),
+    }
+    sparse(folder / "new" / "model.safetensors", joined)
+    return [folder / name for name in ("post", "base", "new")]
+
+
+def shuffled(folder):
+    """An embedding whose rows all have other places in the new base."""
+    rows = 32768
+    order = np.random.default_rng(0).permutation(rows).tolist()
+    for name in ("post", "base", "new"):
+        entries = {"model.embed_tokens.weight": ("BF16", (rows, 2048), 2)}
+        sparse(folder / name / "model.safetensors", entries)
+        ids = order if name == "new" else range(rows)
+        vocab = {f"t{token}": i for i, token in enumerate(ids)}
+        tokenizer = {"model": {"type": "BPE", "vocab": vocab}, "added_tokens": []}
+        (folder / name / "tokenizer.json").write_text(json.dumps(tokenizer))
+    return [folder / name for name in ("post", "base", "new")]
+
+
+@linux
+@pytest.mark.parametrize("build", [fp8, turned, shuffled])
+def test_memory_of_views_stays_under_the_projected(tmp_path, build):
+    """FP8, turned matrices and rows in any order keep to the projected memory as well."""
+    grown, projected = grown_and_projected(build(tmp_path), 256_000_000)
+    assert grown <= projected <= 256_000_000
