@@ -209,6 +209,20 @@ def test_an_untouched_post_gives_back_the_new_base(built, tmp_path, name, tied):
     assert_equal(out, reference.load(folders["new-base"]))
 
 
+@pytest.mark.parametrize("padding", [0, 1, 5])
+def test_grafts_fill_padding_and_then_add_rows(built, tmp_path, padding):
+    """With one row of padding the first graft takes it, and the second adds a row."""
+    case, _ = built("appended", False)
+    count = case.rows[2]
+    case = replace(case, rows=(*case.rows[:2], count + padding))
+    folders = lineage.build(case, tmp_path, tied=False)
+    out = mix(recipe(folders, graft=CHAT), tmp_path / "out").folder
+    assert_equal(out, reference.mixed(folders, "token", CHAT))
+    model, tokenizer = loaded(out)
+    assert model.config.vocab_size == count + max(2, padding)
+    assert tokenizer.convert_tokens_to_ids(list(CHAT)) == [count, count + 1]
+
+
 def test_grafts_stand_in_the_order_in_which_they_were_asked_for(built, tmp_path):
     """The first graft gets the first free id; rows and tokenizer agree about it."""
     case, folders = built("between", False)
