@@ -26,20 +26,35 @@ class Delta:
 
     ``post`` and ``base`` are addresses (a folder, a weight file, a Hub id with an optional
     @revision). ``post`` may be a LoRA adapter, which is a Δ by itself; ``base`` may then be None.
+    ``delta`` stands in the place of both: the address of a Δ that `paramdelta.extract` stored.
     ``scale`` is α of the formula: any finite number, or a `Schedule`, which may be given as YAML
     has it (a list of rules, or the name of a preset).
     """
 
-    post: str
+    post: str = ""
     base: str | None = None
     scale: float | Schedule = 1.0
+    delta: str | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "post", str(self.post))
-        if self.base is not None:
-            object.__setattr__(self, "base", str(self.base))
+        for name in ("base", "delta"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, str(getattr(self, name)))
+        if bool(self.post) == bool(self.delta) or (self.delta and self.base):
+            raise UsageError(
+                "a delta is either stored, or the difference of post and base",
+                expected="delta alone, or post and base",
+                got=", ".join(n for n in ("post", "base", "delta") if getattr(self, n))
+                or "neither",
+            )
         if not isinstance(self.scale, Schedule):
             object.__setattr__(self, "scale", read_scale(self.scale))
+
+    @property
+    def address(self) -> str:
+        """Where the Δ is, or post."""
+        return self.delta or self.post
 
 
 @dataclass(frozen=True)
@@ -88,9 +103,9 @@ class Recipe:
         """The formula with this recipe's addresses, on one line."""
         terms = [self.new_base]
         for number, delta in enumerate(self.deltas, 1):
-            sign, factor = self._factor(number, " · ")
+            sign, factor = self.factor(number, " · ")
             minus = f" - {delta.base}" if delta.base is not None else ""
-            terms.append(f"{'-' if sign < 0 else '+'} {factor}({delta.post}{minus})")
+            terms.append(f"{'-' if sign < 0 else '+'} {factor}({delta.address}{minus})")
         return " ".join(terms)
 
     @property
@@ -98,13 +113,14 @@ class Recipe:
         """The formula in the paper's symbols; s(name) for a scale that goes by tensors."""
         terms = ["Θ = Θ'_base"]
         for number, delta in enumerate(self.deltas, 1):
-            sign, factor = self._factor(number, "·")
+            sign, factor = self.factor(number, "·")
             tag = str(number) if len(self.deltas) > 1 else ""
             minus = f" − Θ_base{tag}" if delta.base is not None else ""
-            terms.append(f"{'−' if sign < 0 else '+'} {factor}(Θ_post{tag}{minus})")
+            what = f"(Θ_post{tag}{minus})" if delta.delta is None else f"Δ{tag}"
+            terms.append(f"{'−' if sign < 0 else '+'} {factor}{what}")
         return " ".join(terms)
 
-    def _factor(self, number: int, times: str) -> tuple[int, str]:
+    def factor(self, number: int, times: str) -> tuple[int, str]:
         """Sign and size of a Δ's scale, as a factor in a formula. ``number`` counts from 1."""
         scale = self.deltas[number - 1].scale
         if isinstance(scale, Schedule):
@@ -116,7 +132,8 @@ class Recipe:
         """The recipe as YAML and the lock hold it; of the choices, what is not the default."""
         deltas = [
             {
-                "post": d.post,
+                "delta": d.delta,
+                "post": d.post or None,
                 "base": d.base,
                 "scale": d.scale.plain if isinstance(d.scale, Schedule) else d.scale,
             }
@@ -143,7 +160,7 @@ class Recipe:
 
 _LISTS = ("allow", "graft", "take", "maps")
 _RECIPE_KEYS = ("new_base", "deltas", "dtype", *_LISTS, "vocabulary", "head")
-_DELTA_KEYS = ("post", "base", "scale")
+_DELTA_KEYS = ("post", "base", "delta", "scale")
 _RULE_KEYS = ("match", "preset", "value", "layers")
 _SUBSCRIPTS = str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉")
 _SPAN = re.compile(r"\s*(\d{1,6})\s*(?:-\s*(\d{1,6})\s*)?")
@@ -221,9 +238,14 @@ class _Reader:
 
     def _delta(self, node: yaml.Node) -> Delta:
         fields = self._mapping(node, _DELTA_KEYS, "a delta")
+        scale = self.scale(fields["scale"]) if "scale" in fields else 1.0
+        if "delta" in fields:
+            for name in ("post", "base"):
+                if name in fields:
+                    raise self._error(f"delta and {name} exclude each other", fields[name])
+            return Delta(scale=scale, delta=self._address(fields["delta"]))
         post = self._address(self._required(fields, "post", node))
         base = self._address(fields["base"]) if "base" in fields else None
-        scale = self.scale(fields["scale"]) if "scale" in fields else 1.0
         return Delta(post, base, scale)
 
     # -- scales ------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ def mix(
     base: options.Base = None,
     new_base: options.NewBase = None,
     scale: options.Scale = None,
+    preset: options.Preset = None,
     dtype: options.DType = None,
     allow: options.Allow = None,
     vocabulary: options.Vocabulary = None,
@@ -49,7 +50,19 @@ def mix(
     if out is None:
         raise UsageError("missing --out", expected="--out DIR, the folder to write")
     chosen = options.make_recipe(
-        recipe, post, base, new_base, scale, dtype, allow, vocabulary, graft, take, maps, head
+        recipe,
+        post,
+        base,
+        new_base,
+        scale,
+        dtype,
+        allow,
+        vocabulary,
+        graft,
+        take,
+        maps,
+        head,
+        preset,
     )
     plan = api.plan(chosen)
     if as_json:

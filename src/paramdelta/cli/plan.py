@@ -15,6 +15,7 @@ def plan(
     base: options.Base = None,
     new_base: options.NewBase = None,
     scale: options.Scale = None,
+    preset: options.Preset = None,
     dtype: options.DType = None,
     allow: options.Allow = None,
     vocabulary: options.Vocabulary = None,
@@ -29,6 +30,14 @@ def plan(
         Path | None, typer.Option(metavar="DIR", help="Where the mix would go: checks its disk.")
     ] = None,
     tensors: Annotated[bool, typer.Option("--tensors", help="Every tensor and its terms.")] = False,
+    explain: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TENSOR",
+            help="Only this: formula, operands and rules of a tensor, or of all that a glob "
+            "matches ('*.0.mlp*').",
+        ),
+    ] = None,
     as_json: options.Json = False,
 ) -> None:
     """Say what a mix would do, from headers alone: seconds, nothing is written.
@@ -39,14 +48,35 @@ def plan(
     from paramdelta.cli import show
     from paramdelta.output.files import check_output, check_space, free_space
     from paramdelta.output.layout import make_layout
+    from paramdelta.planning.explanation import explain as find
     from paramdelta.planning.plan import summary, terms
     from paramdelta.units import parse_size
 
     made = api.plan(
         options.make_recipe(
-            recipe, post, base, new_base, scale, dtype, allow, vocabulary, graft, take, maps, head
+            recipe,
+            post,
+            base,
+            new_base,
+            scale,
+            dtype,
+            allow,
+            vocabulary,
+            graft,
+            take,
+            maps,
+            head,
+            preset,
         )
     )
+    if explain is not None:
+        explanations = find(made, explain)
+        if as_json:
+            explained = [explanation.facts for explanation in explanations]
+            typer.echo(json.dumps({"event": "explain", "tensors": explained}, ensure_ascii=False))
+        else:
+            show.explained(explanations)
+        return
     budget = api.budget_for(made, memory, workers)
     layout = make_layout(made, parse_size(shard_size))
     free, _ = free_space(out or Path("out"))

@@ -23,6 +23,14 @@ Base = Annotated[
 ]
 NewBase = Annotated[str | None, typer.Option(metavar="N", help="The base that is to get the Δ.")]
 Scale = Annotated[float | None, typer.Option(metavar="α", help="Factor of the Δ.  [default: 1.0]")]
+Preset = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="Give the Δ to some tensors only: linear-only, skip-embeddings, attention-only, "
+        "mlp-only, experts-only.",
+    ),
+]
 DType = Annotated[
     str | None,
     typer.Option(
@@ -90,6 +98,7 @@ def make_recipe(
     take: list[str] | None = None,
     maps: list[str] | None = None,
     head: str | None = None,
+    preset: str | None = None,
 ) -> "Recipe":
     """A Recipe from a YAML file or from options; what is no checkpoint and no scale goes with both.
 
@@ -101,12 +110,13 @@ def make_recipe(
     from paramdelta.dtypes import parse_dtype
     from paramdelta.errors import UsageError
     from paramdelta.recipe import Delta, Recipe, read_recipe
+    from paramdelta.schedule import preset as only
 
     if file is not None:
-        if any(option is not None for option in (post, base, new_base, scale)):
+        if any(option is not None for option in (post, base, new_base, scale, preset)):
             raise UsageError(
                 "a recipe file and options for the same thing",
-                expected="either RECIPE.yaml, or --post, --base, --new-base and --scale",
+                expected="either RECIPE.yaml, or --post, --base, --new-base, --scale and --preset",
             )
         recipe = read_recipe(file)
     else:
@@ -116,7 +126,9 @@ def make_recipe(
                 "missing " + ", ".join(name for name, value in options.items() if value is None),
                 expected="--post P --base B --new-base N, or RECIPE.yaml",
             )
-        recipe = Recipe(new_base, (Delta(post, base, 1.0 if scale is None else scale),))
+        size = 1.0 if scale is None else scale
+        factor = size if preset is None else only(preset, size, "--preset")
+        recipe = Recipe(new_base, (Delta(post, base, factor),))
     return replace(
         recipe,
         dtype=recipe.dtype if dtype is None else parse_dtype(dtype),

@@ -3,7 +3,8 @@
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,8 +17,11 @@ from paramdelta.engine.slices import Budget
 from paramdelta.engine.threads import Progress
 from paramdelta.output.layout import Layout
 from paramdelta.output.verify import Verification
+from paramdelta.planning.explanation import Explanation, stored
 from paramdelta.planning.findings import Finding, Severity
 from paramdelta.planning.plan import Plan
+from paramdelta.recipe import Recipe
+from paramdelta.schedule import Schedule
 from paramdelta.units import show_count, show_duration, show_size
 
 if TYPE_CHECKING:
@@ -27,11 +31,13 @@ if TYPE_CHECKING:
 _COLOURS = {Severity.REFUSED: "red", Severity.WARNING: "yellow", Severity.NOTE: "cyan"}
 LINE_EVERY = 5.0  # seconds between two progress lines where there is no terminal
 EVENT_EVERY = 0.5  # seconds between two JSON events
+PARTS = 4  # stored tensors of one operand that are named
 
 
 def plan(plan: Plan, budget: Budget, layout: Layout, free: int, tensors: bool) -> None:
     """The whole plan, for people."""
     typer.echo(_formula(plan))
+    schedules(plan.recipe, plan)
     typer.echo("\nsources")
     for source in plan.sources:
         typer.echo(
@@ -93,6 +99,67 @@ def plan(plan: Plan, budget: Budget, layout: Layout, free: int, tensors: bool) -
     typer.echo("\nfindings" if plan.findings else "\nno findings")
     for finding in plan.findings:
         _finding(finding, all_tensors=tensors)
+
+
+def explained(explanations: Iterable[Explanation]) -> None:
+    """Output tensors with their formulas, operands and rules."""
+    for each in explanations:
+        tensor = each.tensor
+        typer.secho(f"{tensor.name}  {tensor.dtype} {list(tensor.shape)}", bold=True)
+        typer.echo(f"  = {each.formula}" + (f"   ({tensor.why})" if tensor.why else ""))
+        if each.reduced:
+            typer.echo(f"  = {each.reduced}   (the rest cancels out and is not read)")
+        typer.echo("  operands")
+        for operand in each.operands:
+            lines = [stored(part) for part in operand.view.parts]
+            rest = len(lines) - PARTS
+            lines[PARTS:] = [f"and {rest} more"] if rest > 0 else []
+            label = f"    {operand.coefficient:<+8g} {' = '.join(operand.symbols):<10} "
+            typer.echo(label + f"\n{' ' * len(label)}".join(lines))
+        typer.echo("  coefficients" if each.reasons else "")
+        for delta, scale, why in each.reasons:
+            typer.echo(f"    {'none' if scale is None else f'{scale:g}':<8} {delta}: {why}")
+
+
+def formula(recipe: Recipe) -> None:
+    """A recipe in symbols, the addresses that they stand for, and its other choices."""
+    typer.echo(recipe.symbols + "\n")
+    several = len(recipe.deltas) > 1
+    addresses = [("Θ'_base", recipe.new_base)]
+    for number, delta in enumerate(recipe.deltas, 1):
+        tag = str(number) if several else ""
+        addresses += [(f"Θ_post{tag}", delta.post)]
+        addresses += [(f"Θ_base{tag}", delta.base)] if delta.base is not None else []
+    for symbol, address in addresses:
+        typer.echo(f"  {symbol:<10} {address}")
+    schedules(recipe)
+    choices = [(k, v) for k, v in recipe.to_dict().items() if k not in ("new_base", "deltas")]
+    typer.echo("")
+    for key, value in choices:
+        text = ", ".join(value) if isinstance(value, list) else value
+        if text:
+            typer.echo(f"  {key:<10} {text}")
+
+
+def schedules(recipe: Recipe, plan: Plan | None = None) -> None:
+    """The scales that go by tensors, as tables; with a plan, how many tensors each rule is for."""
+    for number, delta in enumerate(recipe.deltas):
+        if not isinstance(delta.scale, Schedule):
+            continue
+        counts: Counter[int] = Counter()
+        for tensor in plan.tensors if plan is not None else ():
+            chosen = tensor.asked[number] if number < len(tensor.asked) else None
+            if chosen is not None:
+                counts[id(chosen.rule)] += 1
+        symbol = recipe.factor(number + 1, "")[1]
+        typer.echo(f"\n{symbol}: by the first rule that is for a tensor")
+        rows = delta.scale.table
+        wide = max(len(subject) for subject, _, _ in rows)
+        rules = iter(delta.scale.rules)
+        for subject, layers, scale in rows:
+            where = f"layers {layers}" if layers else ""
+            count = f"{counts[id(next(rules))]:>6} tensors" if subject and plan else ""
+            typer.echo(f"  {subject:<{wide}}  {where:<13}  {scale:<14}{count}".rstrip())
 
 
 def brief(plan: Plan) -> None:
@@ -277,11 +344,11 @@ def progress_bar(verb: str, as_json: bool) -> Iterator[Reporter]:
 
 def _formula(plan: Plan) -> str:
     terms = [plan.new_base.location.name]
-    for delta, (post, base) in zip(plan.recipe.deltas, plan.lineages, strict=True):
-        scale = "" if delta.scale == 1 else f"{delta.scale:g} · "
+    for number, (post, base) in enumerate(plan.lineages, 1):
+        sign, factor = plan.recipe.factor(number, " · ")
         minus = f" − {base.location.name}" if base is not None else ""
-        terms.append(f"{scale}({post.location.name}{minus})")
-    return " + ".join(terms)
+        terms.append(f"{'−' if sign < 0 else '+'} {factor}({post.location.name}{minus})")
+    return " ".join(terms)
 
 
 def _finding(finding: Finding, all_tensors: bool) -> None:

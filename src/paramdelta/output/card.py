@@ -50,7 +50,7 @@ def model_card(plan: Plan, out: Path) -> str:
         "",
         f"{_INTRODUCTION} (ParamΔ, [Cao et al., ICLR 2025]({PAPER})).",
         "",
-        _formula(plan),
+        f"    {plan.recipe.symbols}",
         "",
         "| | model | licence |",
         "|---|---|---|",
@@ -119,19 +119,6 @@ def _licence(source: Checkpoint, card: dict[str, Any]) -> str:
         first = file.read_text(encoding="utf-8", errors="replace").strip().splitlines()[:1]
         return f"see its LICENSE ({first[0].strip()})" if first else "see its LICENSE"
     return "not stated"
-
-
-def _formula(plan: Plan) -> str:
-    deltas = plan.recipe.deltas
-    if len(deltas) == 1 and deltas[0].scale == 1:
-        return "    Θ = Θ_new_base + (Θ_post − Θ_base)"
-    terms = [
-        f"{delta.scale:g} · (Θ_post{i} − Θ_base{i})"
-        if len(deltas) > 1
-        else f"{delta.scale:g} · (Θ_post − Θ_base)"
-        for i, delta in enumerate(deltas, 1)
-    ]
-    return "    Θ = Θ_new_base + " + " + ".join(terms)
 
 
 def _cell(text: str) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from paramdelta.checkpoint.checkpoint import Checkpoint, read_json
-from paramdelta.errors import CheckpointError, MisfitError
+from paramdelta.errors import CheckpointError, MisfitError, UsageError
 from paramdelta.planning.plan import Plan
 from paramdelta.recipe import Delta, Recipe
 from paramdelta.version import __version__
@@ -28,7 +28,9 @@ def pinned(plan: Plan) -> Recipe:
 def renamed(plan: Plan, name: Callable[[Checkpoint], str]) -> Recipe:
     """The plan's recipe with addresses given by a function."""
     deltas = tuple(
-        Delta(name(post), name(base) if base is not None else None, delta.scale)
+        Delta(scale=delta.scale, delta=name(post))
+        if delta.delta is not None
+        else Delta(name(post), name(base) if base is not None else None, delta.scale)
         for (post, base), delta in zip(plan.lineages, plan.recipe.deltas, strict=True)
     )
     return replace(plan.recipe, new_base=name(plan.new_base), deltas=deltas)
@@ -87,11 +89,14 @@ def locked_recipe(lock: dict[str, Any], where: Path) -> Recipe:
     """The recipe that a lock holds; raises CheckpointError."""
     try:
         recipe = lock["recipe"]
-        deltas = tuple(Delta(d["post"], d.get("base"), d["scale"]) for d in recipe["deltas"])
+        deltas = tuple(
+            Delta(d.get("post", ""), d.get("base"), d["scale"], d.get("delta"))
+            for d in recipe["deltas"]
+        )
         dtype = None if recipe["dtype"] == "auto" else recipe["dtype"]
         choices = {name: recipe[name] for name in CHOICES if name in recipe}
         return Recipe(recipe["new_base"], deltas, dtype, tuple(recipe["allow"]), **choices)
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, UsageError) as error:
         raise CheckpointError(
             "the lock cannot be understood", where=str(where / LOCK), got=repr(error)
         ) from None

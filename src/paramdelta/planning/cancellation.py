@@ -19,7 +19,8 @@ def cancelled(tensor: OutputTensor) -> OutputTensor:
     new, pairs = tensor.new, [p for p in tensor.pairs if p.post != p.base]
     while (operand := _needless(new, pairs)) is not None:
         new, pairs = _without(operand, new, pairs)
-    return replace(tensor, new=new, pairs=tuple(pairs), alone=not pairs)
+    reduced = len(pairs) < len(tensor.pairs)
+    return replace(tensor, new=new, pairs=tuple(pairs), reduced=reduced)
 
 
 def _needless(new: View, pairs: list[Pair]) -> View | None:

@@ -48,9 +48,9 @@ class OutputTensor:
     """One tensor of the output: ``new + Σ scale · (post − base)``; without pairs, a copy.
 
     ``why`` says why a tensor is only copied; empty for a mixed one. ``scales_of``: the tensor whose
-    block scales these are. ``asked``: the coefficient of every Δ of the recipe; None where no rule
-    is for this tensor, which is then none that is mixed. ``alone``: ``new`` is all that is left of
-    the formula, for the rest cancels out.
+    block scales these are. ``asked``: the coefficient of every Δ of the recipe; None where the
+    tensor has no such Δ. ``reduced``: operands have cancelled out; ``new`` and ``pairs`` are what
+    is left of the formula.
     """
 
     name: str
@@ -61,12 +61,12 @@ class OutputTensor:
     why: str = ""
     scales_of: str = ""
     asked: tuple[Coefficient | None, ...] = ()
-    alone: bool = False
+    reduced: bool = False
 
     @property
     def mixed(self) -> bool:
         """Whether it gets a Δ."""
-        return bool(self.pairs) or self.alone
+        return bool(self.pairs) or self.reduced
 
     @property
     def derived(self) -> bool:

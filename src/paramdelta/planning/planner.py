@@ -13,6 +13,7 @@ import numpy as np
 from paramdelta.checkpoint.adapter import LowRank, is_adapter, open_adapter
 from paramdelta.checkpoint.blockscaled import BlockScaled, scaled_weights
 from paramdelta.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from paramdelta.checkpoint.delta import open_delta, other_half
 from paramdelta.checkpoint.tensor import View, Zeros
 from paramdelta.dtypes import DTYPES, FP8_BLOCK, FP8_SIDE
 from paramdelta.errors import UsageError
@@ -29,7 +30,7 @@ from paramdelta.planning.settlement import Case, Settlement, picked, settle
 from paramdelta.planning.vocabulary import first_tokens, has_rows_of_tokens, read_vocabulary
 from paramdelta.recipe import Delta, Recipe
 from paramdelta.schedule import Schedule
-from paramdelta.storage.location import locate
+from paramdelta.storage.location import Location, locate
 
 COPIED = "copied from the new base"
 NO_DELTA = "no Δ for it"
@@ -57,7 +58,7 @@ class _Source:
 
     checkpoint: Checkpoint
     views: dict[str, View] = field(default_factory=dict)
-    deltas: dict[str, View] = field(default_factory=dict)  # an adapter's, each a Δ by itself
+    deltas: dict[str, View] = field(default_factory=dict)  # each a Δ by itself
 
     def __str__(self) -> str:
         return str(self.checkpoint)
@@ -67,7 +68,8 @@ class _Source:
 class _Lineage:
     """Post and base of one Δ; ``at``: post's number among all vocabularies, base's is the next.
 
-    ``is_adapter``: post speaks only of what it changes, and base may be unknown.
+    ``is_adapter``: post speaks only of what it changes, and base may be unknown. ``is_stored``: it
+    is a stored Δ, which speaks of all of post and needs no base.
     """
 
     post: _Source
@@ -75,6 +77,7 @@ class _Lineage:
     scale: float | Schedule
     at: int
     is_adapter: bool = False
+    is_stored: bool = False
     coefficients: dict[str, Coefficient] = field(default_factory=dict)  # by the output's names
 
 
@@ -100,7 +103,9 @@ class _Planner:
 
     def lineage_of(self, delta: Delta, tag: str, at: int) -> _Lineage:
         """Open post and base of one Δ."""
-        location = locate(delta.post)
+        location = locate(delta.address)
+        if delta.delta is not None:
+            return self.stored(delta, location, tag, at)
         if location.folder is not None and is_adapter(location.folder):
             adapter = open_adapter(location, f"post{tag}")
             address = delta.base or (adapter.base if adapter.replaced else None)
@@ -128,6 +133,19 @@ class _Planner:
         post = self.source(self.open(delta.post, f"post{tag}"))
         base = self.source(self.open(delta.base, f"base{tag}"))
         return _Lineage(post, base, delta.scale, at)
+
+    def stored(self, delta: Delta, location: Location, tag: str, at: int) -> _Lineage:
+        """Open one stored Δ; the tensors that have none stand as post's."""
+        found = open_delta(location, f"post{tag}")
+        if at == 1 and (self.recipe.graft or self.recipe.take):
+            raise UsageError(
+                "a stored Δ does not hold post's rows, which --graft and --take want",
+                where=delta.address,
+                expected="--post and --base",
+            )
+        post = _Source(found.checkpoint, dict(found.whole), dict(found.deltas))
+        self.note("stored-delta", f"a stored Δ: {found.origin}", post)
+        return _Lineage(post, None, delta.scale, at, is_stored=True)
 
     @property
     def others(self) -> list[_Source]:
@@ -395,9 +413,14 @@ class _Planner:
 
     def asked(self, tensor: OutputTensor) -> OutputTensor:
         """A tensor with what was asked for it, and without operands that cancel out."""
-        asked = tuple(each.coefficients.get(tensor.name) for each in self.lineages)
-        if tensor.why == NO_DELTA and all(c is not None and c.scale == 0 for c in asked):
-            tensor = replace(tensor, why=f"scale 0: {asked[0]}")
+        found = [each.coefficients.get(tensor.name) for each in self.lineages]
+        if tensor.why == NO_DELTA and all(c is not None and c.scale == 0 for c in found):
+            tensor = replace(tensor, why=f"scale 0: {found[0]}")
+        there = {pair.number for pair in tensor.pairs}
+        asked = tuple(
+            c if number in there or (c is not None and c.scale == 0) else None
+            for number, c in enumerate(found)
+        )
         return cancelled(replace(tensor, asked=asked))
 
     # -- tensors -----------------------------------------------------------------------------------
@@ -491,11 +514,10 @@ class _Planner:
             return found
         delta = each.post.deltas.get(name)
         if delta is not None:
-            zeros = Zeros("zeros", delta.dtype, delta.shape)
-            found.append(Pair(number, delta, zeros, scale))
+            found.append(Pair(number, delta, other_half(delta), scale))
         post = each.post.views.get(name)
         base = each.base.views.get(name) if each.base is not None else None
-        if post is None and each.is_adapter:
+        if post is None and (each.is_adapter or found):
             return found
         if post is None and base is None:
             if number == 0:
@@ -503,7 +525,7 @@ class _Planner:
                 self.findings.add(Severity.WARNING, "only-in-new-base", what, self.new, tensor=name)
             return found
         if post is None or base is None or each.base is None:
-            source = each.post if post is None else each.base
+            source = each.post if post is None else each.base or f"the base of {each.post}"
             self.findings.add(
                 Severity.REFUSED,
                 "missing-in-post" if post is None else "missing-in-base",
@@ -543,7 +565,8 @@ class _Planner:
                     allowed=COPIED,
                 )
                 return False
-            if view.dtype != new.dtype and not isinstance(view, (Zeros, LowRank)):
+            plain = not isinstance(view, (Zeros, LowRank)) and not each.is_stored
+            if view.dtype != new.dtype and plain:
                 stored = {part.dtype for part in view.parts}
                 self.findings.add(
                     Severity.NOTE,
@@ -600,6 +623,8 @@ class _Planner:
         for each in self.lineages:
             known.append(read_vocabulary(each.post.checkpoint))
             known.append(read_vocabulary(each.base.checkpoint) if each.base is not None else None)
+            if each.is_stored:  # its rows are post's
+                known[-1] = known[-2]
             if each.is_adapter and known[-2] is None and known[-1] is None:
                 known[-2:] = [known[0]] * 2  # nothing says that it has tokens of its own
         return settle(known, mode, self.recipe.graft, self.recipe.take, str(self.lineages[0].post))
@@ -767,7 +792,7 @@ class _Planner:
                 s
                 for each in self.lineages
                 for s in (each.post, each.base)
-                if s is not None and not (each.is_adapter and s is each.post)
+                if s is not None and not (each.base is None or (each.is_adapter and s is each.post))
             ),
         ]
         chosen = lineage.sample(self.names, [source.views for source in whole])

@@ -1,0 +1,134 @@
+"""What an output tensor is made of, and why: the formula in numbers, operands, rules."""
+
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+from paramdelta.checkpoint.tensor import Tensor, View
+from paramdelta.errors import UsageError
+from paramdelta.planning.coefficients import matching, near
+from paramdelta.planning.plan import OutputTensor, Plan
+
+
+@dataclass(frozen=True)
+class Operand:
+    """What is read: a view, whose it is (as symbols), and its coefficient in the sum."""
+
+    symbols: tuple[str, ...]
+    coefficient: float
+    view: View
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """One output tensor. ``formula``: as the recipe asks; ``reduced``: what is left of it where
+    operands cancel out, else empty. ``reasons``: by Δ, its coefficient and where that is from.
+    """
+
+    tensor: OutputTensor
+    formula: str
+    reduced: str
+    operands: tuple[Operand, ...]
+    reasons: tuple[tuple[str, float | None, str], ...]
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """The same for `--json`."""
+        return {
+            "name": self.tensor.name,
+            "dtype": self.tensor.dtype,
+            "shape": list(self.tensor.shape),
+            "formula": self.formula,
+            "reduced": self.reduced or None,
+            "why": self.tensor.why,
+            "operands": [
+                {
+                    "symbols": list(operand.symbols),
+                    "coefficient": operand.coefficient,
+                    "stored": [
+                        {
+                            "file": str(part.file),
+                            "name": part.name,
+                            "dtype": part.dtype,
+                            "shape": list(part.shape),
+                        }
+                        for part in operand.view.parts
+                    ],
+                }
+                for operand in self.operands
+            ],
+            "coefficients": [
+                {"delta": delta, "coefficient": scale, "why": why}
+                for delta, scale, why in self.reasons
+            ],
+        }
+
+
+def explain(plan: Plan, pattern: str) -> tuple[Explanation, ...]:
+    """Explain the output tensors whose names a glob matches.
+
+    Raises:
+        UsageError: it matches none; with near misses.
+    """
+    tensors = {tensor.name: tensor for tensor in plan.tensors}
+    found = matching(pattern, tensors)
+    if not found:
+        raise UsageError(
+            f"--explain: no tensor of the output matches {pattern!r}",
+            expected="a name, or a glob such as '*.0.mlp*'",
+            remedy=near(pattern, tensors),
+        )
+    owners: dict[Path, list[str]] = {}
+    for source in plan.sources:
+        for file in source.files:
+            owners.setdefault(file.path, []).append(_symbol(source.role))
+    return tuple(_explain(plan, tensors[name], owners) for name in found)
+
+
+def _explain(plan: Plan, tensor: OutputTensor, owners: dict[Path, list[str]]) -> Explanation:
+    formula = "Θ'_base"
+    reasons: list[tuple[str, float | None, str]] = []
+    several = len(plan.lineages) > 1
+    for number, chosen in enumerate(tensor.asked, 1):
+        tag = str(number) if several else ""
+        if chosen is None:
+            reasons.append((f"Δ{tag}", None, "the tensor has no such Δ"))
+            continue
+        reasons.append((f"Δ{tag}", chosen.scale, str(chosen)))
+        if chosen.scale != 0:
+            minus = f" − Θ_base{tag}" if plan.lineages[number - 1][1] is not None else ""
+            formula += _added(chosen.scale, f"(Θ_post{tag}{minus})")
+    sums = [Fraction(0)] * len(tensor.views)
+    for place, term in zip(tensor.places, tensor.terms, strict=True):
+        sums[place] += Fraction(term.coefficient)
+    operands = tuple(
+        Operand(_symbols(view, owners), float(total), view)
+        for view, total in zip(tensor.views, sums, strict=True)
+        if view.parts
+    )
+    reduced = ""
+    if tensor.reduced:
+        reduced = _symbols(tensor.new, owners)[0]
+        for pair in tensor.pairs:
+            post, base = (_symbols(view, owners)[0] for view in (pair.post, pair.base))
+            reduced += _added(pair.scale, f"({post} − {base})")
+    return Explanation(tensor, formula, reduced, operands, tuple(reasons))
+
+
+def _added(scale: float, difference: str) -> str:
+    factor = "" if abs(scale) == 1 else f"{abs(scale):g}·"
+    return f" {'−' if scale < 0 else '+'} {factor}{difference}"
+
+
+def _symbols(view: View, owners: dict[Path, list[str]]) -> tuple[str, ...]:
+    return tuple(owners.get(view.parts[0].file, ["?"])) if view.parts else ("0",)
+
+
+def _symbol(role: str) -> str:
+    return "Θ'_base" if role == "new base" else "Θ_" + role.replace(" ", "")
+
+
+def stored(part: Tensor) -> str:
+    """A stored tensor for people: file, name, dtype, shape."""
+    return f"{part.file.parent.name}/{part.file.name}  {part.name}  {part.dtype} {list(part.shape)}"
