@@ -11,12 +11,13 @@ from typing import Any
 from paramdelta.checkpoint.header import header_length, parse_header
 from paramdelta.checkpoint.pickle import read_pickle
 from paramdelta.checkpoint.tensor import Tensor, View
-from paramdelta.errors import CheckpointError
+from paramdelta.errors import CheckpointError, UsageError
 from paramdelta.storage.local import File, read_bytes
 from paramdelta.storage.location import Location, locate
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+DELTA = "paramdelta.delta.json"  # in a folder that holds a stored Δ and no model (`delta`)
 PICKLE = "pytorch_model.bin"
 PICKLE_INDEX = "pytorch_model.bin.index.json"
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
@@ -88,6 +89,12 @@ def open_checkpoint(address: str, role: str) -> Checkpoint:
     location = locate(address)
     files, index = [location.path], None
     if location.folder is not None:
+        if (location.folder / DELTA).is_file():
+            raise UsageError(
+                "this is a stored Δ and not a model",
+                where=f"{role}: {address}",
+                remedy="--delta takes it, in the place of --post and --base",
+            )
         files, index = _weight_files(location.path)
     tensors: dict[str, View] = {}
     sources: list[SourceFile] = []
@@ -133,6 +140,16 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def read_header(path: Path) -> tuple[SourceFile, list[Tensor]]:
     """One safetensors file: what identifies it, and its tensors; raises as `open_checkpoint`."""
+    source, tensors, _ = _read_header(path)
+    return source, tensors
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """The metadata of one safetensors file; raises as `open_checkpoint`."""
+    return _read_header(path)[2]
+
+
+def _read_header(path: Path) -> tuple[SourceFile, list[Tensor], dict[str, str]]:
     where = str(path)
     file = File(path)
     try:
@@ -142,10 +159,11 @@ def read_header(path: Path) -> tuple[SourceFile, list[Tensor]]:
         text = file.read(8, length)
     finally:
         file.close()
-    entries, _ = parse_header(text, status.st_size, where)
+    entries, metadata = parse_header(text, status.st_size, where)
     digest = hashlib.sha256(start + text).hexdigest()
     source = SourceFile(path, status.st_size, status.st_mtime_ns, digest)
-    return source, [Tensor(e.name, e.dtype, e.shape, path, e.offset, e.nbytes) for e in entries]
+    tensors = [Tensor(e.name, e.dtype, e.shape, path, e.offset, e.nbytes) for e in entries]
+    return source, tensors, metadata
 
 
 def _read_pickle(path: Path) -> tuple[SourceFile, Sequence[View], Sequence[str]]:

@@ -167,10 +167,12 @@ def combine(
     from paramdelta.engine import kernels  # compiled code, not needed for planning
 
     broken = None
-    if len(tensor.pairs) == 1 and tensor.pairs[0].scale == 1:
+    if len(tensor.pairs) == 1 and abs(tensor.pairs[0].scale) == 1:
         narrow = all(array.itemsize == 2 for array in (*operands, out))
         wide = np.float32(0) if narrow else np.float64(0)
-        if kernels.mix_exact(*operands, out, wide):
+        new, post, base = operands
+        plus, minus = (post, base) if tensor.pairs[0].scale == 1 else (base, post)
+        if kernels.mix_exact(new, plus, minus, out, wide):
             return True
         # Made again, but only where it went wrong: the sign of a zero is mix_exact's own promise.
         broken, out, whole = not_finite_mask(out, tensor.dtype), np.empty_like(out), out

@@ -54,22 +54,30 @@ def make_plan(recipe: Recipe) -> Plan:
 
 @dataclass
 class _Source:
-    """A checkpoint and its tensors as operands, under the names of the new base."""
+    """A checkpoint and its tensors as operands, under the names of the new base.
+
+    ``is_stored``: it is a stored Δ, which speaks of all of post and needs no base.
+    """
 
     checkpoint: Checkpoint
     views: dict[str, View] = field(default_factory=dict)
     deltas: dict[str, View] = field(default_factory=dict)  # each a Δ by itself
+    is_stored: bool = False
 
     def __str__(self) -> str:
         return str(self.checkpoint)
+
+    @property
+    def known(self) -> dict[str, View]:
+        """What it says of whole tensors; an adapter's Δ say nothing of them."""
+        return self.views | self.deltas if self.is_stored else self.views
 
 
 @dataclass
 class _Lineage:
     """Post and base of one Δ; ``at``: post's number among all vocabularies, base's is the next.
 
-    ``is_adapter``: post speaks only of what it changes, and base may be unknown. ``is_stored``: it
-    is a stored Δ, which speaks of all of post and needs no base.
+    ``is_adapter``: post speaks only of what it changes, and base may be unknown.
     """
 
     post: _Source
@@ -77,7 +85,6 @@ class _Lineage:
     scale: float | Schedule
     at: int
     is_adapter: bool = False
-    is_stored: bool = False
     coefficients: dict[str, Coefficient] = field(default_factory=dict)  # by the output's names
 
 
@@ -143,9 +150,9 @@ class _Planner:
                 where=delta.address,
                 expected="--post and --base",
             )
-        post = _Source(found.checkpoint, dict(found.whole), dict(found.deltas))
+        post = _Source(found.checkpoint, dict(found.whole), dict(found.deltas), is_stored=True)
         self.note("stored-delta", f"a stored Δ: {found.origin}", post)
-        return _Lineage(post, None, delta.scale, at, is_stored=True)
+        return _Lineage(post, None, delta.scale, at)
 
     @property
     def others(self) -> list[_Source]:
@@ -304,7 +311,7 @@ class _Planner:
         has none and the recipe says to drop the others' Δ.
         """
         self.names = list(self.new.views)
-        pair = names.head_and_embedding(source.views for source in self.sources)
+        pair = names.head_and_embedding(source.known for source in self.sources)
         if pair is None:
             return None
         head, embedding = pair
@@ -358,9 +365,10 @@ class _Planner:
 
     def has_tied_head(self, source: _Source, head: str, embedding: str) -> bool:
         """Whether the head is the embedding, whatever config.json says of a head that is stored."""
-        tied = names.is_tied(head, source.views, source.checkpoint.config)
-        if tied and {head, embedding} <= source.views.keys():
-            one, other = source.views[head], source.views[embedding]
+        views = source.known
+        tied = names.is_tied(head, views, source.checkpoint.config)
+        if tied and {head, embedding} <= views.keys():
+            one, other = views[head], views[embedding]
             if one.shape != other.shape or not np.array_equal(
                 lineage.read_sample(one), lineage.read_sample(other), equal_nan=True
             ):
@@ -565,7 +573,7 @@ class _Planner:
                     allowed=COPIED,
                 )
                 return False
-            plain = not isinstance(view, (Zeros, LowRank)) and not each.is_stored
+            plain = not isinstance(view, (Zeros, LowRank)) and not each.post.is_stored
             if view.dtype != new.dtype and plain:
                 stored = {part.dtype for part in view.parts}
                 self.findings.add(
@@ -623,7 +631,7 @@ class _Planner:
         for each in self.lineages:
             known.append(read_vocabulary(each.post.checkpoint))
             known.append(read_vocabulary(each.base.checkpoint) if each.base is not None else None)
-            if each.is_stored:  # its rows are post's
+            if each.post.is_stored:  # its rows are post's
                 known[-1] = known[-2]
             if each.is_adapter and known[-2] is None and known[-1] is None:
                 known[-2:] = [known[0]] * 2  # nothing says that it has tokens of its own

@@ -1,0 +1,99 @@
+"""The inner loops of stored Δ, compiled by numba: halves of a Δ as words, and words as floats.
+
+A word holds the bits of a float64 in another order: the low 8 bits of the exponent, the sign, the
+mantissa, the high 3 bits of the exponent, from the top down. The exponent is counted anew, so that
+the range of normal float32 numbers, and zero, have no high bits. So the bytes of a word, from the
+top down, are an exponent, a sign with the strongest bits of the mantissa, and what is zero for
+nearly all differences of weights: bytes of one kind compress well together.
+"""
+
+from typing import Any
+
+import numba
+import numpy as np
+from numba import types
+from numba.extending import intrinsic
+
+U64 = np.uint64
+
+
+@intrinsic
+def _bits(_context: Any, _value: Any) -> Any:
+    """The bits of a float64."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.bitcast(arguments[0], context.get_value_type(signature.return_type))
+
+    return types.uint64(types.float64), generate
+
+
+def _compiled(function: Any) -> Any:
+    try:
+        return numba.njit(nogil=True, cache=True)(function)
+    except RuntimeError:  # no folder is writable: numba finds no place for its cache
+        return numba.njit(nogil=True)(function)
+
+
+@numba.njit
+def _word(value: Any) -> Any:
+    bits = _bits(value)
+    exponent = U64(U64(bits >> U64(52)) & U64(0x7FF))
+    if exponent > U64(896):
+        exponent = U64(exponent - U64(896))
+    elif exponent != U64(0):
+        exponent = U64(exponent + U64(1151))
+    mantissa = U64(U64(bits & U64(0xFFFFFFFFFFFFF)) << U64(3))
+    sign = U64(U64(bits >> U64(63)) << U64(55))
+    low = U64(U64(exponent & U64(0xFF)) << U64(56))
+    return U64(low | sign | mantissa | U64(exponent >> U64(8)))
+
+
+@_compiled
+def halve(post: Any, base: Any, one: Any, other: Any) -> Any:
+    """Words of two numbers each, ``one − other = post − base``: the difference and zero if it can.
+
+    It cannot where the difference is not exact in float64 or not finite, and where a sum of zero
+    would get another sign: ``post`` or ``base`` is a negative zero. There they are post and base.
+    All arrays have one length; ``post`` and ``base`` are float64, ``one`` and ``other`` uint64.
+    Returns all words of each that are set anywhere, by or.
+    """
+    any_one = any_other = U64(0)
+    for i in range(post.size):
+        p, b = post[i], base[i]
+        x, y = p - b, 0.0
+        part = x - p  # Knuth's TwoSum: the error of the difference, NaN if it is not finite
+        error = (p - (x - part)) + (-b - part)
+        plain = error == 0.0
+        if x == 0.0:
+            x = 0.0
+            plain &= _bits(p) == _bits(b)
+        else:
+            plain &= (_bits(p) != U64(1) << U64(63)) & (_bits(b) != U64(1) << U64(63))
+        if not plain:
+            x, y = p, b
+        one[i], other[i] = _word(x), _word(y)
+        any_one |= one[i]
+        any_other |= other[i]
+    return any_one, any_other
+
+
+@_compiled
+def add_plane(words: Any, plane: Any, shift: int) -> None:
+    """Put a plane of bytes into the words, ``shift`` bits from the bottom."""
+    for i in range(words.size):
+        words[i] |= U64(U64(plane[i]) << U64(shift))
+
+
+@_compiled
+def to_floats(words: Any) -> None:
+    """Words to the bits of float64, in place."""
+    for i in range(words.size):
+        word = words[i]
+        exponent = U64(U64(word >> U64(56)) | U64(U64(word & U64(7)) << U64(8)))
+        if exponent > U64(1151):
+            exponent = U64(exponent - U64(1151))
+        elif exponent != U64(0):
+            exponent = U64(exponent + U64(896))
+        mantissa = U64(U64(word >> U64(3)) & U64(0xFFFFFFFFFFFFF))
+        sign = U64(U64(U64(word >> U64(55)) & U64(1)) << U64(63))
+        words[i] = U64(sign | U64(exponent << U64(52)) | mantissa)
