@@ -110,11 +110,12 @@ def explained(explanations: Iterable[Explanation]) -> None:
         if each.reduced:
             typer.echo(f"  = {each.reduced}   (the rest cancels out and is not read)")
         typer.echo("  operands")
+        wide = max((len(" = ".join(o.symbols)) for o in each.operands), default=0)
         for operand in each.operands:
             lines = [stored(part) for part in operand.view.parts]
             rest = len(lines) - PARTS
             lines[PARTS:] = [f"and {rest} more"] if rest > 0 else []
-            label = f"    {operand.coefficient:<+8g} {' = '.join(operand.symbols):<10} "
+            label = f"    {operand.coefficient:<+8g} {' = '.join(operand.symbols):<{wide}}  "
             typer.echo(label + f"\n{' ' * len(label)}".join(lines))
         typer.echo("  coefficients" if each.reasons else "")
         for delta, scale, why in each.reasons:
@@ -158,7 +159,8 @@ def schedules(recipe: Recipe, plan: Plan | None = None) -> None:
         rules = iter(delta.scale.rules)
         for subject, layers, scale in rows:
             where = f"layers {layers}" if layers else ""
-            count = f"{counts[id(next(rules))]:>6} tensors" if subject and plan else ""
+            number_of = counts[id(next(rules))] if subject else 0
+            count = f"{number_of:>6} tensor{'s' * (number_of != 1)}" if subject and plan else ""
             typer.echo(f"  {subject:<{wide}}  {where:<13}  {scale:<14}{count}".rstrip())
 
 
