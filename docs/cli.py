@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-COMMANDS = ((), ("plan",), ("mix",), ("verify",), ("demo",), ("recipe", "show"))
+COMMANDS = ((), ("plan",), ("mix",), ("verify",), ("extract",), ("demo",), ("recipe", "show"))
 TARGET = Path(__file__).with_name("cli.md")
 CODE = "import sys; sys.argv[0] = 'paramdelta'; from paramdelta.cli.app import main; main()"
 

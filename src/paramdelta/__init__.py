@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from paramdelta.version import __version__
 
 if TYPE_CHECKING:
-    from paramdelta.api import Mix, mix, plan, verify
+    from paramdelta.api import Extracted, Mix, extract, mix, plan, verify
     from paramdelta.errors import (
         CheckpointError,
         Interrupted,
@@ -27,7 +27,9 @@ if TYPE_CHECKING:
     from paramdelta.recipe import Delta, Recipe, read_recipe
 
 _HOMES = {
+    "Extracted": "api",
     "Mix": "api",
+    "extract": "api",
     "mix": "api",
     "plan": "api",
     "verify": "api",
@@ -48,6 +50,7 @@ _HOMES = {
 __all__ = [
     "CheckpointError",
     "Delta",
+    "Extracted",
     "Finding",
     "Interrupted",
     "MisfitError",
@@ -59,6 +62,7 @@ __all__ = [
     "StorageError",
     "UsageError",
     "__version__",
+    "extract",
     "mix",
     "plan",
     "read_recipe",

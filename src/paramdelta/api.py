@@ -1,14 +1,16 @@
-"""What paramdelta does, as functions: plan, mix, verify. The command line calls these."""
+"""What paramdelta does, as functions: plan, mix, verify, extract. The command line calls these."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 
+from paramdelta.checkpoint.checkpoint import DELTA
 from paramdelta.engine import threads
 from paramdelta.engine.slices import Budget, share_out
 from paramdelta.engine.threads import Progress, default_workers
-from paramdelta.errors import Interrupted
+from paramdelta.errors import Interrupted, MisfitError
+from paramdelta.output import extract as extraction
 from paramdelta.output import verify as verification
 from paramdelta.output.card import model_card
 from paramdelta.output.companions import write_companions
@@ -18,7 +20,7 @@ from paramdelta.output.lock import LOCK, lock_text
 from paramdelta.output.verify import Verification
 from paramdelta.planning.plan import Plan
 from paramdelta.planning.planner import make_plan
-from paramdelta.recipe import Recipe
+from paramdelta.recipe import Delta, Recipe
 from paramdelta.storage.local import write_text
 from paramdelta.units import parse_size
 
@@ -42,6 +44,21 @@ class Mix:
     moved: int
     resumed: int
     not_finite: dict[tuple[str, str], int]
+
+
+@dataclass(frozen=True)
+class Extracted:
+    """A stored Δ.
+
+    ``plan``: of a mix onto post, which says how post and base correspond. ``made``: its files and
+    what they hold. ``seconds``: wall time. ``read``: bytes read.
+    """
+
+    folder: Path
+    plan: Plan
+    made: extraction.Made
+    seconds: float
+    read: int
 
 
 def plan(recipe: Recipe) -> Plan:
@@ -143,3 +160,78 @@ def verify(
         MisfitError: it differs, or the sources are no longer the same.
     """
     return verification.verify(Path(folder), share, progress)
+
+
+def plan_extract(
+    post: str,
+    base: str,
+    *,
+    maps: Sequence[str] = (),
+    vocabulary: str = "auto",
+    allow: Sequence[str] = (),
+) -> Plan:
+    """How post and base correspond: the plan of a mix onto post, whose Δ `extract` stores.
+
+    Tensors that only post has are stored whole. Raises as `plan`.
+    """
+    delta = Delta(str(post), str(base))
+    return make_plan(
+        Recipe(
+            str(post),
+            (delta,),
+            allow=(*allow, "missing-in-base"),
+            vocabulary=vocabulary,
+            maps=tuple(maps),
+        )
+    )
+
+
+def extract(
+    source: Plan | tuple[str, str],
+    out: str | Path,
+    *,
+    shard_size: int | str = SHARD_SIZE,
+    memory: int | str = MEMORY,
+    workers: int | None = None,
+    overwrite: bool = False,
+    progress: Callable[[Progress], None] | None = None,
+) -> Extracted:
+    """Store a Δ as a folder of its own: exact, compressed, with post's companions.
+
+    ``source``: post and base, or a plan of `plan_extract`. The other arguments are those of `mix`;
+    ``shard_size`` bounds how much of post goes into a file. Whole or not at all; a run that was
+    stopped begins again.
+
+    Raises:
+        UsageError: options or output that cannot be meant.
+        MisfitError: post and base do not fit together, or are one and the same.
+        StorageError: reading or writing failed.
+        Interrupted: Ctrl-C; nothing is kept.
+    """
+    began = perf_counter()
+    out = Path(out)
+    plan = plan_extract(*source) if isinstance(source, tuple) else source
+    plan.check()
+    if not any(tensor.pairs for tensor in plan.tensors):
+        raise MisfitError(
+            "there is no Δ between them",
+            where=" and ".join(str(source) for source in plan.sources[1:]),
+            expected="tensors of the same names that are not the same file's",
+        )
+    count, _ = extraction.share_out(plan, parse_size(memory), workers or default_workers())
+    check_output(out, [source.location.path for source in plan.sources], overwrite, DELTA)
+    last = Progress(0, 0, 0, 0)
+
+    def watch(now: Progress) -> None:
+        nonlocal last
+        last = now
+        if progress is not None:
+            progress(now)
+
+    try:
+        made = extraction.write_delta(plan, out, parse_size(shard_size), count, watch)
+    except KeyboardInterrupt:
+        raise Interrupted(
+            "stopped; nothing is kept", where=str(out), remedy="the same command begins again"
+        ) from None
+    return Extracted(out, plan, made, perf_counter() - began, last.moved)

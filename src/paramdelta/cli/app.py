@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from paramdelta.cli import demo, formula, mix, plan, verify
+from paramdelta.cli import demo, extract, formula, mix, plan, verify
 from paramdelta.errors import ParamDeltaError
 from paramdelta.version import __version__
 
@@ -30,6 +30,7 @@ app = typer.Typer(
 app.command("plan")(plan.plan)
 app.command("mix")(mix.mix)
 app.command("verify")(verify.verify)
+app.command("extract")(extract.extract)
 app.command("demo")(demo.demo)
 recipe = typer.Typer(help="What a recipe says.", no_args_is_help=True, rich_markup_mode=None)
 recipe.command("show")(formula.show)

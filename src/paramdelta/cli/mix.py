@@ -16,6 +16,7 @@ def mix(
     ] = None,
     post: options.Post = None,
     base: options.Base = None,
+    delta: options.StoredDelta = None,
     new_base: options.NewBase = None,
     scale: options.Scale = None,
     preset: options.Preset = None,
@@ -63,6 +64,7 @@ def mix(
         maps,
         head,
         preset,
+        delta,
     )
     plan = api.plan(chosen)
     if as_json:

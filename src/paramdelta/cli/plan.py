@@ -13,6 +13,7 @@ def plan(
     recipe: options.RecipeFile = None,
     post: options.Post = None,
     base: options.Base = None,
+    delta: options.StoredDelta = None,
     new_base: options.NewBase = None,
     scale: options.Scale = None,
     preset: options.Preset = None,
@@ -67,6 +68,7 @@ def plan(
             maps,
             head,
             preset,
+            delta,
         )
     )
     if explain is not None:

@@ -21,6 +21,12 @@ Base = Annotated[
     str | None,
     typer.Option(metavar="B", help="The base that it was trained from; an adapter needs none."),
 ]
+StoredDelta = Annotated[
+    str | None,
+    typer.Option(
+        "--delta", metavar="Δ", help="A Δ that extract stored, in the place of --post and --base."
+    ),
+]
 NewBase = Annotated[str | None, typer.Option(metavar="N", help="The base that is to get the Δ.")]
 Scale = Annotated[float | None, typer.Option(metavar="α", help="Factor of the Δ.  [default: 1.0]")]
 Preset = Annotated[
@@ -99,6 +105,7 @@ def make_recipe(
     maps: list[str] | None = None,
     head: str | None = None,
     preset: str | None = None,
+    delta: str | None = None,
 ) -> "Recipe":
     """A Recipe from a YAML file or from options; what is no checkpoint and no scale goes with both.
 
@@ -113,22 +120,22 @@ def make_recipe(
     from paramdelta.schedule import preset as only
 
     if file is not None:
-        if any(option is not None for option in (post, base, new_base, scale, preset)):
+        if any(option is not None for option in (post, base, delta, new_base, scale, preset)):
             raise UsageError(
                 "a recipe file and options for the same thing",
                 expected="either RECIPE.yaml, or --post, --base, --new-base, --scale and --preset",
             )
         recipe = read_recipe(file)
     else:
-        if post is None or new_base is None:
-            options = {"--post": post, "--new-base": new_base}
+        if (post is None and delta is None) or new_base is None:
+            options = {"--post": post or delta, "--new-base": new_base}
             raise UsageError(
                 "missing " + ", ".join(name for name, value in options.items() if value is None),
-                expected="--post P --base B --new-base N, or RECIPE.yaml",
+                expected="--post P --base B --new-base N, --delta Δ --new-base N, or RECIPE.yaml",
             )
         size = 1.0 if scale is None else scale
         factor = size if preset is None else only(preset, size, "--preset")
-        recipe = Recipe(new_base, (Delta(post, base, factor),))
+        recipe = Recipe(new_base, (Delta(post or "", base, factor, delta),))
     return replace(
         recipe,
         dtype=recipe.dtype if dtype is None else parse_dtype(dtype),

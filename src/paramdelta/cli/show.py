@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from paramdelta.api import Mix
+from paramdelta.api import Extracted, Mix
 from paramdelta.checkpoint.tensor import View
 from paramdelta.engine.slices import Budget
 from paramdelta.engine.threads import Progress
@@ -167,9 +167,42 @@ def schedules(recipe: Recipe, plan: Plan | None = None) -> None:
 def brief(plan: Plan) -> None:
     """What `mix` says before it begins: the formula and what is more than a note."""
     typer.echo(_formula(plan))
+    findings(plan)
+
+
+def findings(plan: Plan) -> None:
+    """The findings that are more than a note."""
     for finding in plan.findings:
         if finding.severity is not Severity.NOTE:
             _finding(finding, all_tensors=False)
+
+
+def extracted(result: Extracted, as_json: bool) -> None:
+    """The result of `extract`."""
+    post = sum(tensor.new.nbytes for tensor in result.plan.tensors)
+    deltas, whole = result.plan.mixed, result.plan.copied
+    if as_json:
+        facts = {
+            "event": "done",
+            "folder": str(result.folder),
+            "seconds": round(result.seconds, 3),
+            "bytes_read": result.read,
+            "bytes_stored": result.made.stored,
+            "bytes_of_post": post,
+            "deltas": deltas,
+            "whole": whole,
+            "base_sha256": result.made.base_sha256,
+        }
+        typer.echo(json.dumps(facts, ensure_ascii=False))
+        return
+    files = len(result.made.files)
+    typer.echo(
+        f"{result.folder}: {deltas} Δ and {whole} whole tensors, {show_size(result.made.stored)} "
+        f"in {files} file{'s' if files > 1 else ''}, "
+        f"{100 * result.made.stored / max(1, post):.0f} % of post's {show_size(post)}; "
+        f"{show_duration(result.seconds)}, "
+        f"{show_size(result.read / max(result.seconds, 1e-9))}/s read"
+    )
 
 
 def mixed(result: Mix, as_json: bool) -> None:

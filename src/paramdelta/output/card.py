@@ -19,6 +19,10 @@ _INTRODUCTION = (
     "Made by weight arithmetic, with no training: the difference that post-training made to an old "
     "base, added to a newer one"
 )
+_DELTA = (
+    "Not a model but what post-training made of one: the exact difference Θ_post − Θ_base, "
+    "compressed without loss, to be added to a base"
+)
 _FRONT_MATTER = re.compile(r"\A---\s*\n(.*?)\n---\s*(\n|\Z)", re.DOTALL)
 _KEPT = ("license", "license_name", "license_link", "language", "pipeline_tag")
 
@@ -78,6 +82,51 @@ def model_card(plan: Plan, out: Path) -> str:
         "```",
         "",
         "`paramdelta.lock.json` holds the digests of what was read.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def delta_card(plan: Plan, out: Path, base_sha256: str) -> str:
+    """README.md of a stored Δ; ``plan``: of a mix onto post; ``base_sha256``: see `extract`."""
+    (post, base), *_ = plan.lineages
+    assert base is not None
+    cards = [front_matter(post), front_matter(base)]
+    metadata: dict[str, Any] = {
+        "base_model": [base.location.name],
+        "base_model_relation": "adapter",
+        "library_name": "paramdelta",
+        "tags": ["delta", "paramdelta"],
+    }
+    metadata |= {key: cards[0][key] for key in _KEPT if key in cards[0]}
+    lines = [
+        "---",
+        yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True).strip(),
+        "---",
+        "",
+        f"# {out.name}",
+        "",
+        f"{_DELTA} (ParamΔ, [Cao et al., ICLR 2025]({PAPER})).",
+        "",
+        "| | model | licence |",
+        "|---|---|---|",
+        *(
+            f"| {source.role} | {_cell(_public(source))} | {_cell(_licence(source, card))} |"
+            for source, card in zip((post, base), cards, strict=True)
+        ),
+        "",
+        "The licences of both bind whoever uses it; look at each.",
+        "",
+        "## Apply it",
+        "",
+        "```",
+        f"pip install paramdelta=={__version__}",
+        f"paramdelta mix --delta {out.name} --new-base NEW_BASE --out DIR",
+        "```",
+        "",
+        "Onto the base that it was taken from, that gives post; with `--scale -1` onto post, base.",
+        f"The base's numbers have the SHA-256 digest `{base_sha256}`;",
+        "`paramdelta.delta.json` says what was read.",
         "",
     ]
     return "\n".join(lines)

@@ -39,8 +39,8 @@ def replaced_folder(out: Path) -> Path:
     return out.parent / f".{out.name}.paramdelta-replaced"
 
 
-def check_output(out: Path, sources: list[Path], overwrite: bool) -> None:
-    """Refuse an output that would lose something.
+def check_output(out: Path, sources: list[Path], overwrite: bool, mark: str = LOCK) -> None:
+    """Refuse an output that would lose something. ``mark``: the file that such outputs have.
 
     Raises:
         UsageError: it is, contains or lies in an input; it exists and overwrite was not asked for;
@@ -63,11 +63,11 @@ def check_output(out: Path, sources: list[Path], overwrite: bool) -> None:
             where=str(out),
             remedy="choose another --out, or --overwrite to replace it once the new one is whole",
         )
-    if not (out / LOCK).is_file():
+    if not (out / mark).is_file():
         raise UsageError(
             "--overwrite replaces only what paramdelta wrote",
             where=str(out),
-            expected=f"a folder with {LOCK}",
+            expected=f"a folder with {mark}",
             remedy="choose another --out, or remove the folder yourself",
         )
 
@@ -121,6 +121,21 @@ def source_identity(file: SourceFile) -> dict[str, Any]:
         "modified_ns": file.modified_ns,
         "header_sha256": file.header_sha256,
     }
+
+
+def put_in_place(staging: Path, out: Path) -> None:
+    """Rename a whole folder to the output, in the place of an earlier one; raises OSError."""
+    old = replaced_folder(out)
+    if out.is_dir() and any(out.iterdir()):
+        if old.exists():
+            shutil.rmtree(old)
+        out.rename(old)
+    elif out.is_dir():
+        out.rmdir()
+    staging.rename(out)
+    sync_folder(out.parent)
+    if old.exists():
+        shutil.rmtree(old)
 
 
 class Files:
@@ -227,26 +242,13 @@ class Files:
             if self.layout.index is not None:
                 write_text(self.staging / INDEX, self.layout.index)
             sync_folder(self.staging)
-            self._replace()
+            put_in_place(self.staging, self.out)
         except OSError as error:
             raise storage_error(error, self.out, "finish") from None
         finally:
             self.journal.close()
         with contextlib.suppress(OSError):
             (self.out / JOURNAL).unlink()
-
-    def _replace(self) -> None:
-        old = replaced_folder(self.out)
-        if self.out.is_dir() and any(self.out.iterdir()):
-            if old.exists():
-                shutil.rmtree(old)
-            self.out.rename(old)
-        elif self.out.is_dir():
-            self.out.rmdir()
-        self.staging.rename(self.out)
-        sync_folder(self.out.parent)
-        if old.exists():
-            shutil.rmtree(old)
 
     def _path(self, shard: Shard) -> Path:
         final = self.staging / shard.name

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from paramdelta.checkpoint import delta
 from paramdelta.checkpoint.adapter import LowRank
 from paramdelta.checkpoint.blockscaled import BlockScaled
 from paramdelta.checkpoint.checkpoint import Checkpoint, open_checkpoint
@@ -297,6 +298,8 @@ def _value(view: View, start: int, stop: int) -> Floats:
         return _value(view.view, view.first + start, view.first + stop)
     if isinstance(view, LowRank):
         return _product(view, start, stop)
+    if isinstance(view, delta.Difference):
+        return _difference(view, start, stop)
     element = np.arange(start, stop)
     if isinstance(view, Rows):
         row, column = np.divmod(element, view.width)
@@ -327,6 +330,28 @@ def _product(view: LowRank, start: int, stop: int) -> Floats:
             total += up[:, begin:end] @ down
         total *= view.factor
     return total.reshape(-1)[start - first * width : stop - first * width]
+
+
+def _difference(view: delta.Difference, start: int, stop: int) -> Floats:
+    """A run of one half of a stored Δ, by the description of its format."""
+    first, count = start // delta.BLOCK, -(-view.elements // delta.BLOCK)
+    stream = memoryview(_stored(view.stream, 0, view.stream.size))  # type: ignore[arg-type]
+    ends = np.frombuffer(stream[: 8 * count], "<u8").tolist()
+    found = []
+    for number in range(first, -(-stop // delta.BLOCK)):
+        block = stream[ends[number - 1] if number else 8 * count : ends[number]]
+        size = min(delta.BLOCK, view.elements - number * delta.BLOCK)
+        columns = np.zeros((size, delta.PLANES), np.uint8)
+        for plane, frame in delta.frames_of(block, view.half):
+            columns[:, plane] = np.frombuffer(delta.decompress(frame, size), np.uint8)
+        word = columns.view(">u8").reshape(-1).astype(np.uint64)
+        exponent = (word >> np.uint64(56)) + (word & np.uint64(7)) * np.uint64(256)
+        exponent = np.where(exponent > 1151, exponent - 1151, np.where(exponent, exponent + 896, 0))
+        sign, mantissa = word >> np.uint64(55) & np.uint64(1), word >> np.uint64(3)
+        bits = sign << np.uint64(63) | exponent.astype(np.uint64) << np.uint64(52)
+        found.append((bits | mantissa & np.uint64(2**52 - 1)).view(np.float64))
+    run = np.concatenate(found) if found else np.empty(0)
+    return run[start - first * delta.BLOCK : stop - first * delta.BLOCK]
 
 
 def _picked(views: tuple[View, ...], row: Rows64, column: Rows64) -> Floats:
