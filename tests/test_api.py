@@ -5,6 +5,7 @@ import os
 import resource
 import subprocess
 import sys
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -20,11 +21,16 @@ from paramdelta import (
     UsageError,
     mix,
     plan,
+    read_recipe,
     verify,
 )
+from paramdelta.checkpoint.checkpoint import read_header
 from paramdelta.output.files import staging_folder
+from paramdelta.output.verify import rounded
+from paramdelta.recipe import read_scale
 from tests.checkpoints import encode, llama, moved, save
 from tests.cli.test_app import run
+from tests.numbers import nearest
 
 
 def weights(folder):
@@ -247,3 +253,83 @@ def test_progress_and_limits_do_not_leak(lineage, tmp_path):
     after = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
     assert before == after
     assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] > 0
+
+
+def test_a_mix_by_schedule(tmp_path):
+    """The recipe of the docs on a small model: every number is that of a float64 reference, rounded
+    once; lock and card hold the schedule; verify recomputes it by its own path.
+    """
+    base = llama(layers=4)
+    sets = {"old": base, "chat": moved(base, 1), "think": moved(base, 2), "new": moved(base, 3)}
+    for name, tensors in sets.items():
+        save(tmp_path / name, tensors)
+    (tmp_path / "recipe.yaml").write_text(
+        "new_base: new\n"
+        "deltas:\n"
+        "  - {post: chat, base: old, scale: 0.7}\n"
+        "  - post: think\n"
+        "    base: old\n"
+        "    scale:\n"
+        '      - {match: "*embed_tokens*", value: 0}\n'
+        '      - {match: "*.mlp.*", layers: {0-1: 0.75, 2-3: [0.75, 0.125]}}\n'
+        "      - attention-only\n"
+        "      - 0.5\n"
+    )
+    recipe = read_recipe(tmp_path / "recipe.yaml")
+    mix(recipe, tmp_path / "out")
+
+    def second(name):
+        if "embed_tokens" in name:
+            return 0.0
+        if ".mlp." in name:
+            return (0.75, 0.75, 0.75, 0.125)[int(name.split(".")[2])]
+        return 1.0 if ".self_attn." in name else 0.5
+
+    def wide(role, name):
+        return (sets[role][name].astype(np.uint32) << 16).view(np.float32).astype(np.float64)
+
+    _, tensors = read_header(tmp_path / "out" / "model.safetensors")
+    for tensor in tensors:
+        name = tensor.name
+        found = np.fromfile(tensor.file, np.uint16, tensor.elements, offset=tensor.offset)
+        found = (found.astype(np.uint32) << 16).view(np.float32).astype(np.float64)
+        new, old = wide("new", name), wide("old", name)
+        chat, think = wide("chat", name) - old, wide("think", name) - old  # exact in float64
+        total = (new + 0.7 * chat + second(name) * think).reshape(-1)
+        # 0.7 · 5 is no tie, but its float64 is one: there exact fractions say what is right.
+        for at in np.flatnonzero(found != rounded(total, "BF16")):
+            n, c, t = (Fraction(float(x.reshape(-1)[at])) for x in (new, chat, think))
+            exact = n + Fraction(0.7) * c + Fraction(second(name)) * t
+            assert found[at] == nearest(exact, "BF16"), (name, at)
+            assert abs(total[at] - float(exact)) <= 1e-15, (name, at)
+    lock = json.loads((tmp_path / "out" / "paramdelta.lock.json").read_text())
+    assert read_scale(lock["recipe"]["deltas"][1]["scale"]) == recipe.deltas[1].scale
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "Θ = Θ'_base + 0.7·(Θ_post1 − Θ_base1) + s₂(name)·(Θ_post2 − Θ_base2)" in card
+    written = card.split("```yaml\n")[1].split("```")[0]
+    (tmp_path / "again.yaml").write_text(written)
+    assert read_recipe(tmp_path / "again.yaml").deltas[1].scale == recipe.deltas[1].scale
+    result = verify(tmp_path / "out", share=1.0)
+    assert result.elements == result.total
+
+
+def test_scale_0_is_a_copy_that_reads_nothing(lineage, tmp_path):
+    """Where the coefficient is 0, post and base are not read, and need not even fit."""
+    (lineage.post / "model.safetensors.index.json").unlink()
+    for shard in lineage.post.glob("model-*"):
+        shard.unlink()
+    post = moved(llama(), 1) | {"model.embed_tokens.weight": np.ones((3, 5), np.float32)}
+    save(lineage.post, post)
+    scale = [{"match": ["*embed*", "*norm*"], "value": 0}, 1]
+    recipe = Recipe(str(lineage.new), (Delta(lineage.post, lineage.base, scale),))
+    made = plan(recipe)
+    made.check()
+    copied = {t.name: t.why for t in made.tensors if not t.mixed}
+    assert len(copied) == 6
+    assert copied["model.norm.weight"] == "scale 0: rule *embed*, *norm*"
+    read = sum(t.nbytes * (3 if t.mixed else 1) for t in made.tensors)
+    assert made.bytes_to_read == read
+    assert mix(made, tmp_path / "out").moved == read + made.bytes_to_write
+    verify(tmp_path / "out", share=1.0)
+    with pytest.raises(MisfitError, match="other shapes"):
+        plan(lineage.recipe()).check()

@@ -60,6 +60,50 @@ def test_recipe_file(lineage, tmp_path):
     assert one.read_bytes() == other.read_bytes()
 
 
+def test_presets(lineage, tmp_path):
+    """--preset with --scale gives the Δ to some tensors only; the plan has the table."""
+    planned = run("plan", *lineage.options, "--preset", "linear-only", "--scale", "0.8")
+    assert planned.returncode == 0, planned.stderr
+    assert "14 mixed, 7 copied" in planned.stdout
+    assert re.search(r"linear-only +0\.8 +14 tensors", planned.stdout)
+    options = [*lineage.options, "--preset", "mlp-only"]
+    assert run("mix", *options, "--out", str(tmp_path / "out")).returncode == 0
+    assert run("verify", str(tmp_path / "out"), "--full").returncode == 0
+    wrong = run("plan", *lineage.options, "--preset", "mlp")
+    assert (wrong.returncode, "one of linear-only" in wrong.stderr) == (2, True)
+
+
+def test_explain_and_recipe_show(lineage, tmp_path):
+    """A recipe as a formula with its table; a tensor with its operands, rules and their lines."""
+    path = tmp_path / "recipe.yaml"
+    path.write_text(
+        f"new_base: {lineage.new}\ndeltas:\n- post: {lineage.post}\n  base: {lineage.base}\n"
+        '  scale:\n  - {match: "*.mlp.*", layers: {0-1: [1, 0.5]}}\n  - 0\n'
+    )
+    shown = run("recipe", "show", str(path))
+    assert shown.returncode == 0, shown.stderr
+    assert "Θ = Θ'_base + s(name)·(Θ_post − Θ_base)" in shown.stdout
+    assert re.search(r"\*\.mlp\.\* +layers 0-1 +1 → 0\.5", shown.stdout)
+    assert str(lineage.post) in shown.stdout
+    event = json.loads(run("recipe", "show", str(path), "--json").stdout)
+    assert event["deltas"][0]["scale"] == [{"match": "*.mlp.*", "layers": {"0-1": [1.0, 0.5]}}, 0.0]
+    explained = run("plan", str(path), "--explain", "*.1.mlp.up*")
+    assert explained.returncode == 0, explained.stderr
+    for text in (
+        "= Θ'_base + 0.5·(Θ_post − Θ_base)",
+        "post/model-0000",
+        "model.layers.1.mlp.up_proj.weight  BF16 [32, 16]",
+        "rule *.mlp.*, layers 0-1 at 1 (",
+        "recipe.yaml, line 6)",
+    ):
+        assert text in explained.stdout
+    event = json.loads(run("plan", str(path), "--explain", "lm_head*", "--json").stdout)
+    assert event["tensors"][0]["why"].startswith("scale 0: rule everything else")
+    missed = run("plan", str(path), "--explain", "*.mlps.*")
+    assert missed.returncode == 2
+    assert "did you mean '*.mlp.*'?" in missed.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "text"),
     [
