@@ -4,6 +4,10 @@ import re
 import runpy
 from pathlib import Path
 
+import paramdelta.recipe as recipe
+from paramdelta import read_recipe
+from paramdelta.schedule import PRESETS
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -28,3 +32,29 @@ def test_the_tree_in_the_readme_is_the_package():
     named = set(re.findall(r"(\w+\.py)\s", tree))
     modules = {p.name for p in (ROOT / "src" / "paramdelta").rglob("*.py")} - {"__init__.py"}
     assert named == modules
+
+
+def test_presets_in_the_page_on_recipes():
+    """The table has each preset in its order, in the words of the code."""
+    text = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
+    table = text.split("<!-- presets -->")[1].split("<!-- /presets -->")[0].strip().splitlines()
+    assert table[2:] == [f"| `{name}` | {what} |" for name, what in PRESETS.items()]
+
+
+def test_recipes_in_the_page_can_be_read(tmp_path):
+    """Every YAML block is a whole recipe, and is what `to_yaml` writes of it again."""
+    text = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    assert len(blocks) == 4
+    for block in blocks:
+        (tmp_path / "recipe.yaml").write_text(block, encoding="utf-8")
+        found = read_recipe(tmp_path / "recipe.yaml")
+        (tmp_path / "again.yaml").write_text(found.to_yaml(), encoding="utf-8")
+        assert read_recipe(tmp_path / "again.yaml") == found
+
+
+def test_keys_in_the_page_are_those_of_a_recipe():
+    """The tables of keys name each key of a recipe, of a Δ and of a rule, and no other."""
+    text = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE))
+    assert named == set(recipe._RECIPE_KEYS) | set(recipe._DELTA_KEYS) | set(recipe._RULE_KEYS)

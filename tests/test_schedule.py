@@ -160,6 +160,6 @@ def test_symbols():
     """The formula in the paper's symbols: numbers, signs, and s(name) for a schedule."""
     several = Recipe("n", (Delta("p", "b", 0.7), Delta("q", "c", "mlp-only"), Delta("r", None, -1)))
     assert several.symbols == (
-        "Θ = Θ'_base + 0.7·(Θ_post1 − Θ_base1) + s₂(name)·(Θ_post2 − Θ_base2) − (Θ_post3)"
+        "Θ = Θ'_base + 0.7·(Θ_post1 − Θ_base1) + s₂(name)·(Θ_post2 − Θ_base2) − Δ3"
     )
     assert Recipe("n", (Delta("p", "b"),)).symbols == "Θ = Θ'_base + (Θ_post − Θ_base)"

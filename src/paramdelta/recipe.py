@@ -110,13 +110,14 @@ class Recipe:
 
     @property
     def symbols(self) -> str:
-        """The formula in the paper's symbols; s(name) for a scale that goes by tensors."""
+        """The formula in the paper's symbols; s(name) for a scale that goes by tensors, Δ for an
+        adapter or a stored Δ.
+        """
         terms = ["Θ = Θ'_base"]
         for number, delta in enumerate(self.deltas, 1):
             sign, factor = self.factor(number, "·")
             tag = str(number) if len(self.deltas) > 1 else ""
-            minus = f" − Θ_base{tag}" if delta.base is not None else ""
-            what = f"(Θ_post{tag}{minus})" if delta.delta is None else f"Δ{tag}"
+            what = f"(Θ_post{tag} − Θ_base{tag})" if delta.base is not None else f"Δ{tag}"
             terms.append(f"{'−' if sign < 0 else '+'} {factor}{what}")
         return " ".join(terms)
 

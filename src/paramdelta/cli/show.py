@@ -129,8 +129,10 @@ def formula(recipe: Recipe) -> None:
     addresses = [("Θ'_base", recipe.new_base)]
     for number, delta in enumerate(recipe.deltas, 1):
         tag = str(number) if several else ""
-        addresses += [(f"Θ_post{tag}", delta.post)]
-        addresses += [(f"Θ_base{tag}", delta.base)] if delta.base is not None else []
+        if delta.base is None:
+            addresses += [(f"Δ{tag}", delta.address)]
+        else:
+            addresses += [(f"Θ_post{tag}", delta.post), (f"Θ_base{tag}", delta.base)]
     for symbol, address in addresses:
         typer.echo(f"  {symbol:<10} {address}")
     schedules(recipe)

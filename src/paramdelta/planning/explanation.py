@@ -80,9 +80,13 @@ def explain(plan: Plan, pattern: str) -> tuple[Explanation, ...]:
             remedy=near(pattern, tensors),
         )
     owners: dict[Path, list[str]] = {}
+    apart = {post.role for post, base in plan.lineages if base is None}
     for source in plan.sources:
+        role = source.role.replace(" ", "")
+        symbol = role.replace("post", "Δ") if source.role in apart else f"Θ_{role}"
         for file in source.files:
-            owners.setdefault(file.path, []).append(_symbol(source.role))
+            owned = owners.setdefault(file.path, [])
+            owned.append(symbol if source is not plan.new_base else "Θ'_base")
     return tuple(_explain(plan, tensors[name], owners) for name in found)
 
 
@@ -97,8 +101,9 @@ def _explain(plan: Plan, tensor: OutputTensor, owners: dict[Path, list[str]]) ->
             continue
         reasons.append((f"Δ{tag}", chosen.scale, str(chosen)))
         if chosen.scale != 0:
-            minus = f" − Θ_base{tag}" if plan.lineages[number - 1][1] is not None else ""
-            formula += _added(chosen.scale, f"(Θ_post{tag}{minus})")
+            apart = plan.lineages[number - 1][1] is None
+            what = f"Δ{tag}" if apart else f"(Θ_post{tag} − Θ_base{tag})"
+            formula += _added(chosen.scale, what)
     sums = [Fraction(0)] * len(tensor.views)
     for place, term in zip(tensor.places, tensor.terms, strict=True):
         sums[place] += Fraction(term.coefficient)
@@ -123,10 +128,6 @@ def _added(scale: float, difference: str) -> str:
 
 def _symbols(view: View, owners: dict[Path, list[str]]) -> tuple[str, ...]:
     return tuple(owners.get(view.parts[0].file, ["?"])) if view.parts else ("0",)
-
-
-def _symbol(role: str) -> str:
-    return "Θ'_base" if role == "new base" else "Θ_" + role.replace(" ", "")
 
 
 def stored(part: Tensor) -> str:
