@@ -19,7 +19,7 @@ def attempts(result: dict[str, Any], case: str) -> str:
         if record["case"] != case:
             continue
         mark = "**" if record["tool"] == "paramdelta" else ""
-        start = [f"{mark}{record['tool']}{mark}", record["what"]]
+        start = [f"{mark}{record['tool']}{mark}", _cell(record["what"])]
         f = record.get("figures")
         if f is None:
             rows.append([*start, f"exit {record['status']}", *["–"] * 8])
@@ -60,17 +60,23 @@ def _yes(value: bool) -> str:
 
 
 def errors(result: dict[str, Any]) -> str:
-    """Every error text, with where it appeared; sizes stand as n."""
-    places: dict[str, list[str]] = {}
+    """Every error text, with where it appeared; sizes stand as n and m."""
+    places: dict[str, dict[str, list[str]]] = {}
     for record in result["attempts"]:
         if record["status"]:
             line = re.sub(r"\(\d+, \d+\)", "(n, m)", record["error"])
-            where = f"{record['case']}: {record['tool']}, {record['what']}"
-            places.setdefault(line, []).append(where)
-    return table(
-        ["last line", "where"],
-        [[f"`{line}`", "; ".join(where)] for line, where in places.items()],
-    )
+            what = f"{record['tool']}, {_cell(record['what'])}"
+            places.setdefault(line, {}).setdefault(what, []).append(record["case"])
+    rows = [
+        [f"`{_cell(line)}`", what, ", ".join(cases)]
+        for line, found in places.items()
+        for what, cases in found.items()
+    ]
+    return table(["last line", "asked for", "cases"], rows)
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
 
 
 def best(result: dict[str, Any]) -> str:
