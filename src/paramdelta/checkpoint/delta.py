@@ -145,7 +145,7 @@ def encode(post: "npt.NDArray[np.float64]", base: "npt.NDArray[np.float64]") -> 
         masks.append(sum(1 << p for p in there))
         frames += [compress(columns[:, PLANES - 1 - p].tobytes()) for p in there]
     sizes = struct.pack(f"<{len(frames)}I", *map(len, frames))
-    return bytes(masks) + sizes + b"".join(frames), sum(map(bool, masks))
+    return bytes(masks) + sizes + b"".join(frames), 2 if masks[1] else min(masks[0], 1)
 
 
 def _shift(plane: int) -> int:
