@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 _NAMES = {"float64": "F64", "float32": "F32", "float16": "F16", "int64": "I64", "bool": "BOOL"}
+_NAMES["uint8"] = "F8_E4M3"
 
 
 def bf16(values) -> np.ndarray:
@@ -15,7 +16,7 @@ def bf16(values) -> np.ndarray:
 
 
 def encode(tensors: dict[str, np.ndarray], metadata: dict[str, str] | None = None) -> bytes:
-    """A safetensors file. uint16 arrays are written as BF16."""
+    """A safetensors file. uint16 arrays are written as BF16, uint8 ones as F8_E4M3."""
     header: dict = {"__metadata__": metadata} if metadata else {}
     data = b""
     for name, value in tensors.items():
@@ -92,3 +93,17 @@ def moved(tensors: dict[str, np.ndarray], seed: int, amount: float = 0.002):
         else value
         for name, value in tensors.items()
     }
+
+
+def fp8(seed: int, **shapes: tuple[int, int]) -> dict[str, np.ndarray]:
+    """Matrices in FP8, 0 to 448 of either sign, with a scale for each block of 128 × 128."""
+    chance = np.random.default_rng(seed)
+    tensors = {}
+    for name, (rows, columns) in shapes.items():
+        codes = (
+            chance.integers(0, 0x7F, (rows, columns)) | chance.integers(0, 2, (rows, columns)) << 7
+        )
+        scales = chance.uniform(1e-4, 2e-4, (-(-rows // 128), -(-columns // 128)))
+        tensors[f"{name}.weight"] = codes.astype(np.uint8)
+        tensors[f"{name}.weight_scale_inv"] = scales.astype(np.float32)
+    return tensors

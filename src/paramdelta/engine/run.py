@@ -111,14 +111,16 @@ class Worker:
         """
         from paramdelta.engine import kernels
 
+        columns = tensor.shape[1]
         values = self.values[: piece.stop - piece.start]
-        for first in range(0, values.size, self.run):
-            last = min(first + self.run, values.size)
+        run = self.run // columns * columns or self.run  # whole rows where one fits in a buffer
+        for first in range(0, values.size, run):
+            last = min(first + run, values.size)
             self._mix(tensor, piece.start + first, piece.start + last, values[first:last])
-        rows = values.reshape(-1, tensor.shape[1])
+        rows = values.reshape(-1, columns)
         data = self.codes[: piece.nbytes]
         codes = np.frombuffer(data, np.uint8).reshape(rows.shape)
-        scales = np.empty((-(-len(rows) // FP8_SIDE), -(-rows.shape[1] // FP8_SIDE)), np.float32)
+        scales = np.empty((-(-len(rows) // FP8_SIDE), -(-columns // FP8_SIDE)), np.float32)
         self.report.add(tensor.name, "result", kernels.quantise(rows, codes, scales))
         self.sink.write(beside, scales.data.cast("B"))
         self.sink.write(piece, data)

@@ -54,10 +54,10 @@ def _with_scales(tensor: OutputTensor) -> Iterator[OutputTensor]:
     new = tensor.new
     if not tensor.pairs and isinstance(new, BlockScaled) and is_of_form(new):
         yield replace(tensor, new=new.weight)
-        yield OutputTensor(name, "F32", grid, new.scale, (), tensor.why, tensor.name)
+        yield OutputTensor(name, "F32", grid, new.scale, why=tensor.why, scales_of=tensor.name)
         return
     yield tensor
-    yield OutputTensor(name, "F32", grid, Zeros(name, "F32", grid), (), why, tensor.name)
+    yield OutputTensor(name, "F32", grid, Zeros(name, "F32", grid), why=why, scales_of=tensor.name)
 
 
 def is_of_form(view: BlockScaled) -> bool:
