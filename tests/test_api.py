@@ -169,7 +169,7 @@ def test_card_and_lock(lineage, tmp_path):
     assert metadata["library_name"] == "transformers"
     assert metadata["license"] == "apache-2.0"
     assert {"merge", "paramdelta"} <= set(metadata["tags"])
-    for text in ("llama3", "see its LICENSE (Some License)", "scale: 0.8", "0.8 · (Θ_post"):
+    for text in ("llama3", "see its LICENSE (Some License)", "scale: 0.8", "0.8·(Θ_post"):
         assert text in card
     assert str(tmp_path) not in card  # no path of this machine is published
     lock = json.loads((out / "paramdelta.lock.json").read_text())

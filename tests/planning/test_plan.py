@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from paramdelta import Delta, MisfitError, Recipe, Severity, plan
+from paramdelta.engine.slices import share_out
 from tests.checkpoints import bf16, llama, moved, save
 
 HEAD = "lm_head.weight"
@@ -231,3 +232,24 @@ def test_several_deltas(tmp_path):
     made = plan(dataclasses.replace(recipe, deltas=(*recipe.deltas, delta)))
     assert [t.coefficient for t in made.tensors[0].terms] == [1.0, 1.0, -1.0, -0.25, 0.25]
     assert made.findings == ()
+
+
+def test_rules_without_effect_are_warned_of(tmp_path):
+    """A rule whose tensors earlier rules have taken is named; the mix is not refused."""
+    scale = [{"match": "*.mlp.*", "value": 1}, {"match": "*.up_proj.*", "value": 2}, 0.5]
+    recipe = three(tmp_path)
+    made = plan(
+        dataclasses.replace(recipe, deltas=(dataclasses.replace(recipe.deltas[0], scale=scale),))
+    )
+    assert codes(made) == {"rule-idle": Severity.WARNING}
+    assert "*.up_proj.*" in made.findings[0].what
+
+
+def test_shared_operands_need_one_buffer(tmp_path):
+    """Two Δ of one base: four operands and a result are held, and not six and a result."""
+    recipe = three(tmp_path)
+    second = save(tmp_path / "second", moved(llama(), 5), config_json={})
+    delta = dataclasses.replace(recipe.deltas[0], post=str(second), scale=0.5)
+    made = plan(dataclasses.replace(recipe, deltas=(*recipe.deltas, delta)))
+    assert share_out(made, 256_000_000, 1).buffers == 5
+    assert made.bytes_to_read == 4 * made.bytes_to_write
