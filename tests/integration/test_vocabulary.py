@@ -223,6 +223,31 @@ def test_grafts_fill_padding_and_then_add_rows(built, tmp_path, padding):
     assert tokenizer.convert_tokens_to_ids(list(CHAT)) == [count, count + 1]
 
 
+def test_grafts_beside_a_gap_in_the_ids(built, tmp_path):
+    """Where an id of the new base has no token, the tokenizers library numbers added tokens by
+    itself, unless the model knows them: it has to come to the ids whose rows are post's.
+    """
+    case, _ = built("appended", False)
+    folders = lineage.build(case, tmp_path, tied=False)
+    path = folders["new-base"] / "tokenizer.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    model = content["model"]
+    joined = {part for merge in model["merges"] for part in merge}
+    top = max(model["vocab"].values())
+    gone = next(t for t in model["vocab"] if t not in joined and 360 <= model["vocab"][t] < top)
+    del model["vocab"][gone]
+    model["merges"] = [merge for merge in model["merges"] if "".join(merge) != gone]
+    path.write_text(json.dumps(content), encoding="utf-8")
+    out = mix(recipe(folders, graft=CHAT), tmp_path / "out").folder
+    network, tokenizer = loaded(out)
+    known, old = tokenizer.get_vocab(), reference.vocabulary(folders["post"])
+    assert len(set(known.values())) == len(known)
+    assert ends(network)[0] == known[IM_END]
+    rows, theirs = (reference.load(f)[reference.EMBEDDING] for f in (out, folders["post"]))
+    for token in CHAT:
+        assert torch.equal(rows[known[token]], theirs[old[token]])
+
+
 def test_grafts_stand_in_the_order_in_which_they_were_asked_for(built, tmp_path):
     """The first graft gets the first free id; rows and tokenizer agree about it."""
     case, folders = built("between", False)

@@ -283,9 +283,14 @@ def _given(
         added = [{**theirs.get(tokens[out], entry), "id": out} for out, entry in entries.items()]
         changes: dict[str, Any] = {"added_tokens": sorted(kept + added, key=lambda t: t["id"])}
         vocab = ours["model"].get("vocab")
-        if isinstance(vocab, dict) and any(i in tokens for i in vocab.values()):  # renamed there
+        if isinstance(vocab, dict):
             renamed = {tokens.get(i, token): i for token, i in vocab.items()}
-            changes["model"] = {**ours["model"], "vocab": renamed}
+            assert settlement.new is not None
+            if len(settlement.new.tokens) < settlement.new.size:
+                # The library numbers what only added_tokens has by counting: a gap would shift it.
+                renamed |= {token: out for out, token in tokens.items()}
+            if renamed.keys() != vocab.keys():
+                changes["model"] = {**ours["model"], "vocab": renamed}
         return changes
     if name == "tokenizer_config.json":
         decoder = new.read_json(name).get("added_tokens_decoder")
