@@ -16,6 +16,7 @@ number is a word of 64 bits (see `planes`), each word 8 bytes, and the first byt
 plane 0, the second plane 1 and so on. Planes of nothing but zeros are left out. A block is
 
 - 2 bytes: which planes of the first half are there (bit 0: plane 0), which of the second;
+- 4 bytes little-endian: the CRC-32 of those 2 and of the sizes that follow;
 - 4 bytes little-endian for each plane that is there: the size of its frame;
 - the frames: each plane as one zstd frame with its size and a checksum (RFC 8878).
 
@@ -29,6 +30,7 @@ import math
 import re
 import struct
 import threading
+import zlib
 from collections import OrderedDict
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, replace
@@ -57,7 +59,8 @@ PLANES = 8
 KEPT = 4 << 20  # bytes of decoded blocks that stay in memory between slices, for all threads
 _ENTRY = 8  # bytes of a table's entry
 _FRAME = BLOCK + 64  # bytes of the longest frame: what does not compress is stored as it is
-MOST = 2 + 2 * PLANES * (4 + _FRAME)  # bytes of the longest block
+_SIZES = 6  # bytes of a block before the sizes of its frames
+MOST = _SIZES + 2 * PLANES * (4 + _FRAME)  # bytes of the longest block
 _NAME = re.compile(r"[^/\\:\x00]+\.safetensors")
 
 
@@ -145,7 +148,8 @@ def encode(post: "npt.NDArray[np.float64]", base: "npt.NDArray[np.float64]") -> 
         masks.append(sum(1 << p for p in there))
         frames += [compress(columns[:, PLANES - 1 - p].tobytes()) for p in there]
     sizes = struct.pack(f"<{len(frames)}I", *map(len, frames))
-    return bytes(masks) + sizes + b"".join(frames), 2 if masks[1] else min(masks[0], 1)
+    check = struct.pack("<I", zlib.crc32(bytes(masks) + sizes))
+    return bytes(masks) + check + sizes + b"".join(frames), 2 if masks[1] else min(masks[0], 1)
 
 
 def _shift(plane: int) -> int:
@@ -155,13 +159,16 @@ def _shift(plane: int) -> int:
 
 def frames_of(block: memoryview, half: int) -> list[tuple[int, bytes]]:
     """The planes of one half of a block: their numbers and frames; raises ValueError."""
-    if len(block) < 2:
+    if len(block) < _SIZES:
         raise ValueError("a block without its first bytes")
     there = [(h, p) for h in (0, 1) for p in range(PLANES) if block[h] >> p & 1]
-    start = 2 + 4 * len(there)
+    start = _SIZES + 4 * len(there)
     if len(block) < start:
         raise ValueError("a block that ends before its sizes")
-    sizes = struct.unpack(f"<{len(there)}I", block[2:start])
+    (check,) = struct.unpack("<I", block[2:_SIZES])
+    if check != zlib.crc32(bytes(block[:2]) + bytes(block[_SIZES:start])):
+        raise ValueError("a block whose sizes do not have their checksum")
+    sizes = struct.unpack(f"<{len(there)}I", block[_SIZES:start])
     if start + sum(sizes) != len(block):
         raise ValueError(f"frames of {sum(sizes)} bytes in a block of {len(block)}")
     found = []
@@ -264,10 +271,12 @@ class Difference(View):
         ends = list(struct.unpack(f"<{len(raw) // _ENTRY}Q", raw))
         ends = ends if before else [table, *ends]
         sizes = [end - begin for begin, end in itertools.pairwise(ends)]
-        if ends[0] < table or ends[-1] > self.stream.size or not all(2 <= s <= MOST for s in sizes):
+        fits = all(_SIZES <= size <= MOST for size in sizes)
+        if ends[0] < table or ends[-1] > self.stream.size or not fits:
             raise self._error(
                 f"the table of blocks {first} to {last - 1}",
-                f"blocks of 2 to {MOST} bytes, one after the other, up to {self.stream.size}",
+                f"blocks of {_SIZES} to {MOST} bytes that follow each other in "
+                f"{self.stream.size} bytes",
                 f"ends at {', '.join(map(str, ends[:4]))}",
             )
         return ends
@@ -469,12 +478,12 @@ def _difference(stream: Tensor, info: Mapping[str, Any]) -> Difference:
     if (
         stream.dtype != "U8"
         or len(stream.shape) != 1
-        or not (_ENTRY + 2) * blocks <= stream.size <= (_ENTRY + MOST) * blocks
+        or not (_ENTRY + _SIZES) * blocks <= stream.size <= (_ENTRY + MOST) * blocks
     ):
         raise CheckpointError(
             f"the stream of tensor {stream.name!r} cannot hold a Δ of its shape",
             where=str(stream.file),
-            expected=f"U8, {(_ENTRY + 2) * blocks} to {(_ENTRY + MOST) * blocks} bytes "
+            expected=f"U8, {(_ENTRY + _SIZES) * blocks} to {(_ENTRY + MOST) * blocks} bytes "
             f"for {list(shape)}",
             got=f"{stream.dtype} {list(stream.shape)}",
         )
