@@ -40,7 +40,8 @@ FORMATS = """
 ## Formats
 
 Read: post and base are stored so, the new base in BF16; the mix is the float64 sum rounded once.
-Write: `--dtype`; the output loads in that dtype without a warning.
+Write: `--dtype`; the output loads in that dtype without a warning. FP8 is written where the new
+base has it, with fresh scales (`--dtype fp8-block`); without a GPU transformers makes BF16 of it.
 
 | format | read | write |
 | --- | :-: | :-: |

@@ -55,6 +55,7 @@ def test_codes_and_scales_are_torchs(shape, size):
             at = slice(128 * i, 128 * i + 128), slice(128 * j, 128 * j + 128)
             block = torch.from_numpy(values[at].copy())
             scale = (block.abs().max() / 448).float()
+            # torch goes by way of float32; none of these quotients is so near to half way.
             code = (block / scale.double()).float().to(torch.float8_e4m3fn)
             assert float(scale) == scales[i, j]
             assert np.array_equal(code.view(torch.uint8).numpy(), codes[at])

@@ -120,10 +120,11 @@ from paramdelta.engine.threads import run
 import numpy as np
 small = [np.zeros(8, np.uint16) for _ in range(4)]
 kernels.mix_exact(*small, np.float32(0))
+kernels.quantise(np.zeros((1, 8)), np.zeros((1, 8), np.uint8), np.zeros((1, 1), np.float32))
 class Discard:
     def wants(self, piece): return True
     def write(self, piece, data): pass
-made = plan(Recipe(sys.argv[3], (Delta(sys.argv[1], sys.argv[2]),)))
+made = plan(Recipe(sys.argv[3], (Delta(sys.argv[1], sys.argv[2]),), *sys.argv[5:]))
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 budget = share_out(made, int(sys.argv[4]), 4)
 run(made, Discard(), budget)
@@ -147,10 +148,10 @@ def sparse(path, entries):
         file.truncate(8 + len(text) + end)
 
 
-def grown_and_projected(paths, memory):
+def grown_and_projected(paths, memory, *dtype):
     """Bytes by which a run grew its process, and those that were projected."""
     result = subprocess.run(
-        [sys.executable, "-c", MEASURE, *map(str, paths), str(memory)],
+        [sys.executable, "-c", MEASURE, *map(str, paths), str(memory), *dtype],
         capture_output=True,
         text=True,
     )

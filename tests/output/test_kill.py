@@ -13,7 +13,7 @@ import pytest
 
 from paramdelta.checkpoint.checkpoint import open_checkpoint
 from paramdelta.errors import CheckpointError
-from tests.checkpoints import llama, moved, save
+from tests.checkpoints import fp8, llama, moved, save
 
 COMMAND = [sys.executable, "-c", "from paramdelta.cli.app import main; main()", "mix"]
 
@@ -41,13 +41,16 @@ def is_loadable(folder: Path) -> bool:
     return True
 
 
-def kill_and_resume(tmp_path: Path, runs: int, seed: int) -> None:
+def kill_and_resume(tmp_path: Path, runs: int, seed: int, dtype: str = "auto") -> None:
     """``runs`` times: start, kill at random moments until it ends by itself, compare."""
     base = llama(hidden=256, layers=6, vocab=2000)
-    for name, tensors in (("base", base), ("post", moved(base, 1)), ("new", moved(base, 2))):
+    sets = {"base": base, "post": moved(base, 1), "new": moved(base, 2)}
+    for number, (name, tensors) in enumerate(sets.items()):
+        if dtype == "fp8-block":
+            tensors |= fp8(number, **{f"m{i}": (1500, 700) for i in range(6)})
         save(tmp_path / name, tensors, config_json={"model_type": "llama"})
     options = [f"--{n}={tmp_path / n.replace('-base', '')}" for n in ("post", "base", "new-base")]
-    options += ["--shard-size", "2MB", "--memory", "60MB", "--workers", "2"]
+    options += ["--shard-size", "2MB", "--memory", "80MB", "--workers", "2", "--dtype", dtype]
 
     began = time.monotonic()
     subprocess.run([*COMMAND, *options, "--out", str(tmp_path / "whole" / "out")], check=True)
@@ -89,6 +92,11 @@ def kill_and_resume(tmp_path: Path, runs: int, seed: int) -> None:
 def test_a_few_kills(tmp_path):
     """Three runs, killed at random: the same bytes each time."""
     kill_and_resume(tmp_path, 3, seed=1)
+
+
+def test_a_few_kills_of_a_quantised_output(tmp_path):
+    """The same with FP8 and its scales, two places that a slice is written to."""
+    kill_and_resume(tmp_path, 2, seed=3, dtype="fp8-block")
 
 
 @pytest.mark.slow
