@@ -42,7 +42,7 @@ KINDS = ("mixtral", "one", "joined", "turned")
 
 @pytest.mark.parametrize(("have", "want"), list(itertools.permutations(KINDS, 2)))
 def test_every_layout_into_every_other(have, want):
-    """Names, shapes and numbers are those of the other layout, the router's too; any run of them."""
+    """Names, shapes and numbers are those of the other layout, the router's too, in any run."""
     store = Store()
     own, _ = layout(have, store, "own ")
     target, arrays = layout(want, store, "target ")

@@ -48,6 +48,18 @@ def test_renamed_reserved_tokens_are_the_same():
     assert compare(shifted, old).rows.tolist() == [-1, 0, 1, 2, 3]
 
 
+def test_post_may_rename_what_it_inherited():
+    """R1's distillation of Llama calls <begin> by another name: base and new base know which."""
+    base = vocabulary("a", "b", "<begin>", "<end>")
+    post = vocabulary("a", "b", "<start>", "<end>")
+    assert not compare(base, post).same
+    settlement = settle([base, post, base], "auto", (), (), "post")
+    assert settlement.same
+    assert settlement.agreements[1].renamed == (2,)
+    placeholder = vocabulary("a", "b", "<begin>", "<reserved>")
+    assert settle([placeholder, post, placeholder], "auto", (), (), "post").same
+
+
 def test_tokens_that_happen_to_meet_are_not_the_same():
     """A special token of post and another token of the new base at one id: two extensions."""
     new = vocabulary("a", "b", "neu", "<sep>")

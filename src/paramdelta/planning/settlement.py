@@ -215,17 +215,22 @@ def settle(
             (new, *known[1:]),
             (None,) * len(known),
         )
-    agreements = [None, *(compare(new, other) for other in known[1:] if other is not None)]
+    agreements: list[Agreement | None] = [None]
+    for at in range(1, len(known) - 1, 2):
+        post, base = known[at], known[at + 1]
+        assert post is not None
+        assert base is not None
+        agreements += [compare(new, post, base), compare(new, base)]
     by_id = all(a is None or not a.moved for a in agreements)
     chosen = mode if mode != "auto" else "id" if by_id else "token"
     settlement = Settlement(chosen, mode == "id", tuple(known), tuple(agreements))
-    post = known[1]
-    assert post is not None
+    first = known[1]
+    assert first is not None
     grafts: dict[int, int] = {}
     takes: dict[int, int] = {}
     free = new.size
     for token in dict.fromkeys(graft):
-        post_id = find_token(token, post, "--graft", where)
+        post_id = find_token(token, first, "--graft", where)
         if token in new.ids:
             raise UsageError(
                 f"--graft {token!r}: the new base has this token already",
@@ -236,7 +241,7 @@ def settle(
         free += 1
     for token in dict.fromkeys(take):
         takes[find_token(token, new, "--take", "the new base")] = find_token(
-            token, post, "--take", where
+            token, first, "--take", where
         )
     return replace(settlement, grafts=grafts, takes=takes)
 

@@ -132,11 +132,13 @@ class Agreement:
         return not (self.moved or self.only_new or self.only_other)
 
 
-def compare(new: Vocabulary, other: Vocabulary) -> Agreement:
+def compare(new: Vocabulary, other: Vocabulary, base: Vocabulary | None = None) -> Agreement:
     """Find each token of the new base in another vocabulary: by its text.
 
     Special tokens that are placeholders ("reserved") go by id as long as no other token has moved:
-    when one of them gets a name, the numbers in the names of the rest shift (Llama 3 -> 3.1).
+    when one of them gets a name, the numbers in the names of the rest shift (Llama 3 -> 3.1). So do
+    special tokens that ``base``, from which the other was trained, has as the new base has them:
+    post has given them other names (R1's distillation of Llama).
     """
     rows = np.full(new.size, ABSENT, np.int32)
     renamed: list[int] = []
@@ -156,7 +158,8 @@ def compare(new: Vocabulary, other: Vocabulary) -> Agreement:
             not placeholders[1] and found in new.ids,
         )
         special = new.is_special(token_id) and other.is_special(token_id)
-        if special and any(placeholders) and not any(elsewhere):
+        inherited = base is not None and base.tokens.get(token_id) == token
+        if special and (any(placeholders) or inherited) and not any(elsewhere):
             rows[token_id] = token_id
             renamed.append(token_id)
     moved = int(np.count_nonzero((rows != ABSENT) & (rows != np.arange(new.size))))
