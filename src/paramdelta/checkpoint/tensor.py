@@ -214,7 +214,11 @@ class Rows(View):
 
     @classmethod
     def joined(cls, name: str, shape: tuple[int, ...], views: Sequence[View]) -> "Rows":
-        """Views one after the other, in a shape whose last axis is theirs."""
+        """Views one after the other, in a shape whose last axis is theirs; in float64 if their
+        dtypes differ.
+        """
+        if len({view.dtype for view in views}) > 1:
+            views = [Wide(view.name, "F64", view.shape, view) for view in views]
         return cls(name, views[0].dtype, shape, tuple(views))
 
     @property
@@ -353,8 +357,7 @@ def float64(array: "npt.NDArray[Any]", dtype: str) -> "npt.NDArray[np.float64]":
     """Elements of a mixable dtype, viewed as `dtypes` says, as float64; exact."""
     import numpy as np
 
-    if dtype == "BF16":
-        return (array.astype(np.uint32) << 16).view(np.float32).astype(np.float64)
-    if dtype == "F16":
-        return array.view(np.float16).astype(np.float64)
-    return array.astype(np.float64)
+    with np.errstate(invalid="ignore"):  # a signalling NaN becomes a quiet one
+        if dtype == "BF16":
+            return (array.astype(np.uint32) << 16).view(np.float32).astype(np.float64)
+        return (array.view(np.float16) if dtype == "F16" else array).astype(np.float64)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from paramdelta.checkpoint.tensor import ABSENT, Rows, View, Wide
+from paramdelta.checkpoint.tensor import ABSENT, Rows, View
 from paramdelta.errors import UsageError
 from paramdelta.planning.vocabulary import (
     Agreement,
@@ -248,6 +248,4 @@ def settle(
 
 def picked(name: str, shape: tuple[int, ...], views: Sequence[View], rows: Map) -> Rows:
     """A view of the given shape whose rows are picked from views of one row width."""
-    if len({view.dtype for view in views}) > 1:
-        views = [Wide(view.name, "F64", view.shape, view) for view in views]
-    return Rows(name, views[0].dtype, shape, tuple(views), rows.tobytes())
+    return replace(Rows.joined(name, shape, views), rows=rows.tobytes())
