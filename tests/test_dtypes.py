@@ -15,7 +15,14 @@ def test_table_agrees_with_numpy():
 
 @pytest.mark.parametrize(
     ("text", "name"),
-    [("auto", None), ("bf16", "BF16"), ("torch.float16", "F16"), ("F32", "F32"), ("fp64", "F64")],
+    [
+        ("auto", None),
+        ("bf16", "BF16"),
+        ("torch.float16", "F16"),
+        ("F32", "F32"),
+        ("fp64", "F64"),
+        ("FP8-block", "fp8-block"),
+    ],
 )
 def test_output_dtypes_are_read(text, name):
     """Names of safetensors, torch and everyday use."""
