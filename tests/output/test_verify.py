@@ -162,3 +162,20 @@ def test_only_a_tie_is_a_matter_of_the_last_bits(tmp_path, got, small, right):
     else:
         with pytest.raises(MisfitError, match="not what its sources give"):
             _compare(tensor, stored["got"], 0, 1)
+
+
+@pytest.mark.parametrize("dtype", ["BF16", "F16", "F32"])
+def test_just_below_a_power_of_two(dtype):
+    """There the numbers are twice as close: the power itself is wrong for the one below it."""
+    from types import SimpleNamespace
+
+    from paramdelta.dtypes import DTYPES
+    from paramdelta.output.verify import _close
+
+    tensor = SimpleNamespace(dtype=dtype, pairs=[SimpleNamespace(scale=1.0)])
+    step = Fraction(1, 2 ** DTYPES[dtype].digits)  # from the number below 1 to 1
+    for sign in (1, -1):
+        assert not _close(sign * (1 - step), Fraction(0), sign * 1.0, tensor)
+        assert _close(sign * (1 - step / 2), Fraction(0), sign * 1.0, tensor)
+        assert _close(sign * (1 + step), Fraction(0), sign * 1.0, tensor)
+        assert not _close(sign * (1 + 3 * step / 2), Fraction(0), sign * 1.0, tensor)

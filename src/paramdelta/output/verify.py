@@ -500,7 +500,9 @@ def _close(exact: Fraction, slack: Fraction, got: float, tensor: OutputTensor) -
     if math.isinf(got):
         limit = Fraction(2) ** (highest + 1) - Fraction(2) ** (highest - digits)
         return abs(exact) + slack >= limit and (exact > 0) == (got > 0)
-    _, exponent = math.frexp(got)
+    mantissa, exponent = math.frexp(got)
+    if abs(mantissa) == 0.5 and abs(exact) < abs(Fraction(got)):
+        exponent -= 1  # below a power of two the numbers are twice as close
     ulp = Fraction(2) ** max(exponent - digits, least - digits + 1)
     simple = len(tensor.pairs) == 1 and tensor.pairs[0].scale == 1 and tensor.dtype != "F64"
     allowed = Fraction(1, 2) if simple else TOLERANCE
