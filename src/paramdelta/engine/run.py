@@ -2,7 +2,7 @@
 
 import threading
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -109,14 +109,21 @@ class Worker:
         """Make a slice of codes and the scales beside it: the sum in float64, run by run, then its
         blocks.
         """
-        from paramdelta.engine import kernels
-
         columns = tensor.shape[1]
         values = self.values[: piece.stop - piece.start]
         run = self.run // columns * columns or self.run  # whole rows where one fits in a buffer
         for first in range(0, values.size, run):
             last = min(first + run, values.size)
             self._mix(tensor, piece.start + first, piece.start + last, values[first:last])
+        self._round(tensor, piece, beside, values)
+
+    def _round(
+        self, tensor: OutputTensor, piece: Slice, beside: Slice, values: npt.NDArray[np.float64]
+    ) -> None:
+        """Hand the codes of a slice's sums, and their scales, to the sink."""
+        from paramdelta.engine import kernels
+
+        columns = tensor.shape[1]
         rows = values.reshape(-1, columns)
         data = self.codes[: piece.nbytes]
         codes = np.frombuffer(data, np.uint8).reshape(rows.shape)
@@ -127,11 +134,20 @@ class Worker:
 
     def _mix(self, tensor: OutputTensor, start: int, stop: int, result: npt.NDArray[Any]) -> None:
         """Fill ``result`` with a run of a tensor's elements; report what is not finite."""
-        fetched = [
+        fetched = self._read(tensor.views, start, stop)
+        self._sum(tensor, [fetched[place] for place in tensor.places], result)
+
+    def _read(self, views: Sequence[View], start: int, stop: int) -> list[npt.NDArray[Any]]:
+        """A run of each operand's elements, in the buffers."""
+        return [
             self._fetch(view, start, stop, buffer)
-            for view, buffer in zip(tensor.views, self.buffers, strict=False)
+            for view, buffer in zip(views, self.buffers, strict=False)
         ]
-        operands = [fetched[place] for place in tensor.places]
+
+    def _sum(
+        self, tensor: OutputTensor, operands: list[npt.NDArray[Any]], result: npt.NDArray[Any]
+    ) -> None:
+        """Combine operands into ``result``; report what is not finite."""
         if not combine(tensor, operands, result, self.high, self.low):
             self._inspect(tensor, operands, result)
 

@@ -41,22 +41,43 @@ def run(
     The first error of any worker stops all and is raised. Ctrl-C raises KeyboardInterrupt after
     every worker has finished its slice.
     """
+    report = Report()
+
+    def worker(inputs: Inputs) -> Worker:
+        return Worker(plan, budget, inputs, sink, report)
+
+    carry_out(plan, sink.wants, budget, worker, progress)
+    return report
+
+
+def carry_out(
+    plan: Plan,
+    wants: Callable[[Slice], bool],
+    budget: Budget,
+    worker: Callable[[Inputs], Worker],
+    progress: Callable[[Progress], None] | None = None,
+) -> None:
+    """Have every wanted slice made, each thread by a worker of its own; raises as `run`."""
     raise_open_file_limit()
     inputs = Inputs()
-    report = Report()
-    pool = _Pool(plan, sink, budget, inputs, report)
+    pool = _Pool(plan, wants, budget, inputs, worker)
     try:
         pool.run(progress or (lambda _: None))
     finally:
         inputs.close()
-    return report
 
 
 class _Pool:
     def __init__(
-        self, plan: Plan, sink: Sink, budget: Budget, inputs: Inputs, report: Report
+        self,
+        plan: Plan,
+        wants: Callable[[Slice], bool],
+        budget: Budget,
+        inputs: Inputs,
+        worker: Callable[[Inputs], Worker],
     ) -> None:
-        self.sink = sink
+        self.wants = wants
+        self.worker = worker
         self.slices = cut(plan, budget.buffer)
         self.lock = threading.Lock()
         self.stop = threading.Event()
@@ -69,7 +90,6 @@ class _Pool:
         self.threads = [
             threading.Thread(
                 target=self._work,
-                args=(plan, budget, inputs, report),
                 name=f"paramdelta-{i}",
                 daemon=True,
             )
@@ -98,15 +118,15 @@ class _Pool:
     def _next(self) -> Slice | None:
         with self.lock:
             for piece in self.slices:
-                if self.sink.wants(piece):
+                if self.wants(piece):
                     return piece
                 self.done += piece.made
                 self.resumed += piece.made
         return None
 
-    def _work(self, plan: Plan, budget: Budget, inputs: Inputs, report: Report) -> None:
+    def _work(self) -> None:
         try:
-            worker = Worker(plan, budget, inputs, self.sink, report)
+            worker = self.worker(self.inputs)
             while not self.stop.is_set() and (piece := self._next()) is not None:
                 worker.make(piece)
                 with self.lock:
