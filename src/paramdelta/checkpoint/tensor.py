@@ -136,39 +136,8 @@ class Zeros(View):
 
 
 @dataclass(frozen=True)
-class Part(View):
-    """A run of another view's elements from number ``first`` on, in a shape of its own."""
-
-    view: View
-    first: int
-
-    @property
-    def parts(self) -> tuple[Tensor, ...]:
-        """Those of the whole view."""
-        return self.view.parts
-
-    @property
-    def nbytes(self) -> int:
-        """Its share of the bytes."""
-        return self.view.nbytes * self.elements // max(1, self.view.elements)
-
-    @property
-    def identity(self) -> list[Any]:
-        """The whole, and where in it."""
-        return ["part", self.view.identity, self.first, list(self.shape)]
-
-    def scratch(self, size: int) -> int:
-        """That of the whole view."""
-        return self.view.scratch(size)
-
-    def read(self, start: int, stop: int, into: memoryview, fetch: Fetch) -> None:
-        """Read from the whole, further on."""
-        self.view.read(self.first + start, self.first + stop, into, fetch)
-
-
-@dataclass(frozen=True)
-class Wide(View):
-    """Another view in float64, so that views of different dtypes can stand in one."""
+class Derived(View):
+    """Another view, seen otherwise; what is stored, and what reading costs, is that view's."""
 
     view: View
 
@@ -181,6 +150,36 @@ class Wide(View):
     def nbytes(self) -> int:
         """Those of the view."""
         return self.view.nbytes
+
+    def scratch(self, size: int) -> int:
+        """That of the view."""
+        return self.view.scratch(size)
+
+
+@dataclass(frozen=True)
+class Part(Derived):
+    """A run of the view's elements from number ``first`` on, in a shape of its own."""
+
+    first: int
+
+    @property
+    def nbytes(self) -> int:
+        """Its share of the bytes."""
+        return self.view.nbytes * self.elements // max(1, self.view.elements)
+
+    @property
+    def identity(self) -> list[Any]:
+        """The whole, and where in it."""
+        return ["part", self.view.identity, self.first, list(self.shape)]
+
+    def read(self, start: int, stop: int, into: memoryview, fetch: Fetch) -> None:
+        """Read from the whole, further on."""
+        self.view.read(self.first + start, self.first + stop, into, fetch)
+
+
+@dataclass(frozen=True)
+class Wide(Derived):
+    """The view in float64, so that views of different dtypes can stand in one."""
 
     @property
     def identity(self) -> list[Any]:
@@ -296,20 +295,8 @@ class Rows(View):
 
 
 @dataclass(frozen=True)
-class Transposed(View):
-    """Another view of two axes with its axes exchanged."""
-
-    view: View
-
-    @property
-    def parts(self) -> tuple[Tensor, ...]:
-        """Those of the view."""
-        return self.view.parts
-
-    @property
-    def nbytes(self) -> int:
-        """Those of the view."""
-        return self.view.nbytes
+class Transposed(Derived):
+    """The view, of two axes, with its axes exchanged."""
 
     @property
     def identity(self) -> list[Any]:
