@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 
+from paramdelta.checkpoint.adapter import is_adapter
 from paramdelta.checkpoint.checkpoint import DELTA
 from paramdelta.engine import threads
 from paramdelta.engine.slices import Budget, share_out
 from paramdelta.engine.threads import Progress, default_workers
-from paramdelta.errors import Interrupted, MisfitError
+from paramdelta.errors import Interrupted, MisfitError, UsageError
 from paramdelta.output import extract as extraction
 from paramdelta.output import verify as verification
 from paramdelta.output.card import model_card
@@ -22,6 +23,7 @@ from paramdelta.planning.plan import Plan
 from paramdelta.planning.planner import make_plan
 from paramdelta.recipe import Delta, Recipe
 from paramdelta.storage.local import write_text
+from paramdelta.storage.location import locate
 from paramdelta.units import parse_size
 
 SHARD_SIZE = "5GB"
@@ -172,8 +174,15 @@ def plan_extract(
 ) -> Plan:
     """How post and base correspond: the plan of a mix onto post, whose Δ `extract` stores.
 
-    Tensors that only post has are stored whole. Raises as `plan`.
+    Tensors that only post has are stored whole. Raises as `plan`, and UsageError for an adapter.
     """
+    location = locate(str(post))
+    if location.folder is not None and is_adapter(location.folder):
+        raise UsageError(
+            "an adapter is a Δ by itself, and smaller than what extract would store",
+            where=str(post),
+            remedy="give it to mix as --post",
+        )
     delta = Delta(str(post), str(base))
     return make_plan(
         Recipe(

@@ -34,7 +34,7 @@ from paramdelta.output import extract as extraction
 from paramdelta.output.extract import staging_folder
 from paramdelta.planning.lineage import fetch
 from paramdelta.storage.location import locate
-from tests.checkpoints import bf16, llama, moved, save
+from tests.checkpoints import bf16, fp8, llama, moved, save
 from tests.numbers import BITS, VIEWS, patterns
 
 KINDS = {"BF16": np.uint16, "F16": np.float16, "F32": np.float32, "F64": np.float64}
@@ -448,3 +448,73 @@ def test_too_little_memory_is_refused(tmp_path, lineage):
     with pytest.raises(UsageError, match="too little"):
         extract((str(lineage.post), str(lineage.base)), tmp_path / "d", memory="50MB")
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def test_an_adapter_is_a_delta_already(tmp_path, lineage):
+    """It is refused with a hint: storing its product would take more room."""
+    (tmp_path / "lora").mkdir()
+    (tmp_path / "lora" / "adapter_config.json").write_text("{}")
+    with pytest.raises(UsageError, match="by itself"):
+        extract((str(tmp_path / "lora"), str(lineage.base)), tmp_path / "d")
+
+
+def test_scaled_fp8(tmp_path):
+    """Post in FP8 with scales: the Δ is of the numbers that it stands for."""
+    shape = (300, 200)
+    post = save(tmp_path / "post", fp8(1, w=shape), config_json=CONFIG)
+    chance = np.random.default_rng(0)
+    folders = [
+        save(tmp_path / name, {"w.weight": bf16(chance.normal(0, 1, shape))}, config_json=CONFIG)
+        for name in ("base", "new")
+    ]
+    extract((str(post), str(folders[0])), tmp_path / "delta")
+    one, other = both(tmp_path, tmp_path / "delta", folders[1], post, folders[0], 0.7)
+    assert one == other
+
+
+def test_odd_shapes(tmp_path):
+    """Tensors of no elements and of no axes."""
+    for name, value in (("base", 1.0), ("post", 3.0), ("new", 10.0)):
+        tensors = {"none": np.zeros((0, 3), np.float32), "one": np.array(value, np.float32)}
+        save(tmp_path / name, tensors | {"w": np.full((2, 2), value, np.float32)})
+    folders = [tmp_path / name for name in ("new", "post", "base")]
+    extract(tuple(map(str, folders[1:])), tmp_path / "delta")
+    one, other = both(tmp_path, tmp_path / "delta", *folders, 1)
+    assert one == other
+    assert np.frombuffer(one["one"], np.float32).tolist() == [12.0]
+
+
+MIX = """
+import resource, sys
+import numpy, numba, zstandard
+from paramdelta import Delta, Recipe, api
+from paramdelta.checkpoint import delta, planes
+from paramdelta.engine import kernels
+block, _ = delta.encode(numpy.ones(3), numpy.zeros(3))
+delta._decode(memoryview(block), 0, numpy.zeros(3, numpy.uint64))
+new, wide = numpy.zeros(8, numpy.uint16), numpy.zeros(8)
+kernels.mix_exact(new, wide, wide, new, numpy.float64(0))
+made = api.plan(Recipe(sys.argv[2], [Delta(delta=sys.argv[1])]))
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+api.mix(made, sys.argv[3], memory=int(sys.argv[4]), workers=4)
+after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+print((after - before) * 1024, api.budget_for(made, int(sys.argv[4]), 4).projected)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is counted otherwise there")
+def test_memory_of_applying_it_stays_under_the_projected(tmp_path):
+    """Slices that are no multiple of a block are decoded within what the plan projects."""
+    chance = np.random.default_rng(0)
+    shape = (9000, 1111)
+    for name in ("post", "base", "new"):
+        save(tmp_path / name, {"w": bf16(chance.normal(0, 1, shape))})
+    extract((str(tmp_path / "post"), str(tmp_path / "base")), tmp_path / "d")
+    for memory in (100_000_000, 200_000_000):
+        paths = [str(tmp_path / name) for name in ("d", "new", f"out{memory}")]
+        result = subprocess.run(
+            [sys.executable, "-c", MIX, *paths, str(memory)], capture_output=True, text=True
+        )
+        assert result.returncode == 0, result.stderr
+        grown, projected = map(int, result.stdout.split())
+        assert grown <= projected <= memory
