@@ -13,7 +13,16 @@ from typing import TYPE_CHECKING, Any
 from paramdelta.version import __version__
 
 if TYPE_CHECKING:
-    from paramdelta.api import Extracted, Mix, extract, mix, plan, verify
+    from paramdelta.api import (
+        Extracted,
+        ExtractedAdapter,
+        Mix,
+        extract,
+        extract_adapter,
+        mix,
+        plan,
+        verify,
+    )
     from paramdelta.errors import (
         CheckpointError,
         Interrupted,
@@ -28,8 +37,10 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Extracted": "api",
+    "ExtractedAdapter": "api",
     "Mix": "api",
     "extract": "api",
+    "extract_adapter": "api",
     "mix": "api",
     "plan": "api",
     "verify": "api",
@@ -51,6 +62,7 @@ __all__ = [
     "CheckpointError",
     "Delta",
     "Extracted",
+    "ExtractedAdapter",
     "Finding",
     "Interrupted",
     "MisfitError",
@@ -63,6 +75,7 @@ __all__ = [
     "UsageError",
     "__version__",
     "extract",
+    "extract_adapter",
     "mix",
     "plan",
     "read_recipe",

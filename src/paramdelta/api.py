@@ -7,18 +7,22 @@ from time import perf_counter
 
 from paramdelta.checkpoint.adapter import is_adapter
 from paramdelta.checkpoint.checkpoint import DELTA
+from paramdelta.dtypes import FP8_BLOCK, parse_dtype
 from paramdelta.engine import threads
+from paramdelta.engine.sketch import Aim
 from paramdelta.engine.slices import Budget, share_out
 from paramdelta.engine.threads import Progress, default_workers
 from paramdelta.errors import Interrupted, MisfitError, UsageError
 from paramdelta.output import extract as extraction
+from paramdelta.output import lora
 from paramdelta.output import verify as verification
-from paramdelta.output.card import model_card
+from paramdelta.output.card import adapter_card, model_card
 from paramdelta.output.companions import write_companions
 from paramdelta.output.files import Files, check_output, check_space
 from paramdelta.output.layout import Layout, make_layout
 from paramdelta.output.lock import LOCK, lock_text
 from paramdelta.output.verify import Verification
+from paramdelta.planning.linear import linear
 from paramdelta.planning.plan import Plan
 from paramdelta.planning.planner import make_plan
 from paramdelta.recipe import Delta, Recipe
@@ -28,6 +32,7 @@ from paramdelta.units import parse_size
 
 SHARD_SIZE = "5GB"
 MEMORY = "256MB"
+MAX_RANK = 256
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,21 @@ class Extracted:
     folder: Path
     plan: Plan
     made: extraction.Made
+    seconds: float
+    read: int
+
+
+@dataclass(frozen=True)
+class ExtractedAdapter:
+    """A Δ as a LoRA adapter.
+
+    ``plan``: as in `Extracted`. ``made``: ranks, and the energy that they keep. ``seconds``: wall
+    time. ``read``: bytes read, in all passes.
+    """
+
+    folder: Path
+    plan: Plan
+    made: lora.MadeAdapter
     seconds: float
     read: int
 
@@ -244,3 +264,75 @@ def extract(
             "stopped; nothing is kept", where=str(out), remedy="the same command begins again"
         ) from None
     return Extracted(out, plan, made, perf_counter() - began, last.moved)
+
+
+def extract_adapter(
+    source: Plan | tuple[str, str],
+    out: str | Path,
+    *,
+    rank: int | None = None,
+    energy: float | None = None,
+    max_rank: int = MAX_RANK,
+    dtype: str = "auto",
+    memory: int | str = MEMORY,
+    workers: int | None = None,
+    overwrite: bool = False,
+    progress: Callable[[Progress], None] | None = None,
+) -> ExtractedAdapter:
+    """Store a Δ as a LoRA adapter, as nearly as one can hold it: PEFT's layout, post's companions.
+
+    ``rank``: of every linear weight's factors, as far as the weight has so many; or ``energy``: the
+    least rank that keeps this share of its ‖Δ‖²_F, up to ``max_rank``. ``dtype`` of the factors:
+    auto (post's BF16 or F16, else F32), bf16, f16, f32 or f64. The other arguments are those of
+    `extract`. Whole or not at all.
+
+    Raises:
+        UsageError: options or output that cannot be meant, or too little memory.
+        MisfitError: as `extract`, or no linear weight has a Δ.
+        CheckpointError: a Δ that is not finite.
+        StorageError, Interrupted: as `extract`.
+    """
+    began = perf_counter()
+    out = Path(out)
+    aim = _aim(rank, energy, max_rank)
+    stored = parse_dtype(dtype)
+    if stored == FP8_BLOCK:
+        raise UsageError("factors cannot be FP8", expected="--dtype auto, bf16, f16, f32 or f64")
+    plan = plan_extract(*source) if isinstance(source, tuple) else source
+    plan.check()
+    parts = linear(plan)
+    count, _ = lora.share_out(parts, aim, parse_size(memory), workers or default_workers())
+    check_output(out, [source.location.path for source in plan.sources], overwrite, lora.LORA)
+    last = Progress(0, 0, 0, 0)
+
+    def watch(now: Progress) -> None:
+        nonlocal last
+        last = now
+        if progress is not None:
+            progress(now)
+
+    def card(made: lora.MadeAdapter) -> str:
+        return adapter_card(plan, out, made, lora.RANKS)
+
+    dtype = stored or lora.common_dtype(parts)
+    try:
+        made = lora.write_adapter(plan, parts, out, aim, dtype, count, card, watch)
+    except KeyboardInterrupt:
+        raise Interrupted(
+            "stopped; nothing is kept", where=str(out), remedy="the same command begins again"
+        ) from None
+    return ExtractedAdapter(out, plan, made, perf_counter() - began, last.moved)
+
+
+def _aim(rank: int | None, energy: float | None, max_rank: int) -> Aim:
+    if (rank is None) == (energy is None):
+        raise UsageError(
+            "an adapter needs a rank, or a share of the energy",
+            expected="one of --rank 16 and --energy 0.95, say",
+        )
+    if energy is not None and not 0 < energy <= 1:
+        raise UsageError(f"--energy {energy:g} is no share", expected="over 0, up to 1")
+    for name, value in (("--rank", rank), ("--max-rank", max_rank)):
+        if value is not None and value < 1:
+            raise UsageError(f"{name} {value} is no rank", expected="1 or more")
+    return Aim(rank, energy, max_rank)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from paramdelta.api import Extracted, Mix
+from paramdelta.api import Extracted, ExtractedAdapter, Mix
 from paramdelta.checkpoint.tensor import View
 from paramdelta.engine.slices import Budget
 from paramdelta.engine.threads import Progress
@@ -19,7 +19,7 @@ from paramdelta.output.layout import Layout
 from paramdelta.output.verify import Verification
 from paramdelta.planning.explanation import Explanation, stored
 from paramdelta.planning.findings import Finding, Severity
-from paramdelta.planning.plan import Plan
+from paramdelta.planning.plan import Plan, finding_facts
 from paramdelta.recipe import Recipe
 from paramdelta.schedule import Schedule
 from paramdelta.units import show_count, show_duration, show_size
@@ -204,6 +204,45 @@ def extracted(result: Extracted, as_json: bool) -> None:
         f"{100 * result.made.stored / max(1, post):.0f} % of post's {show_size(post)}; "
         f"{show_duration(result.seconds)}, "
         f"{show_size(result.read / max(result.seconds, 1e-9))}/s read"
+    )
+
+
+def adapter(result: ExtractedAdapter, as_json: bool) -> None:
+    """The result of `extract --as lora`."""
+    made = result.made
+    if as_json:
+        facts = {
+            "event": "done",
+            "folder": str(result.folder),
+            "seconds": round(result.seconds, 3),
+            "bytes_read": result.read,
+            "bytes_stored": made.stored,
+            "dtype": made.dtype,
+            "rank": made.rank,
+            "kept_of_linear": made.kept_of_linear,
+            "kept_of_all": made.kept_of_all,
+            "modules": [
+                {"module": one.module, "rank": one.rank, "energy": one.energy, "kept": one.kept}
+                for one in made.kept
+            ],
+            "left": [
+                {"kind": one.kind, "tensors": list(one.tensors), "energy": one.energy}
+                for one in made.left
+            ],
+            "findings": [finding_facts(finding) for finding in made.findings],
+        }
+        typer.echo(json.dumps(facts, ensure_ascii=False))
+        return
+    for finding in made.findings:
+        _finding(finding, all_tensors=False)
+    ranks = sorted({one.rank for one in made.kept})
+    least = min(made.kept, key=lambda one: one.kept)
+    typer.echo(
+        f"{result.folder}: {len(made.kept)} modules of rank "
+        + (f"{ranks[0]} to {ranks[-1]}" if len(ranks) > 1 else f"{ranks[0]}")
+        + f", {show_size(made.stored)} in {made.dtype}; {100 * made.kept_of_linear:.2f} % of the "
+        f"linear weights' energy is kept (least: {100 * least.kept:.2f} % in {least.module}), "
+        f"{100 * made.kept_of_all:.2f} % of the whole Δ's; {show_duration(result.seconds)}"
     )
 
 

@@ -3,8 +3,9 @@ again.
 """
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -14,7 +15,11 @@ from paramdelta.planning.plan import Plan
 from paramdelta.units import show_count
 from paramdelta.version import __version__
 
+if TYPE_CHECKING:
+    from paramdelta.output.lora import MadeAdapter
+
 PAPER = "https://arxiv.org/abs/2504.21023"
+SKETCH = "https://doi.org/10.1137/090771806"
 _INTRODUCTION = (
     "Made by weight arithmetic, with no training: the difference that post-training made to an old "
     "base, added to a newer one"
@@ -22,6 +27,11 @@ _INTRODUCTION = (
 _DELTA = (
     "Not a model but what post-training made of one: the exact difference Θ_post − Θ_base, "
     "compressed without loss, to be added to a base"
+)
+_ADAPTER = (
+    "What post-training made of a model, as nearly as a LoRA adapter can hold it: for each linear "
+    f"weight the best product of thin matrices (ParamΔ, [Cao et al., ICLR 2025]({PAPER}); singular "
+    f"values by [Halko, Martinsson and Tropp, 2011]({SKETCH}))"
 )
 _FRONT_MATTER = re.compile(r"\A---\s*\n(.*?)\n---\s*(\n|\Z)", re.DOTALL)
 _KEPT = ("license", "license_name", "license_link", "language", "pipeline_tag")
@@ -172,3 +182,106 @@ def _licence(source: Checkpoint, card: dict[str, Any]) -> str:
 
 def _cell(text: str) -> str:
     return text.replace("|", "\\|").replace("\n", " ")
+
+
+def adapter_card(plan: Plan, out: Path, made: "MadeAdapter", ranks: Sequence[int]) -> str:
+    """README.md of a Δ as a LoRA adapter; ``ranks``: those that vLLM can be told."""
+    post, base = plan.lineages[0]
+    sources = [post] if base is None else [post, base]
+    cards = [front_matter(source) for source in sources]
+    metadata: dict[str, Any] = {
+        "base_model": [sources[-1].location.name],
+        "base_model_relation": "adapter",
+        "library_name": "peft",
+        "tags": ["lora", "delta", "paramdelta"],
+    }
+    metadata |= {key: cards[0][key] for key in _KEPT if key in cards[0]}
+    least = next((rank for rank in ranks if rank >= made.rank), None)
+    vllm = (
+        f"`vllm serve BASE --enable-lora --max-lora-rank {least} --lora-modules {out.name}=DIR`"
+        if least is not None
+        else f"Not with vLLM: its --max-lora-rank is at most {ranks[-1]}, and r is {made.rank}."
+    )
+    limits = (
+        f"It takes a --max-lora-rank of {', '.join(map(str, ranks))}, at least r, which is "
+        f"{made.rank} here; no modules_to_save and no biases, of which there are none here; one "
+        "scaling for all modules, which is 1. So its source says (vllm/lora/peft_helper.py, "
+        "vllm/config/lora.py); paramdelta did not run it."
+    )
+    held = (
+        f"**It holds {_percent(made.kept_of_linear)} of the energy of the linear weights' Δ, "
+        f"{_percent(made.kept_of_all)} of the whole Δ's.** Energy is ‖Δ‖²_F, measured against Δ "
+        f"with the factors as they are stored ({made.dtype}). How much of an ability that is, only "
+        "a test of the ability says."
+    )
+    lost = [
+        f"| {left.kind} | {len(left.tensors)} | {100 * left.energy / made.energy:.3g} % |"
+        for left in made.left
+    ]
+    if made.alone:
+        lost.append(f"| tensors that only post has | {len(made.alone)} | not known |")
+    lines = [
+        "---",
+        yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True).strip(),
+        "---",
+        "",
+        f"# {out.name}",
+        "",
+        _ADAPTER + ".",
+        "",
+        "    Θ_post ≈ Θ_base + B·A,   B = U·√S,   A = √S·Vᵀ   (alpha = r: the scaling is 1)",
+        "",
+        "| | model | licence |",
+        "|---|---|---|",
+        *(
+            f"| {source.role} | {_cell(_public(source))} | {_cell(_licence(source, card))} |"
+            for source, card in zip(sources, cards, strict=True)
+        ),
+        "",
+        "The licences of both bind whoever uses it; look at each.",
+        "",
+        held,
+        "",
+        *(
+            ["## What it leaves out", "", "| what | tensors | of the Δ's energy |", "|---|---|---|"]
+            if lost
+            else []
+        ),
+        *lost,
+        *([""] if lost else []),
+        "## Apply it",
+        "",
+        "PEFT: `PeftModel.from_pretrained(base, DIR)`, and `merge_and_unload()` for a plain model.",
+        "",
+        "Onto another base, exactly and streaming:",
+        "",
+        "```",
+        f"pip install paramdelta=={__version__}",
+        f"paramdelta mix --post {out.name} --new-base NEW_BASE --out DIR",
+        "```",
+        "",
+        f"vLLM: {vllm}",
+        limits,
+        "",
+        "## Modules",
+        "",
+        "| module | weight | rank | of | energy kept |",
+        "|---|---|---|---|---|",
+        *(
+            f"| {_cell(one.module)} | {one.shape[0]} × {one.shape[1]} | {one.rank} | {one.full} | "
+            f"{_percent(one.kept)} |"
+            for one in made.kept
+        ),
+        f"| all | | | | {_percent(made.kept_of_linear)} |",
+        "",
+    ]
+    if made.unchanged:
+        lines += [
+            f"{len(made.unchanged)} linear weights are those of base and have no factors.",
+            "",
+        ]
+    return "\n".join(lines)
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.4f} %"

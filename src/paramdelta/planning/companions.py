@@ -24,7 +24,7 @@ _TOKENIZER = re.compile(
 )
 _SMALL_FILE = re.compile(r".*\.(json|txt|jinja|model|tiktoken|py)")
 _NOT_COMPANIONS = re.compile(
-    r"(.*\.index\.json|README\.md|paramdelta\.(lock|delta)\.json|adapter_.*|trainer_state\.json|all_results\.json|"
+    r"(.*\.index\.json|README\.md|paramdelta\.(lock|delta|lora)\.json|adapter_.*|trainer_state\.json|all_results\.json|"
     r"train_results\.json|eval_results\.json|requirements\.txt|\..*)"
 )
 _SUBFOLDERS = re.compile(r"\d+_\w+|additional_chat_templates")  # sentence-transformers' modules

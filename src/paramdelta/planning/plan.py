@@ -245,11 +245,12 @@ def summary(plan: Plan) -> dict[str, Any]:
             {"name": c.name, "giver": c.giver, "why": c.why, "changes": dict(c.changes)}
             for c in plan.companions
         ],
-        "findings": [_finding(finding) for finding in plan.findings],
+        "findings": [finding_facts(finding) for finding in plan.findings],
     }
 
 
-def _finding(finding: Finding) -> dict[str, Any]:
+def finding_facts(finding: Finding) -> dict[str, Any]:
+    """A finding for `--json`."""
     return {
         "severity": finding.severity.value,
         "code": finding.code,
