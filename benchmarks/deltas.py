@@ -12,6 +12,7 @@ Writes benchmarks/results/deltas.json and the tables of docs/delta-format.md.
 """
 
 import argparse
+import importlib.metadata
 import json
 import shutil
 import statistics
@@ -197,6 +198,14 @@ def codecs(found: list[tuple[str, Block]], rounds: int) -> list[dict[str, Any]]:
     return result
 
 
+def version_of(package: str) -> str | None:
+    """The version of a package, None if it is not installed."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
 def timed(
     parts: list[bytes],
     compress: Callable[[bytes], bytes],
@@ -329,6 +338,7 @@ def main() -> None:
         "version": __version__,
         "machine": machine.describe(data),
         "zstd": ".".join(map(str, zstandard.ZSTD_VERSION)),
+        "zipnn": version_of("zipnn"),
         "rounds": options.rounds,
         "pairs": named,
     }

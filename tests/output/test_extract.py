@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from paramdelta import (
     CheckpointError,
     Delta,
+    Interrupted,
     MisfitError,
     Recipe,
     UsageError,
@@ -355,6 +356,19 @@ def test_an_error_leaves_nothing(tmp_path, lineage, monkeypatch):
     monkeypatch.setattr(extraction, "put_in_place", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         extract((str(lineage.post), str(lineage.base)), tmp_path / "delta")
+    assert not (tmp_path / "delta").exists()
+    assert not staging_folder(tmp_path / "delta").exists()
+
+
+def test_an_interrupted_run_leaves_nothing(tmp_path, lineage):
+    """Ctrl-C ends as Interrupted, and the next run begins again."""
+
+    def stop(_):
+        raise KeyboardInterrupt
+
+    source = (str(lineage.post), str(lineage.base))
+    with pytest.raises(Interrupted, match="nothing is kept"):
+        extract(source, tmp_path / "delta", progress=stop)
     assert not (tmp_path / "delta").exists()
     assert not staging_folder(tmp_path / "delta").exists()
 

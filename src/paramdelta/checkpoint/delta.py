@@ -350,7 +350,7 @@ _kept = _Kept(KEPT)
 class StoredDelta:
     """An opened Δ. All names are post's.
 
-    ``checkpoint``: where it is, its stored tensors, its files and companions. ``deltas``: by
+    ``checkpoint``: where it is, its tensors and Δ, its files and companions. ``deltas``: by
     tensor, the first half of its Δ (see `other_half`). ``whole``: tensors that have none, as post
     has them. ``about``: the description.
     """
@@ -418,10 +418,10 @@ def open_delta(location: Location, role: str) -> StoredDelta:
                 f"the Δ of tensor {next(iter(described))!r} is absent", where=str(path)
             )
     named = folder / "config.json"
-    stored: dict[str, View] = {name: delta.stream for name, delta in deltas.items()} | whole
+    views: dict[str, View] = {**deltas, **whole}
     config = read_json(named) if named.is_file() else {}
     return StoredDelta(
-        Checkpoint(role, location, stored, tuple(sources), config), deltas, whole, about
+        Checkpoint(role, location, views, tuple(sources), config), deltas, whole, about
     )
 
 
