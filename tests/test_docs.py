@@ -45,7 +45,7 @@ def test_recipes_in_the_page_can_be_read(tmp_path):
     """Every YAML block is a whole recipe, and is what `to_yaml` writes of it again."""
     text = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
     blocks = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
-    assert len(blocks) == 4
+    assert len(blocks) == 6
     for block in blocks:
         (tmp_path / "recipe.yaml").write_text(block, encoding="utf-8")
         found = read_recipe(tmp_path / "recipe.yaml")
@@ -54,7 +54,8 @@ def test_recipes_in_the_page_can_be_read(tmp_path):
 
 
 def test_keys_in_the_page_are_those_of_a_recipe():
-    """The tables of keys name each key of a recipe, of a Δ and of a rule, and no other."""
+    """The tables of keys name each key of a recipe and of what is in it, and no other."""
     text = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
     named = set(re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE))
-    assert named == set(recipe._RECIPE_KEYS) | set(recipe._DELTA_KEYS) | set(recipe._RULE_KEYS)
+    known = (recipe._RECIPE_KEYS, recipe._DELTA_KEYS, recipe._RULE_KEYS)
+    assert named == {*recipe._DARE_KEYS, *recipe._TIES_KEYS}.union(*known)

@@ -5,16 +5,17 @@ import io
 import math
 import numbers
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
 from paramdelta.dtypes import parse_dtype
 from paramdelta.errors import UsageError
 from paramdelta.schedule import PRESETS, Rule, Schedule, Span, preset
+from paramdelta.sparsity import Dare, Sparsity, Ties, check_density, chosen, hash_key, plain
 
 VOCABULARY = ("auto", "id", "token", "new-base")
 HEAD = ("untie", "drop")
@@ -28,16 +29,24 @@ class Delta:
     @revision). ``post`` may be a LoRA adapter, which is a Δ by itself; ``base`` may then be None.
     ``delta`` stands in the place of both: the address of a Δ that `paramdelta.extract` stored.
     ``scale`` is α of the formula: any finite number, or a `Schedule`, which may be given as YAML
-    has it (a list of rules, or the name of a preset).
+    has it (a list of rules, or the name of a preset). ``dare``: drop a random share of its
+    elements; ``density``: keep the share that is largest by magnitude, in the place of what
+    `Recipe.ties` has.
     """
 
     post: str = ""
     base: str | None = None
     scale: float | Schedule = 1.0
     delta: str | None = None
+    dare: Dare | None = None
+    density: float | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "post", str(self.post))
+        if self.dare is not None:
+            object.__setattr__(self, "dare", chosen(Dare, self.dare, "dare"))
+        if self.density is not None:
+            check_density(self.density)
         for name in ("base", "delta"):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, str(getattr(self, name)))
@@ -50,6 +59,12 @@ class Delta:
             )
         if not isinstance(self.scale, Schedule):
             object.__setattr__(self, "scale", read_scale(self.scale))
+
+    def times(self, factor: float) -> "Delta":
+        """The same Δ, its scale or every number of its schedule multiplied, each rounded once."""
+        if isinstance(self.scale, Schedule):
+            return replace(self, scale=self.scale.times(factor))
+        return replace(self, scale=self.scale * factor + 0.0)  # + 0.0: no negative zero
 
     @property
     def address(self) -> str:
@@ -68,7 +83,7 @@ class Recipe:
     the first post has and the output is to get; ``take``: tokens whose rows are the first post's
     outright. ``maps``: rules for names of post and base (`planning.names.parse_rule`), or "auto".
     ``head``: what becomes of an output head where the new base's is tied and another is not, one of
-    `HEAD`.
+    `HEAD`. ``ties``: trim every Δ, elect signs, merge what agrees.
     """
 
     new_base: str
@@ -80,6 +95,7 @@ class Recipe:
     take: tuple[str, ...] = ()
     maps: tuple[str, ...] = ()
     head: str = "untie"
+    ties: Ties | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "new_base", str(self.new_base))
@@ -93,33 +109,92 @@ class Recipe:
                     f"{name} {getattr(self, name)!r} is no choice",
                     expected="one of " + ", ".join(choices),
                 )
+        if self.ties is not None:
+            object.__setattr__(self, "ties", chosen(Ties, self.ties, "ties"))
         if self.dtype is not None:
             object.__setattr__(self, "dtype", parse_dtype(self.dtype))
         if not self.deltas:
             raise UsageError("a recipe needs at least one delta", expected="post and base")
 
+    def times(self, factor: float) -> "Recipe":
+        """The same recipe with every Δ's own scale multiplied: how much of all of it."""
+        if self.ties is not None:  # which averages: there the scales of the Δ only weigh them
+            return replace(self, ties=replace(self.ties, scale=self.ties.scale * factor))
+        return replace(self, deltas=tuple(delta.times(factor) for delta in self.deltas))
+
     @property
     def formula(self) -> str:
         """The formula with this recipe's addresses, on one line."""
-        terms = [self.new_base]
-        for number, delta in enumerate(self.deltas, 1):
-            sign, factor = self.factor(number, " · ")
-            minus = f" - {delta.base}" if delta.base is not None else ""
-            terms.append(f"{'-' if sign < 0 else '+'} {factor}({delta.address}{minus})")
-        return " ".join(terms)
+        differences = [
+            f"({d.address} - {d.base})" if d.base is not None else f"({d.address})"
+            for d in self.deltas
+        ]
+        return self.written(self.new_base, differences, " · ", "-")
 
     @property
     def symbols(self) -> str:
         """The formula in the paper's symbols; s(name) for a scale that goes by tensors, Δ for an
         adapter or a stored Δ.
         """
-        terms = ["Θ = Θ'_base"]
+        differences = []
         for number, delta in enumerate(self.deltas, 1):
-            sign, factor = self.factor(number, "·")
             tag = str(number) if len(self.deltas) > 1 else ""
-            what = f"(Θ_post{tag} − Θ_base{tag})" if delta.base is not None else f"Δ{tag}"
-            terms.append(f"{'−' if sign < 0 else '+'} {factor}{what}")
-        return " ".join(terms)
+            apart = delta.base is None
+            differences.append(f"Δ{tag}" if apart else f"(Θ_post{tag} − Θ_base{tag})")
+        return self.written("Θ = Θ'_base", differences)
+
+    def written(
+        self, first: str, differences: Sequence[str], times: str = "·", minus: str = "−"
+    ) -> str:
+        """The formula, its Δ given as text and in parentheses where they are sums."""
+        scales = [self.factor(number, times) for number in range(1, len(differences) + 1)]
+        return self.sparsely(first, differences, scales, range(len(differences)), minus)
+
+    def sparsely(
+        self,
+        first: str,
+        differences: Iterable[str],
+        scales: Iterable[tuple[int, str]],
+        numbers: Iterable[int],
+        minus: str = "−",
+    ) -> str:
+        """``first`` and the Δ of these numbers (from 0), with what is left out of them: of each its
+        sign and its factor.
+        """
+        terms = []
+        for what, (sign, factor), number in zip(differences, scales, numbers, strict=True):
+            shown = what
+            for name in self.thinned(number):
+                shown = f"{name}{shown}" if shown.startswith("(") else f"{name}({shown})"
+            terms.append((minus if sign < 0 else "+", factor + shown))
+        if self.ties is None or not terms:
+            return " ".join([first, *(f"{sign} {term}" for sign, term in terms)])
+        scale = self.ties.scale
+        inside = ", ".join((minus if sign == minus else "") + term for sign, term in terms)
+        factor = "" if abs(scale) == 1 else f"{abs(scale):g}·"
+        return f"{first} {minus if scale < 0 else '+'} {factor}TIES({inside})"
+
+    def thinned(self, number: int) -> list[str]:
+        """What is done to the Δ of this number (from 0) before it is scaled, for a formula."""
+        delta, found = self.deltas[number], []
+        density = delta.density or (self.ties.density if self.ties else 1)
+        if density < 1:
+            found.append(f"top{100 * density:g}%")
+        if delta.dare is not None:
+            found.append(f"DARE{delta.dare.drop:g}")
+        return found
+
+    def sparsity(self, number: int, tensor: str) -> Sparsity | None:
+        """What is left of the Δ of this number (from 0) in an output tensor; None: all of it."""
+        delta = self.deltas[number]
+        density = delta.density or (self.ties.density if self.ties else 1.0)
+        if delta.dare is None and density == 1:
+            return None
+        if delta.dare is None:
+            return Sparsity(density=density)
+        return Sparsity(
+            delta.dare.drop, hash_key(delta.dare.seed, number + 1, tensor), density=density
+        )
 
     def factor(self, number: int, times: str) -> tuple[int, str]:
         """Sign and size of a Δ's scale, as a factor in a formula. ``number`` counts from 1."""
@@ -137,6 +212,8 @@ class Recipe:
                 "post": d.post or None,
                 "base": d.base,
                 "scale": d.scale.plain if isinstance(d.scale, Schedule) else d.scale,
+                "dare": plain(d.dare) if d.dare is not None else None,
+                "density": d.density,
             }
             for d in self.deltas
         ]
@@ -152,6 +229,8 @@ class Recipe:
         for name in _LISTS[1:]:
             if getattr(self, name):
                 recipe[name] = list(getattr(self, name))
+        if self.ties is not None:
+            recipe["ties"] = plain(self.ties)
         return recipe
 
     def to_yaml(self) -> str:
@@ -160,8 +239,10 @@ class Recipe:
 
 
 _LISTS = ("allow", "graft", "take", "maps")
-_RECIPE_KEYS = ("new_base", "deltas", "dtype", *_LISTS, "vocabulary", "head")
-_DELTA_KEYS = ("post", "base", "delta", "scale")
+_RECIPE_KEYS = ("new_base", "deltas", "dtype", *_LISTS, "vocabulary", "head", "ties")
+_DELTA_KEYS = ("post", "base", "delta", "scale", "dare", "density")
+_DARE_KEYS = tuple(field.name for field in fields(Dare))
+_TIES_KEYS = tuple(field.name for field in fields(Ties))
 _RULE_KEYS = ("match", "preset", "value", "layers")
 _SUBSCRIPTS = str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉")
 _SPAN = re.compile(r"\s*(\d{1,6})\s*(?:-\s*(\d{1,6})\s*)?")
@@ -206,6 +287,9 @@ def read_recipe(path: str | Path) -> Recipe:
     return _Reader(path).recipe(node)
 
 
+_Made = TypeVar("_Made")
+
+
 class _Reader:
     """Turns YAML nodes into a Recipe and knows the line of everything that it refuses."""
 
@@ -226,6 +310,8 @@ class _Reader:
         choices: dict[str, Any] = {
             n: self._text(fields[n]) for n in ("vocabulary", "head") if n in fields
         }
+        if "ties" in fields:
+            choices["ties"] = self._ties(fields["ties"])
         try:
             return Recipe(new_base, tuple(deltas), parse_dtype(dtype), **lists, **choices)
         except UsageError as error:
@@ -244,10 +330,45 @@ class _Reader:
             for name in ("post", "base"):
                 if name in fields:
                     raise self._error(f"delta and {name} exclude each other", fields[name])
-            return Delta(scale=scale, delta=self._address(fields["delta"]))
-        post = self._address(self._required(fields, "post", node))
-        base = self._address(fields["base"]) if "base" in fields else None
-        return Delta(post, base, scale)
+            delta = Delta(scale=scale, delta=self._address(fields["delta"]))
+        else:
+            post = self._address(self._required(fields, "post", node))
+            base = self._address(fields["base"]) if "base" in fields else None
+            delta = Delta(post, base, scale)
+        if "dare" in fields:
+            delta = replace(delta, dare=self._dare(fields["dare"]))
+        if "density" in fields:
+            density = self._number(fields["density"], "density", "0.2, say")
+            delta = self._valid(lambda: replace(delta, density=density), fields["density"])
+        return delta
+
+    # -- what is left of a Δ -----------------------------------------------------------------------
+
+    def _dare(self, node: yaml.Node) -> Dare:
+        fields = self._mapping(node, _DARE_KEYS, "dare")
+        drop = self._number(self._required(fields, "drop", node), "drop", "0.9, say")
+        seed = self._number(fields["seed"], "seed", "0, say", int) if "seed" in fields else 0
+        return self._valid(lambda: Dare(drop, int(seed)), node)
+
+    def _ties(self, node: yaml.Node) -> Ties:
+        fields = self._mapping(node, _TIES_KEYS, "ties")
+        given: dict[str, Any] = {
+            name: self._number(fields[name], name, "0.2, say")
+            for name in ("density", "scale")
+            if name in fields
+        }
+        if "normalize" in fields:
+            text = self._text(fields["normalize"])
+            if text not in ("true", "false"):
+                raise self._error("normalize is true or false", fields["normalize"], got=text)
+            given["normalize"] = text == "true"
+        return self._valid(lambda: Ties(**given), node)
+
+    def _valid(self, make: Callable[[], _Made], node: yaml.Node) -> _Made:
+        try:
+            return make()
+        except UsageError as error:
+            raise self._error(error.what, node, error.expected) from None
 
     # -- scales ------------------------------------------------------------------------------------
 
@@ -326,10 +447,12 @@ class _Reader:
             spans.append(span)
         return tuple(spans)
 
-    def _number(self, node: yaml.Node, what: str, expected: str) -> float:
+    def _number(
+        self, node: yaml.Node, what: str, expected: str, kind: Callable[[str], float] = float
+    ) -> float:
         text = self._text(node)
         try:
-            number = float(text)
+            number = kind(text)
         except ValueError:
             raise self._error(f"{what} is not a number", node, expected, text) from None
         if not math.isfinite(number):

@@ -4,7 +4,7 @@ What a rule means for a checkpoint's names is `planning.coefficients`' business.
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Any
 
@@ -59,6 +59,10 @@ class Span:
         first, last = Fraction(self.start), Fraction(self.end)
         return float(first + (last - first) * Fraction(layer - self.first, self.last - self.first))
 
+    def times(self, factor: float) -> "Span":
+        """The same layers, their scales multiplied."""
+        return replace(self, start=_times(self.start, factor), end=_times(self.end, factor))
+
     @property
     def layers(self) -> str:
         """As YAML has it: ``0-53``, or ``7``."""
@@ -111,6 +115,11 @@ class Rule:
                     expected="every layer in one range",
                 )
 
+    def times(self, factor: float) -> "Rule":
+        """The same tensors, their scales multiplied."""
+        value = None if self.value is None else _times(self.value, factor)
+        return replace(self, value=value, layers=tuple(s.times(factor) for s in self.layers))
+
     @property
     def is_rest(self) -> bool:
         """Whether it is a bare number: for every tensor that no rule before it is for."""
@@ -160,6 +169,10 @@ class Schedule:
                     expected="the number for everything else as the last entry",
                 )
 
+    def times(self, factor: float) -> "Schedule":
+        """Every number of it multiplied."""
+        return Schedule(tuple(rule.times(factor) for rule in self.rules))
+
     @property
     def plain(self) -> list[Any]:
         """The schedule as YAML has it."""
@@ -188,3 +201,7 @@ def _finite(value: float, where: str) -> float:
     if not math.isfinite(value):
         raise UsageError(f"scale {value} is not a finite number", where=where or None)
     return float(value)
+
+
+def _times(scale: float, factor: float) -> float:
+    return scale * factor + 0.0  # + 0.0: no negative zero, which would read as another recipe

@@ -172,7 +172,7 @@ def test_just_below_a_power_of_two(dtype):
     from paramdelta.dtypes import DTYPES
     from paramdelta.output.verify import _close
 
-    tensor = SimpleNamespace(dtype=dtype, pairs=[SimpleNamespace(scale=1.0)])
+    tensor = SimpleNamespace(dtype=dtype, pairs=[SimpleNamespace(scale=1.0)], sparse=False)
     step = Fraction(1, 2 ** DTYPES[dtype].digits)  # from the number below 1 to 1
     for sign in (1, -1):
         assert not _close(sign * (1 - step), Fraction(0), sign * 1.0, tensor)

@@ -255,6 +255,36 @@ def _two_sum(a: Any, b: Any) -> Any:
     return total, (a - (total - part)) + (b - part)
 
 
+@_inline
+def halves(value: Any) -> Any:
+    """A float64 as the sum of two of 26 bits (Dekker), so that products of halves are exact."""
+    split = 134217729.0 * value  # 2^27 + 1
+    high = split - (split - value)
+    return high, value - high
+
+
+@_inline
+def scaled(value: Any, rest: Any, scale: Any, scale_high: Any, scale_low: Any) -> Any:
+    """``scale · (value + rest)`` as the rounded product and what it leaves over."""
+    product = scale * value
+    if abs(value) < 1e290:
+        upper, lower = halves(value)
+        rest = scale * rest + (
+            ((scale_high * upper - product) + scale_high * lower + scale_low * upper)
+            + scale_low * lower
+        )
+    return product, rest
+
+
+@_inline
+def increased(high: Any, low: Any, value: Any, rest: Any) -> Any:
+    """The accumulator ``high + low`` with ``value + rest`` added."""
+    total, error = _two_sum(high, value)
+    below, error2 = _two_sum(low, error + rest)
+    total, below = _two_sum(total, below)
+    return total, below + error2
+
+
 # Blocks are functions of their own, on views: indexing with an offset would keep LLVM from
 # vectorising them.
 
@@ -335,29 +365,15 @@ def begin(new: Array, high: Array, low: Array) -> None:
 @_kernel
 def add(post: Array, base: Array, scale: float, high: Array, low: Array) -> None:
     """Add ``scale (post − base)`` to the float64 accumulators ``high + low``, errors carried."""
-    split = 134217729.0 * scale  # Dekker: 2^27 + 1 cuts a float64 in two halves of 26 bits
-    scale_high = split - (split - scale)
-    scale_low = scale - scale_high
+    scale_high, scale_low = halves(scale)
     for i in range(post.size):
         p = _widen(post[i], F64(0))
         b = _widen(base[i], F64(0))
         difference, error = _two_sum(p, -b)
         if difference == 0.0:
             continue  # also keeps a negative zero in the accumulator
-        product = scale * difference
-        if abs(difference) < 1e290:
-            split = 134217729.0 * difference
-            upper = split - (split - difference)
-            lower = difference - upper
-            error = scale * error + (
-                ((scale_high * upper - product) + scale_high * lower + scale_low * upper)
-                + scale_low * lower
-            )
-        total, error2 = _two_sum(high[i], product)
-        rest, error3 = _two_sum(low[i], error2 + error)
-        total, rest = _two_sum(total, rest)
-        high[i] = total
-        low[i] = rest + error3
+        product, error = scaled(difference, error, scale, scale_high, scale_low)
+        high[i], low[i] = increased(high[i], low[i], product, error)
 
 
 @_kernel

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from paramdelta.checkpoint.tensor import Tensor, View
 from paramdelta.dtypes import DTYPES, FP8_SIDE
+from paramdelta.engine import sparsify
 from paramdelta.engine.slices import BLOCK, Budget, Slice
 from paramdelta.planning.plan import OutputTensor, Plan
 from paramdelta.storage.local import File, page_buffer
@@ -135,7 +136,7 @@ class Worker:
     def _mix(self, tensor: OutputTensor, start: int, stop: int, result: npt.NDArray[Any]) -> None:
         """Fill ``result`` with a run of a tensor's elements; report what is not finite."""
         fetched = self._read(tensor.views, start, stop)
-        self._sum(tensor, [fetched[place] for place in tensor.places], result)
+        self._sum(tensor, [fetched[place] for place in tensor.places], start, result)
 
     def _read(self, views: Sequence[View], start: int, stop: int) -> list[npt.NDArray[Any]]:
         """A run of each operand's elements, in the buffers."""
@@ -145,10 +146,18 @@ class Worker:
         ]
 
     def _sum(
-        self, tensor: OutputTensor, operands: list[npt.NDArray[Any]], result: npt.NDArray[Any]
+        self,
+        tensor: OutputTensor,
+        operands: list[npt.NDArray[Any]],
+        start: int,
+        result: npt.NDArray[Any],
     ) -> None:
-        """Combine operands into ``result``; report what is not finite."""
-        if not combine(tensor, operands, result, self.high, self.low):
+        """Combine operands from element ``start`` on; report what is not finite."""
+        if tensor.sparse:
+            finite = sparsify.combine(tensor, operands, start, result)
+        else:
+            finite = combine(tensor, operands, result, self.high, self.low)
+        if not finite:
             self._inspect(tensor, operands, result)
 
     def _fetch(self, operand: View, start: int, stop: int, buffer: memoryview) -> npt.NDArray[Any]:

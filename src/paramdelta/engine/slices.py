@@ -11,6 +11,9 @@ from paramdelta.planning.plan import OutputTensor, Plan
 MAX_BUFFER = 1 << 20  # bytes: larger reads are no faster and fall out of the processor's cache
 MIN_BUFFER = 64 << 10  # bytes: below, the cost of a call outweighs the work
 BLOCK = 1 << 14  # elements that the general arithmetic takes at a time: 16 bytes each of scratch
+PLANNED = 8_000  # bytes: a tensor in a plan and in its output's tables, of which a sweep has many
+DIGIT = 20  # bits of a magnitude by which the search for a threshold counts at a time
+FOUND = 1 << 17  # magnitudes that it holds: of fewer, it takes the one that it wants
 OVERHEAD = 48_000_000  # bytes: plan, threads, file tables; measured in tests
 
 
@@ -40,7 +43,9 @@ class Slice:
 class Budget:
     """How the memory is shared out: every worker has ``buffers`` of ``buffer`` bytes, and
     ``scratch`` bytes for what its operands need beside them. ``quantised``: the most elements of a
-    slice that is quantised, which is held whole, as float64, codes and scales.
+    slice that is quantised, which is held whole, as float64, codes and scales. ``outputs``: how
+    many are made of the same operands; each has float64 of its own. ``plans``: bytes of the plans
+    of all but the first.
     """
 
     workers: int
@@ -48,16 +53,21 @@ class Budget:
     buffer: int
     scratch: int = 0
     quantised: int = 0
+    outputs: int = 1
+    plans: int = 0
 
     @property
     def projected(self) -> int:
         """Bytes that the engine will hold at the most, beyond the interpreter and its libraries."""
-        each = self.buffers * self.buffer + self.scratch + 2 * 8 * BLOCK + 13 * self.quantised
-        return self.workers * each + OVERHEAD
+        sums = (13 + 8 * (self.outputs - 1)) * self.quantised
+        each = self.buffers * self.buffer + self.scratch + 2 * 8 * BLOCK + sums
+        return self.workers * each + OVERHEAD + self.plans
 
 
-def share_out(plan: Plan, memory: int, workers: int) -> Budget:
+def share_out(plan: Plan, memory: int, workers: int, outputs: int = 1) -> Budget:
     """Choose the buffers' size so that all workers together stay under ``memory`` bytes.
+
+    ``outputs``: how many are made of the plan's operands, by plans of their own.
 
     Raises:
         UsageError: too little memory for one worker with the smallest buffers.
@@ -65,9 +75,14 @@ def share_out(plan: Plan, memory: int, workers: int) -> Budget:
     buffers = 1 + max((len(tensor.views) for tensor in plan.tensors), default=1)
     views = [view for tensor in plan.tensors for view in tensor.views]
     scratch = max((view.scratch(MAX_BUFFER) for view in views), default=0)
+    if any(tensor.sparse for tensor in plan.tensors):
+        scratch += 6 * 8 * BLOCK
+    if any(p.sparsity is not None and p.sparsity.trims for t in plan.tensors for p in t.pairs):
+        scratch += 8 * ((1 << DIGIT) + FOUND)
     scaled = {tensor.scales_of for tensor in plan.tensors if tensor.derived}
     quantised = max((_band(t) for t in plan.tensors if t.name in scaled), default=0)
-    least = Budget(workers, buffers, MIN_BUFFER, scratch, quantised)
+    plans = (outputs - 1) * PLANNED * len(plan.tensors)
+    least = Budget(workers, buffers, MIN_BUFFER, scratch, quantised, outputs, plans)
     while least.workers > 1 and least.projected > memory:
         least = replace(least, workers=least.workers - 1)
     if least.projected > memory:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from paramdelta.engine.run import Inputs, Report, Sink, Worker
 from paramdelta.engine.slices import Budget, Slice, cut
+from paramdelta.engine.thresholds import with_thresholds
 from paramdelta.planning.plan import Plan
 from paramdelta.storage.local import raise_open_file_limit
 
@@ -16,13 +17,15 @@ TICK = 0.1  # seconds between two calls of the progress function
 @dataclass(frozen=True)
 class Progress:
     """How far a run is. ``done`` and ``total``: output bytes; ``resumed``: those of ``done`` that
-    an earlier run made; ``moved``: bytes read and written by this one.
+    an earlier run made; ``moved``: bytes read and written by this one. ``stage``: what is done
+    before the first byte of output, for people.
     """
 
     done: int
     total: int
     resumed: int
     moved: int
+    stage: str = ""
 
 
 def default_workers() -> int:
@@ -42,12 +45,39 @@ def run(
     every worker has finished its slice.
     """
     report = Report()
+    plan = trimmed(plan, sink.wants, budget, progress)
 
     def worker(inputs: Inputs) -> Worker:
         return Worker(plan, budget, inputs, sink, report)
 
     carry_out(plan, sink.wants, budget, worker, progress)
     return report
+
+
+def trimmed(
+    plan: Plan,
+    wants: Callable[[Slice], bool],
+    budget: Budget,
+    progress: Callable[[Progress], None] | None = None,
+) -> Plan:
+    """A plan with the thresholds that its sparse tensors need, of those that are still to be made;
+    raises as `run`.
+    """
+    if not any(p.sparsity is not None and p.sparsity.trims for t in plan.tensors for p in t.pairs):
+        return plan
+    raise_open_file_limit()
+    inputs = Inputs()
+
+    def say(done: int, total: int) -> None:
+        if progress is not None:
+            stage = f"{done} of {total} thresholds"
+            progress(Progress(0, plan.bytes_to_write, 0, inputs.read, stage))
+
+    wanted = frozenset(piece.tensor for piece in cut(plan, budget.buffer) if wants(piece))
+    try:
+        return with_thresholds(plan, wanted, budget, inputs, say)
+    finally:
+        inputs.close()
 
 
 def carry_out(

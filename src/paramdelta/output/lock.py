@@ -17,7 +17,14 @@ from paramdelta.version import __version__
 
 LOCK = "paramdelta.lock.json"
 VERSION = 1
-CHOICES = ("vocabulary", "graft", "take", "maps", "head")  # of a recipe, where not the default
+CHOICES = (
+    "vocabulary",
+    "graft",
+    "take",
+    "maps",
+    "head",
+    "ties",
+)  # of a recipe, where not the default
 
 
 def pinned(plan: Plan) -> Recipe:
@@ -28,9 +35,9 @@ def pinned(plan: Plan) -> Recipe:
 def renamed(plan: Plan, name: Callable[[Checkpoint], str]) -> Recipe:
     """The plan's recipe with addresses given by a function."""
     deltas = tuple(
-        Delta(scale=delta.scale, delta=name(post))
+        replace(delta, delta=name(post))
         if delta.delta is not None
-        else Delta(name(post), name(base) if base is not None else None, delta.scale)
+        else replace(delta, post=name(post), base=name(base) if base is not None else None)
         for (post, base), delta in zip(plan.lineages, plan.recipe.deltas, strict=True)
     )
     return replace(plan.recipe, new_base=name(plan.new_base), deltas=deltas)
@@ -90,7 +97,14 @@ def locked_recipe(lock: dict[str, Any], where: Path) -> Recipe:
     try:
         recipe = lock["recipe"]
         deltas = tuple(
-            Delta(d.get("post", ""), d.get("base"), d["scale"], d.get("delta"))
+            Delta(
+                d.get("post", ""),
+                d.get("base"),
+                d["scale"],
+                d.get("delta"),
+                d.get("dare"),
+                d.get("density"),
+            )
             for d in recipe["deltas"]
         )
         dtype = None if recipe["dtype"] == "auto" else recipe["dtype"]

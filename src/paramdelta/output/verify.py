@@ -5,12 +5,14 @@ positional reads, the formula written out once more. Where float64 cannot hold t
 fractions decide. What they leave open is said: at scales other than 1 `TOLERANCE`, where a Δ is a
 product of matrices, the rounding of its float64 sum (`rounding_of_product`), and where the sum is
 quantised, its rounding to float64 before (`ROUNDED_BEFORE`).
+
+Where TIES trims, the thresholds are found again, for which post and base are read in whole.
 """
 
 import math
 import random
 from collections.abc import Callable, Container, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -34,7 +36,7 @@ from paramdelta.checkpoint.tensor import (
 from paramdelta.dtypes import DTYPES, FP8_SIDE
 from paramdelta.errors import MisfitError
 from paramdelta.output.lock import locked_recipe, read_lock
-from paramdelta.planning.plan import OutputTensor, Plan
+from paramdelta.planning.plan import OutputTensor, Pair, Plan
 from paramdelta.planning.planner import make_plan
 
 CHUNK = 1 << 18  # elements compared at a time
@@ -83,6 +85,7 @@ def verify(
         )
     output = open_checkpoint(str(folder), "output")
     _compare_names(plan, output)
+    plan = with_thresholds(plan)
     scales = {tensor.scales_of: tensor.name for tensor in plan.tensors if tensor.derived}
     runs = list(_runs(plan, scales.keys(), share, random.Random(seed)))
     total = sum(stop - start for _, start, stop in runs)
@@ -161,7 +164,7 @@ def _compare(tensor: OutputTensor, output: Tensor, start: int, stop: int) -> Non
         return
     operands = _operands(tensor, start, stop)
     with np.errstate(all="ignore"):
-        expected = rounded(_total(tensor, operands), tensor.dtype)
+        expected = rounded(_total(tensor, operands, start), tensor.dtype)
     actual = _float64(got, tensor.dtype)
     same = (expected == actual) | (np.isnan(expected) & np.isnan(actual))
     for at in map(int, np.flatnonzero(~same)):
@@ -176,13 +179,83 @@ def _operands(tensor: OutputTensor, start: int, stop: int) -> list[Floats]:
     return [_value(term.view, start, stop) for term in tensor.terms]
 
 
-def _total(tensor: OutputTensor, operands: list[Floats]) -> Floats:
-    """The formula in float64."""
+def _total(tensor: OutputTensor, operands: list[Floats], start: int) -> Floats:
+    """The formula in float64. ``start``: the first element's number in the tensor."""
     total: Floats = operands[0].copy()
     with np.errstate(all="ignore"):
-        for number, pair in enumerate(tensor.pairs):
-            total += pair.scale * (operands[1 + 2 * number] - operands[2 + 2 * number])
+        terms = [
+            pair.coefficient * left_of(pair, post - base, start)
+            for pair, post, base in zip(tensor.pairs, operands[1::2], operands[2::2], strict=True)
+        ]
+        if tensor.ties is not None:
+            return total + _elected(tensor, np.array(terms))
+        for term in terms:
+            total += term
     return total
+
+
+def left_of(pair: Pair, difference: Floats, start: int) -> Floats:
+    """A run of a Δ with zeros where elements are left out, as docs/recipes.md defines it."""
+    sparsity = pair.sparsity
+    if sparsity is None:
+        return difference
+    kept = np.ones(len(difference), bool)
+    if sparsity.drop:
+        number = np.arange(start + 1, start + 1 + len(difference), dtype=np.uint64)
+        z = np.uint64(sparsity.key) + number * np.uint64(0x9E3779B97F4A7C15)
+        z = (z ^ z >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ z >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
+        kept = (z ^ z >> np.uint64(31)) >= np.uint64(sparsity.cutoff)
+    if sparsity.threshold is not None:
+        kept &= ~(np.abs(difference) < sparsity.threshold)
+    return np.where(kept, difference, 0.0)
+
+
+def _elected(tensor: OutputTensor, terms: Floats) -> Floats:
+    """What TIES merges of terms (one row a Δ), in float64."""
+    assert tensor.ties is not None
+    agree = (terms != 0) & (np.sign(terms) == np.sign(terms.sum(0)))
+    merged = np.where(agree, terms, 0.0).sum(0)
+    if tensor.ties.normalize:
+        weights = np.array([[abs(pair.scale)] for pair in tensor.pairs])
+        merged /= np.maximum((weights * agree).sum(0), np.finfo(np.float64).tiny)
+    return tensor.ties.scale * np.where(np.isnan(terms.sum(0)), np.nan, merged)
+
+
+def with_thresholds(plan: Plan) -> Plan:
+    """The plan with the least magnitude that TIES keeps of every Δ, found once more by numpy: a
+    histogram over coarse magnitudes, and a partition of those about the one that is wanted.
+    """
+    tensors = []
+    for tensor in plan.tensors:
+        pairs = []
+        for pair in tensor.pairs:
+            if pair.sparsity is not None and pair.sparsity.trims:
+                least = _threshold(pair, tensor.elements)
+                pair = replace(pair, sparsity=replace(pair.sparsity, threshold=least))
+            pairs.append(pair)
+        tensors.append(replace(tensor, pairs=tuple(pairs)))
+    return replace(plan, tensors=tuple(tensors))
+
+
+def _threshold(pair: Pair, elements: int) -> float:
+    def magnitudes() -> Iterator[npt.NDArray[np.int64]]:
+        for start in range(0, elements, CHUNK):
+            stop = min(start + CHUNK, elements)
+            with np.errstate(all="ignore"):
+                size = np.abs(_value(pair.post, start, stop) - _value(pair.base, start, stop))
+            yield size.view(np.int64)
+
+    assert pair.sparsity is not None
+    smaller = elements - pair.sparsity.kept(elements)  # how many stand below, if none are equal
+    counts = np.zeros(1 << 15, np.int64)
+    for bits in magnitudes():
+        counts += np.bincount(bits >> 48, minlength=len(counts))
+    below = np.cumsum(counts)
+    bucket = int(np.searchsorted(below, smaller, side="right"))
+    found = np.concatenate([bits[bits >> 48 == bucket] for bits in magnitudes()])
+    at = smaller - (int(below[bucket - 1]) if bucket else 0)
+    return float(np.partition(found, at)[at].view(np.float64))
 
 
 def _compare_quantised(
@@ -197,7 +270,7 @@ def _compare_quantised(
     across = -(-columns // FP8_SIDE)
     chunks = range(start, stop, CHUNK)
     total = np.concatenate(
-        [_total(tensor, _operands(tensor, at, min(at + CHUNK, stop))) for at in chunks]
+        [_total(tensor, _operands(tensor, at, min(at + CHUNK, stop)), at) for at in chunks]
     )
     first, last = start // columns // FP8_SIDE * across, -(-stop // columns // FP8_SIDE) * across
     written = _float64(_stored(scales, first, last), "F32")
@@ -434,12 +507,26 @@ def exact_sum(
     if not all(math.isfinite(operand) for operand in operands):
         return None
     total, slack = Fraction(operands[0]), Fraction(0)
+    terms = []
     for number, pair in enumerate(tensor.pairs):
-        post, near = exact_value(pair.post, element, operands[1 + 2 * number])
-        base, also = exact_value(pair.base, element, operands[2 + 2 * number])
-        total += Fraction(pair.scale) * (post - base)
-        slack += abs(Fraction(pair.scale)) * (near + also)
-    return total, slack
+        post, base = operands[1 + 2 * number], operands[2 + 2 * number]
+        left = left_of(pair, np.array([post - base]), element)[0] != 0
+        exact_post, near = exact_value(pair.post, element, post)
+        exact_base, also = exact_value(pair.base, element, base)
+        factor = Fraction(pair.coefficient)
+        terms.append(factor * (exact_post - exact_base) if left else Fraction(0))
+        slack += abs(factor) * (near + also)
+    if tensor.ties is None:
+        return total + sum(terms), slack
+    mass = sum(terms)
+    agree = [(t, abs(Fraction(p.scale))) for t, p in zip(terms, tensor.pairs, strict=True)]
+    agree = [(term, weight) for term, weight in agree if term * mass > 0]
+    merged = sum((term for term, _ in agree), Fraction(0))
+    if agree and tensor.ties.normalize:
+        divisor = sum(weight for _, weight in agree)
+        merged, slack = merged / divisor, slack / divisor
+    scale = Fraction(tensor.ties.scale)
+    return total + scale * merged, abs(scale) * slack
 
 
 def exact_value(view: View, element: int, value: float) -> tuple[Fraction, Fraction]:
@@ -505,5 +592,6 @@ def _close(exact: Fraction, slack: Fraction, got: float, tensor: OutputTensor) -
         exponent -= 1  # below a power of two the numbers are twice as close
     ulp = Fraction(2) ** max(exponent - digits, least - digits + 1)
     simple = len(tensor.pairs) == 1 and tensor.pairs[0].scale == 1 and tensor.dtype != "F64"
+    simple &= not tensor.sparse
     allowed = Fraction(1, 2) if simple else TOLERANCE
     return abs(exact - Fraction(got)) <= allowed * ulp + slack

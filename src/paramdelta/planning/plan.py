@@ -18,6 +18,7 @@ from paramdelta.planning.findings import Finding, Severity
 from paramdelta.planning.lineage import Likeness
 from paramdelta.planning.settlement import Case
 from paramdelta.recipe import Recipe
+from paramdelta.sparsity import Sparsity, Ties
 
 
 @dataclass(frozen=True)
@@ -35,12 +36,19 @@ class Pair:
     Where a base cancels out, another operand stands in its place (see `cancellation`).
 
     Where the Δ is stored as such (a LoRA adapter), it is ``post``, and ``base`` is zeros.
+    ``sparsity``: what is left of its elements; None: all.
     """
 
     number: int
     post: View
     base: View
     scale: float
+    sparsity: Sparsity | None = None
+
+    @property
+    def coefficient(self) -> float:
+        """What an element that is left is multiplied by: the scale, or DARE's rescaled one."""
+        return self.scale if self.sparsity is None else self.sparsity.rescaled(self.scale)
 
 
 @dataclass(frozen=True)
@@ -50,7 +58,7 @@ class OutputTensor:
     ``why`` says why a tensor is only copied; empty for a mixed one. ``scales_of``: the tensor whose
     block scales these are. ``asked``: the coefficient of every Δ of the recipe; None where the
     tensor has no such Δ. ``reduced``: operands have cancelled out; ``new`` and ``pairs`` are what
-    is left of the formula.
+    is left of the formula. ``ties``: signs are elected, and only what agrees is merged.
     """
 
     name: str
@@ -62,6 +70,12 @@ class OutputTensor:
     scales_of: str = ""
     asked: tuple[Coefficient | None, ...] = ()
     reduced: bool = False
+    ties: Ties | None = None
+
+    @property
+    def sparse(self) -> bool:
+        """Whether elements of a Δ are left out: then the output is no sum of whole operands."""
+        return self.ties is not None or any(pair.sparsity is not None for pair in self.pairs)
 
     @property
     def mixed(self) -> bool:
@@ -76,7 +90,11 @@ class OutputTensor:
     @property
     def terms(self) -> tuple[Term, ...]:
         """All operands with their coefficients, the new base's first."""
-        mixed = [Term(t, c) for p in self.pairs for t, c in ((p.post, p.scale), (p.base, -p.scale))]
+        mixed = [
+            Term(view, sign * pair.coefficient)
+            for pair in self.pairs
+            for view, sign in ((pair.post, 1), (pair.base, -1))
+        ]
         return (Term(self.new, 1.0), *mixed)
 
     @cached_property
@@ -136,8 +154,11 @@ class Plan:
 
     @property
     def bytes_to_read(self) -> int:
-        """Bytes of all operands; what several Δ share is read once."""
-        return sum(view.nbytes for t in self.tensors for view in t.views)
+        """Bytes of all operands; what several Δ share is read once, and twice for thresholds."""
+        looks = (p for t in self.tensors for p in t.pairs if p.sparsity and p.sparsity.trims)
+        return sum(view.nbytes for t in self.tensors for view in t.views) + sum(
+            2 * (pair.post.nbytes + pair.base.nbytes) for pair in looks
+        )
 
     @property
     def bytes_to_write(self) -> int:
@@ -188,6 +209,7 @@ class Plan:
                 tensor.dtype,
                 tensor.shape,
                 [[*t.view.identity, t.coefficient] for t in tensor.terms],
+                *([_sparsity(tensor)] if tensor.sparse else []),
             ]
             for tensor in self.tensors
         ]
@@ -203,6 +225,14 @@ class Plan:
         place = f"{first.where}: {first.sample()}" if first.tensors else first.where
         more = f" ({rest} more refused: see paramdelta plan)" if rest else ""
         raise MisfitError(first.what + more, where=place, remedy=_remedy(first))
+
+
+def _sparsity(tensor: OutputTensor) -> list[Any]:
+    ties = tensor.ties
+    return [
+        [ties.scale, ties.normalize] if ties else None,
+        [[pair.scale, *(pair.sparsity.plain if pair.sparsity else [])] for pair in tensor.pairs],
+    ]
 
 
 def _remedy(finding: Finding) -> str | None:

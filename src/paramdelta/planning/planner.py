@@ -41,15 +41,17 @@ SPECIAL = 512  # special tokens, at most, whose rows are looked at
 SHARED = 0.5  # of a vocabulary: with less in common, one belongs to another family
 
 
-def make_plan(recipe: Recipe) -> Plan:
+def make_plan(recipe: Recipe, opened: dict[str, Checkpoint] | None = None) -> Plan:
     """Open the checkpoints of a recipe by their headers and decide everything.
+
+    ``opened``: by address, those that a plan before this one opened; this one's are added.
 
     Raises:
         UsageError: an address that is no checkpoint, or a choice that cannot be meant.
         CheckpointError: damaged or hostile files.
         StorageError: something cannot be read or downloaded.
     """
-    return _Planner(recipe).plan()
+    return _Planner(recipe, {} if opened is None else opened).plan()
 
 
 @dataclass
@@ -91,10 +93,10 @@ class _Lineage:
 class _Planner:
     """Collects output tensors and findings; one instance makes one plan."""
 
-    def __init__(self, recipe: Recipe) -> None:
+    def __init__(self, recipe: Recipe, opened: dict[str, Checkpoint]) -> None:
         self.recipe = recipe
         self.findings = Findings()
-        self.opened: dict[str, Checkpoint] = {}
+        self.opened = opened
         self.new = self.source(self.open(recipe.new_base, "new base"))
         several = len(recipe.deltas) > 1
         self.lineages = [
@@ -429,7 +431,23 @@ class _Planner:
             c if number in there or (c is not None and c.scale == 0) else None
             for number, c in enumerate(found)
         )
-        return cancelled(replace(tensor, asked=asked))
+        tensor = self.sparsified(replace(tensor, asked=asked))
+        return tensor if tensor.sparse else cancelled(tensor)
+
+    def sparsified(self, tensor: OutputTensor) -> OutputTensor:
+        """The same tensor with what is left of its Δ, as the recipe asks."""
+        pairs = tuple(
+            replace(pair, sparsity=self.recipe.sparsity(pair.number, tensor.name))
+            for pair in tensor.pairs
+        )
+        numbers = [pair.number for pair in pairs]
+        if len(set(numbers)) < len(numbers) and any(p.sparsity or self.recipe.ties for p in pairs):
+            raise UsageError(
+                "an adapter both replaces and adapts a tensor whose Δ is to be sparse",
+                where=tensor.name,
+                remedy="merge the adapter into its base first",
+            )
+        return replace(tensor, pairs=pairs, ties=self.recipe.ties if pairs else None)
 
     # -- tensors -----------------------------------------------------------------------------------
 
