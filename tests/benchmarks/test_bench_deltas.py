@@ -1,4 +1,4 @@
-"""The page on stored Δ has the measured numbers, and the codec that was measured is the one used."""
+"""The page on stored Δ has the measured numbers, and what was chosen is what measured best."""
 
 import json
 
