@@ -76,9 +76,9 @@ def test_at_least_one_element_is_kept():
 def test_every_delta_tensor_and_seed_has_a_mask_of_its_own():
     """The key is of all three; two Δ with the same seed do not lose the same elements."""
     recipe = Recipe("n", tuple(Delta("p", "b", dare=Dare(0.5, seed)) for seed in (0, 0, 1)))
-    keys = {recipe.sparsity(number, name).key for number in range(3) for name in ("a", "b")}
+    keys = {recipe.sparsity(number, name, 1.0).key for number in range(3) for name in ("a", "b")}
     assert len(keys) == 6
-    assert Recipe("n", (Delta("p", "b"),)).sparsity(0, "a") is None
+    assert Recipe("n", (Delta("p", "b"),)).sparsity(0, "a", 1.0) is None
 
 
 def test_scaling_a_recipe_scales_what_ties_merges():

@@ -31,7 +31,7 @@ class Delta:
     ``scale`` is α of the formula: any finite number, or a `Schedule`, which may be given as YAML
     has it (a list of rules, or the name of a preset). ``dare``: drop a random share of its
     elements; ``density``: keep the share that is largest by magnitude, in the place of what
-    `Recipe.ties` has.
+    `Recipe.ties` has; a number or a `Schedule`.
     """
 
     post: str = ""
@@ -39,14 +39,19 @@ class Delta:
     scale: float | Schedule = 1.0
     delta: str | None = None
     dare: Dare | None = None
-    density: float | None = None
+    density: float | Schedule | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "post", str(self.post))
         if self.dare is not None:
             object.__setattr__(self, "dare", chosen(Dare, self.dare, "dare"))
         if self.density is not None:
-            check_density(self.density)
+            density = self.density
+            if not isinstance(density, Schedule):
+                density = read_scale(density)
+                object.__setattr__(self, "density", density)
+            for share in density.numbers if isinstance(density, Schedule) else [density]:
+                check_density(share)
         for name in ("base", "delta"):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, str(getattr(self, name)))
@@ -177,24 +182,28 @@ class Recipe:
     def thinned(self, number: int) -> list[str]:
         """What is done to the Δ of this number (from 0) before it is scaled, for a formula."""
         delta, found = self.deltas[number], []
-        density = delta.density or (self.ties.density if self.ties else 1)
-        if density < 1:
+        density = self.density(number)
+        if isinstance(density, Schedule):
+            found.append("top%")
+        elif density < 1:
             found.append(f"top{100 * density:g}%")
         if delta.dare is not None:
             found.append(f"DARE{delta.dare.drop:g}")
         return found
 
-    def sparsity(self, number: int, tensor: str) -> Sparsity | None:
+    def density(self, number: int) -> float | Schedule:
+        """The share of the Δ of this number (from 0) that is kept by magnitude."""
+        own = self.deltas[number].density
+        if own is not None:
+            return own
+        return self.ties.density if self.ties is not None else 1.0
+
+    def sparsity(self, number: int, tensor: str, density: float) -> Sparsity | None:
         """What is left of the Δ of this number (from 0) in an output tensor; None: all of it."""
-        delta = self.deltas[number]
-        density = delta.density or (self.ties.density if self.ties else 1.0)
-        if delta.dare is None and density == 1:
-            return None
-        if delta.dare is None:
-            return Sparsity(density=density)
-        return Sparsity(
-            delta.dare.drop, hash_key(delta.dare.seed, number + 1, tensor), density=density
-        )
+        dare = self.deltas[number].dare
+        if dare is None:
+            return Sparsity(density=density) if density < 1 else None
+        return Sparsity(dare.drop, hash_key(dare.seed, number + 1, tensor), density)
 
     def factor(self, number: int, times: str) -> tuple[int, str]:
         """Sign and size of a Δ's scale, as a factor in a formula. ``number`` counts from 1."""
@@ -213,7 +222,7 @@ class Recipe:
                 "base": d.base,
                 "scale": d.scale.plain if isinstance(d.scale, Schedule) else d.scale,
                 "dare": plain(d.dare) if d.dare is not None else None,
-                "density": d.density,
+                "density": d.density.plain if isinstance(d.density, Schedule) else d.density,
             }
             for d in self.deltas
         ]
@@ -338,7 +347,7 @@ class _Reader:
         if "dare" in fields:
             delta = replace(delta, dare=self._dare(fields["dare"]))
         if "density" in fields:
-            density = self._number(fields["density"], "density", "0.2, say")
+            density = self.scale(fields["density"])
             delta = self._valid(lambda: replace(delta, density=density), fields["density"])
         return delta
 

@@ -179,6 +179,12 @@ class Schedule:
         return [rule.plain for rule in self.rules]
 
     @property
+    def numbers(self) -> list[float]:
+        """All scales that it names."""
+        spans = (s for rule in self.rules for span in rule.layers for s in (span.start, span.end))
+        return [*(rule.value for rule in self.rules if rule.value is not None), *spans]
+
+    @property
     def table(self) -> list[tuple[str, str, str]]:
         """Tensors, layers and scale of every rule, for people."""
         rows: list[tuple[str, str, str]] = []

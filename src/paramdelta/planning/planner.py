@@ -88,6 +88,7 @@ class _Lineage:
     at: int
     is_adapter: bool = False
     coefficients: dict[str, Coefficient] = field(default_factory=dict)  # by the output's names
+    densities: dict[str, Coefficient] = field(default_factory=dict)
 
 
 class _Planner:
@@ -408,9 +409,11 @@ class _Planner:
             for name in self.names
             if self.new.views[name].kind.mixable and not names.is_buffer(self.new.views[name])
         ]
-        for each in self.lineages:
+        for number, each in enumerate(self.lineages):
             each.coefficients, idle = coefficients(each.scale, axes, weights)
-            for rule in idle:
+            density = self.recipe.density(number)
+            each.densities, further = coefficients(density, axes, weights)
+            for rule in (*idle, *further):
                 where = f" ({rule.where})" if rule.where else ""
                 self.findings.add(
                     Severity.WARNING,
@@ -437,7 +440,14 @@ class _Planner:
     def sparsified(self, tensor: OutputTensor) -> OutputTensor:
         """The same tensor with what is left of its Δ, as the recipe asks."""
         pairs = tuple(
-            replace(pair, sparsity=self.recipe.sparsity(pair.number, tensor.name))
+            replace(
+                pair,
+                sparsity=self.recipe.sparsity(
+                    pair.number,
+                    tensor.name,
+                    self.lineages[pair.number].densities[tensor.name].scale,
+                ),
+            )
             for pair in tensor.pairs
         )
         numbers = [pair.number for pair in pairs]
