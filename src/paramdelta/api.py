@@ -273,6 +273,7 @@ def extract_adapter(
     rank: int | None = None,
     energy: float | None = None,
     max_rank: int = MAX_RANK,
+    embeddings: bool = False,
     dtype: str = "auto",
     memory: int | str = MEMORY,
     workers: int | None = None,
@@ -282,8 +283,9 @@ def extract_adapter(
     """Store a Δ as a LoRA adapter, as nearly as one can hold it: PEFT's layout, post's companions.
 
     ``rank``: of every linear weight's factors, as far as the weight has so many; or ``energy``: the
-    least rank that keeps this share of its ‖Δ‖²_F, up to ``max_rank``. ``dtype`` of the factors:
-    auto (post's BF16 or F16, else F32), bf16, f16, f32 or f64. The other arguments are those of
+    least rank that keeps this share of its ‖Δ‖²_F, up to ``max_rank``. ``embeddings``: factors for
+    embeddings and output head as well. ``dtype`` of the factors: auto (post's BF16 or F16, else
+    F32), bf16, f16, f32 or f64. The other arguments are those of
     `extract`. Whole or not at all.
 
     Raises:
@@ -300,7 +302,7 @@ def extract_adapter(
         raise UsageError("factors cannot be FP8", expected="--dtype auto, bf16, f16, f32 or f64")
     plan = plan_extract(*source) if isinstance(source, tuple) else source
     plan.check()
-    parts = linear(plan)
+    parts = linear(plan, embeddings)
     count, _ = lora.share_out(parts, aim, parse_size(memory), workers or default_workers())
     check_output(out, [source.location.path for source in plan.sources], overwrite, lora.LORA)
     last = Progress(0, 0, 0, 0)

@@ -34,6 +34,10 @@ def extract(
         int | None,
         typer.Option(metavar="R", help="The largest rank for --energy.  [default: 256]"),
     ] = None,
+    embeddings: Annotated[
+        bool,
+        typer.Option("--embeddings", help="Factors for embeddings and output head as well."),
+    ] = False,
     dtype: Annotated[
         str | None,
         typer.Option(
@@ -67,6 +71,7 @@ def extract(
     from paramdelta.planning.plan import summary
 
     of_adapters = {"--rank": rank, "--energy": energy, "--max-rank": max_rank, "--dtype": dtype}
+    of_adapters["--embeddings"] = embeddings or None
     strange = of_adapters if form == "delta" else {"--shard-size": shard_size}
     if form not in ("delta", "lora"):
         raise UsageError(f"--as {form} is not known", expected="delta or lora")
@@ -87,7 +92,8 @@ def extract(
                 out,
                 rank=rank,
                 energy=energy,
-                max_rank=max_rank or api.MAX_RANK,
+                max_rank=api.MAX_RANK if max_rank is None else max_rank,
+                embeddings=embeddings,
                 dtype=dtype or "auto",
                 memory=memory,
                 workers=workers,

@@ -219,7 +219,7 @@ def adapter(result: ExtractedAdapter, as_json: bool) -> None:
             "bytes_stored": made.stored,
             "dtype": made.dtype,
             "rank": made.rank,
-            "kept_of_linear": made.kept_of_linear,
+            "kept_of_modules": made.kept_of_modules,
             "kept_of_all": made.kept_of_all,
             "modules": [
                 {"module": one.module, "rank": one.rank, "energy": one.energy, "kept": one.kept}
@@ -240,8 +240,8 @@ def adapter(result: ExtractedAdapter, as_json: bool) -> None:
     typer.echo(
         f"{result.folder}: {len(made.kept)} modules of rank "
         + (f"{ranks[0]} to {ranks[-1]}" if len(ranks) > 1 else f"{ranks[0]}")
-        + f", {show_size(made.stored)} in {made.dtype}; {100 * made.kept_of_linear:.2f} % of the "
-        f"linear weights' energy is kept (least: {100 * least.kept:.2f} % in {least.module}), "
+        + f", {show_size(made.stored)} in {made.dtype}; {100 * made.kept_of_modules:.2f} % of the "
+        f"modules' energy is kept (least: {100 * least.kept:.2f} % in {least.module}), "
         f"{100 * made.kept_of_all:.2f} % of the whole Δ's; {show_duration(result.seconds)}"
     )
 

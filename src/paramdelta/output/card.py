@@ -209,7 +209,7 @@ def adapter_card(plan: Plan, out: Path, made: "MadeAdapter", ranks: Sequence[int
         "vllm/config/lora.py); paramdelta did not run it."
     )
     held = (
-        f"**It holds {_percent(made.kept_of_linear)} of the energy of the linear weights' Δ, "
+        f"**It holds {_percent(made.kept_of_modules)} of the energy of its modules' Δ, "
         f"{_percent(made.kept_of_all)} of the whole Δ's.** Energy is ‖Δ‖²_F, measured against Δ "
         f"with the factors as they are stored ({made.dtype}). How much of an ability that is, only "
         "a test of the ability says."
@@ -251,7 +251,12 @@ def adapter_card(plan: Plan, out: Path, made: "MadeAdapter", ranks: Sequence[int
         *([""] if lost else []),
         "## Apply it",
         "",
-        "PEFT: `PeftModel.from_pretrained(base, DIR)`, and `merge_and_unload()` for a plain model.",
+        "PEFT: `PeftModel.from_pretrained(base, DIR)`, and `merge_and_unload()` for a plain model."
+        + (
+            " Merge it: the output head is tied to an embedding, and unmerged it stays base's."
+            if made.tied
+            else ""
+        ),
         "",
         "Onto another base, exactly and streaming:",
         "",
@@ -272,12 +277,12 @@ def adapter_card(plan: Plan, out: Path, made: "MadeAdapter", ranks: Sequence[int
             f"{_percent(one.kept)} |"
             for one in made.kept
         ),
-        f"| all | | | | {_percent(made.kept_of_linear)} |",
+        f"| all | | | | {_percent(made.kept_of_modules)} |",
         "",
     ]
     if made.unchanged:
         lines += [
-            f"{len(made.unchanged)} linear weights are those of base and have no factors.",
+            f"{len(made.unchanged)} weights are those of base and have no factors.",
             "",
         ]
     return "\n".join(lines)

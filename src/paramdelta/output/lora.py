@@ -94,15 +94,17 @@ class Left:
 
 @dataclass(frozen=True)
 class MadeAdapter:
-    """A written adapter. ``unchanged``: linear weights whose Δ is zero, and which have no factors.
+    """A written adapter. ``unchanged``: weights whose Δ is zero, and which have no factors.
 
-    ``alone``: tensors that only post has. ``stored``: bytes of the weight file.
+    ``alone``: tensors that only post has. ``tied``: see `Linear`. ``stored``: bytes of the weight
+    file.
     """
 
     kept: tuple[Kept, ...]
     left: tuple[Left, ...]
     unchanged: tuple[str, ...]
     alone: tuple[str, ...]
+    tied: bool
     dtype: str
     stored: int
 
@@ -112,8 +114,8 @@ class MadeAdapter:
         return sum(one.energy for one in self.kept) + sum(one.energy for one in self.left)
 
     @property
-    def kept_of_linear(self) -> float:
-        """The share of the linear weights' energy that the adapter holds."""
+    def kept_of_modules(self) -> float:
+        """The share of its modules' energy that the adapter holds."""
         return self._held / sum(one.energy for one in self.kept)
 
     @property
@@ -148,6 +150,12 @@ class MadeAdapter:
         if self.alone:
             what = "tensors that only post has are left out"
             found.append(Finding(Severity.WARNING, "only-in-post", what, "adapter", self.alone))
+        if self.tied:
+            what = "the output head is tied to an embedding whose factors it gets only by merging"
+            remedy = "merge_and_unload of PEFT, or paramdelta mix; unmerged, the head is base's"
+            found.append(
+                Finding(Severity.WARNING, "tied-embedding", what, "adapter", remedy=remedy)
+            )
         joined = tuple(one.tensor for one in self.kept if ".experts." in one.tensor)
         if joined:
             what = "experts by their names in the checkpoint; transformers 5 joins them as it loads"
@@ -282,7 +290,7 @@ def _description(plan: Plan, aim: Aim, made: MadeAdapter) -> str:
         "asked": asdict(aim),
         "dtype": made.dtype,
         "energy": made.energy,
-        "kept_of_linear": made.kept_of_linear,
+        "kept_of_modules": made.kept_of_modules,
         "kept_of_all": made.kept_of_all,
         "modules": [asdict(one) for one in made.kept],
         "left": [asdict(one) for one in made.left],
@@ -366,7 +374,13 @@ class _Writer:
         self.done = self.total
         self._show()
         return MadeAdapter(
-            tuple(kept), left, tuple(unchanged), self.parts.alone, self.dtype, stored
+            tuple(kept),
+            left,
+            tuple(unchanged),
+            self.parts.alone,
+            self.parts.tied,
+            self.dtype,
+            stored,
         )
 
     def _factors(self, path: Path, pool: ThreadPoolExecutor) -> tuple[list[Kept], list[str], int]:
@@ -452,7 +466,7 @@ class _Writer:
             factors.energy,
             1 - rest / factors.energy,
         )
-        # Conv1D's weight is the transpose of what PEFT's factors make.
+        # The weight of Conv1D or of an embedding is the transpose of what PEFT's factors make.
         if module.turned:
             up_bytes, down_bytes = down_bytes.T, up_bytes.T
         return _Pair(kept, down_bytes.tobytes(), up_bytes.tobytes())
@@ -510,8 +524,12 @@ def _header(dtype: str, written: Sequence[tuple[Module, int]], size: int = 0) ->
         for half, shape in (("A", [rank, into]), ("B", [out, rank])):
             begin, end = end, end + DTYPES[dtype].nbytes(math.prod(shape))
             offsets = [begin, end] if size else [_POSITION, _POSITION]
-            name = f"base_model.model.{module.name}.lora_{half}.weight"
-            header[name] = {"dtype": dtype, "shape": shape, "data_offsets": offsets}
+            ending = f"lora_embedding_{half}" if module.embedding else f"lora_{half}.weight"
+            header[f"base_model.model.{module.name}.{ending}"] = {
+                "dtype": dtype,
+                "shape": shape,
+                "data_offsets": offsets,
+            }
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (max(size, -(-(8 + len(text)) // ALIGNED) * ALIGNED) - 8 - len(text))
     return len(text).to_bytes(8, "little") + text

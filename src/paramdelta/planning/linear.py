@@ -1,17 +1,18 @@
 """Which weights' Δ a LoRA adapter can hold, and what PEFT calls them.
 
-An adapter adds products to the weights of linear layers. The names are those of the checkpoint: for
-the models of transformers they are those of the loaded model too, but where it renames what it
-loads (experts that it joins, parts of multimodal models).
+An adapter adds products to the weights of linear layers, and of embeddings if it is told to. The
+names are those of the checkpoint: for the models of transformers they are those of the loaded model
+too, but where it renames what it loads (experts that it joins, parts of multimodal models).
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from paramdelta.planning.names import is_buffer
+from paramdelta.checkpoint.tensor import Rows
+from paramdelta.planning.names import is_buffer, tie_of
 from paramdelta.planning.plan import OutputTensor, Pair, Plan
-from paramdelta.planning.presets import is_of
+from paramdelta.planning.presets import is_head, is_of
 
 EMBEDDINGS = "embeddings and output head"
 VECTORS = "norms, biases and other vectors"
@@ -24,15 +25,16 @@ _PREFIXES = {"gpt2": "transformer."}
 
 @dataclass(frozen=True)
 class Module:
-    """A linear layer whose weight has a Δ. ``name``: PEFT's. ``tensor``: the weight's.
+    """A layer whose weight has a Δ. ``name``: PEFT's. ``tensor``: the weight's.
 
-    ``turned``: it is stored as (in, out).
+    ``turned``: it is stored as (in, out). ``embedding``: it is one, whose factors have other names.
     """
 
     name: str
     tensor: str
     pair: Pair
     turned: bool
+    embedding: bool = False
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -52,7 +54,8 @@ class Linear:
     """What of a plan goes into an adapter.
 
     ``left``: by kind, the tensors that have a Δ and cannot go in. ``alone``: names that only post
-    has. ``turned``: the layers keep their weights as (in, out). ``task``: PEFT's task type.
+    has. ``turned``: the linear layers keep their weights as (in, out). ``task``: PEFT's task type.
+    ``tied``: an embedding that goes in is also the output head.
     """
 
     modules: tuple[Module, ...]
@@ -60,10 +63,11 @@ class Linear:
     alone: tuple[str, ...]
     turned: bool
     task: str | None
+    tied: bool
 
 
-def linear(plan: Plan) -> Linear:
-    """Sort the tensors of a mix onto post."""
+def linear(plan: Plan, embeddings: bool) -> Linear:
+    """Sort the tensors of a mix onto post; ``embeddings``: those and the head go in as well."""
     config = plan.new_base.config
     kind = str(config.get("model_type"))
     task = _task(config)
@@ -82,7 +86,12 @@ def linear(plan: Plan) -> Linear:
         axes = len(tensor.shape)
         module, _, last = tensor.name.rpartition(".")
         if not is_of("skip-embeddings", tensor.name, axes):
-            left[EMBEDDINGS].append(tensor)
+            plain = axes == 2 and last == "weight" and tensor.elements > 0
+            if embeddings and plain and _goes_by_number(pair):
+                head = is_head(tensor.name)
+                modules.append(Module(prefix + module, tensor.name, pair, not head, not head))
+            else:
+                left[EMBEDDINGS].append(tensor)
         elif axes < 2:
             left[VECTORS].append(tensor)
         elif axes != 2 or last != "weight" or not is_of("linear-only", tensor.name, axes):
@@ -95,7 +104,14 @@ def linear(plan: Plan) -> Linear:
         tuple(alone),
         kind in _TURNED,
         task,
+        any(module.embedding for module in modules) and tie_of(config)[1] is True,
     )
+
+
+def _goes_by_number(pair: Pair) -> bool:
+    """Whether post's rows are base's row by row, and not those of a vocabulary that changed."""
+    views = (pair.post, pair.base)
+    return not any(isinstance(view, Rows) and view.rows is not None for view in views)
 
 
 def _task(config: Mapping[str, Any]) -> str | None:

@@ -44,6 +44,11 @@ def stack_of(name: str) -> str | None:
     return name[: found.start(1)] if found else None
 
 
+def is_head(name: str) -> bool:
+    """Whether a tensor is of a model's head, outside of all layers."""
+    return layer_of(name) is None and bool(_HEAD.search(name))
+
+
 def is_of(preset: str, name: str, axes: int) -> bool:
     """Whether a preset gives the Δ to the tensor of this name and number of axes."""
     outside = layer_of(name) is None
