@@ -6,7 +6,17 @@ import subprocess
 import sys
 from pathlib import Path
 
-COMMANDS = ((), ("plan",), ("mix",), ("verify",), ("extract",), ("demo",), ("recipe", "show"))
+COMMANDS = (
+    (),
+    ("plan",),
+    ("mix",),
+    ("sweep",),
+    ("verify",),
+    ("extract",),
+    ("demo",),
+    ("recipe", "show"),
+    ("recipe", "import"),
+)
 TARGET = Path(__file__).with_name("cli.md")
 CODE = "import sys; sys.argv[0] = 'paramdelta'; from paramdelta.cli.app import main; main()"
 

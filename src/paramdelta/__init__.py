@@ -16,11 +16,14 @@ if TYPE_CHECKING:
     from paramdelta.api import (
         Extracted,
         ExtractedAdapter,
+        Member,
         Mix,
+        Swept,
         extract,
         extract_adapter,
         mix,
         plan,
+        sweep,
         verify,
     )
     from paramdelta.errors import (
@@ -38,11 +41,14 @@ if TYPE_CHECKING:
 _HOMES = {
     "Extracted": "api",
     "ExtractedAdapter": "api",
+    "Member": "api",
     "Mix": "api",
+    "Swept": "api",
     "extract": "api",
     "extract_adapter": "api",
     "mix": "api",
     "plan": "api",
+    "sweep": "api",
     "verify": "api",
     "CheckpointError": "errors",
     "Interrupted": "errors",
@@ -65,6 +71,7 @@ __all__ = [
     "ExtractedAdapter",
     "Finding",
     "Interrupted",
+    "Member",
     "MisfitError",
     "Mix",
     "ParamDeltaError",
@@ -72,6 +79,7 @@ __all__ = [
     "Recipe",
     "Severity",
     "StorageError",
+    "Swept",
     "UsageError",
     "__version__",
     "extract",
@@ -79,6 +87,7 @@ __all__ = [
     "mix",
     "plan",
     "read_recipe",
+    "sweep",
     "verify",
 ]
 

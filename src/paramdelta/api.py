@@ -1,7 +1,8 @@
-"""What paramdelta does, as functions: plan, mix, verify, extract. The command line calls these."""
+"""What paramdelta does, as functions; the command line calls these."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 
@@ -9,8 +10,10 @@ from paramdelta.checkpoint.adapter import is_adapter
 from paramdelta.checkpoint.checkpoint import DELTA
 from paramdelta.dtypes import FP8_BLOCK, parse_dtype
 from paramdelta.engine import threads
+from paramdelta.engine.run import Inputs, Report
 from paramdelta.engine.sketch import Aim
 from paramdelta.engine.slices import Budget, share_out
+from paramdelta.engine.sweep import SweepWorker, trimmed
 from paramdelta.engine.threads import Progress, default_workers
 from paramdelta.errors import Interrupted, MisfitError, UsageError
 from paramdelta.output import extract as extraction
@@ -18,13 +21,15 @@ from paramdelta.output import lora
 from paramdelta.output import verify as verification
 from paramdelta.output.card import adapter_card, model_card
 from paramdelta.output.companions import write_companions
-from paramdelta.output.files import Files, check_output, check_space
+from paramdelta.output.files import Files, check_output, check_room, check_space
 from paramdelta.output.layout import Layout, make_layout
 from paramdelta.output.lock import LOCK, lock_text
+from paramdelta.output.members import Members, is_finished, sizes
 from paramdelta.output.verify import Verification
 from paramdelta.planning.linear import linear
 from paramdelta.planning.plan import Plan
 from paramdelta.planning.planner import make_plan
+from paramdelta.planning.sweep import Sweep, make_sweep
 from paramdelta.recipe import Delta, Recipe
 from paramdelta.storage.local import write_text
 from paramdelta.storage.location import locate
@@ -51,6 +56,36 @@ class Mix:
     moved: int
     resumed: int
     not_finite: dict[tuple[str, str], int]
+
+
+@dataclass(frozen=True)
+class Member:
+    """One output of a sweep.
+
+    ``size``: bytes of its weight files; ``shared``: those of them that are also another's on disk.
+    ``kept``: whether it was finished before and left as it is. ``not_finite``: as in `Mix`.
+    """
+
+    scale: float
+    folder: Path
+    size: int
+    shared: int
+    kept: bool
+    not_finite: dict[tuple[str, str], int]
+
+
+@dataclass(frozen=True)
+class Swept:
+    """A finished sweep.
+
+    ``members``: its outputs, in the order of the scales. ``seconds``: wall time. ``read`` and
+    ``written``: bytes of weights, by this run.
+    """
+
+    members: tuple[Member, ...]
+    seconds: float
+    read: int
+    written: int
 
 
 @dataclass(frozen=True)
@@ -135,17 +170,12 @@ def mix(
         if progress is not None:
             progress(now)
 
-    def write_small_files(folder: Path) -> None:
-        write_companions(plan.companions, folder)
-        write_text(folder / "README.md", model_card(plan, out))
-        write_text(folder / LOCK, lock_text(plan, shard_bytes))
-
     try:
         try:
             report = threads.run(plan, files, budget, watch)
         finally:
             files.flush()
-        files.finish(write_small_files)
+        files.finish(partial(_write_small_files, plan, out, shard_bytes))
     except KeyboardInterrupt:
         raise Interrupted(
             "stopped; what is done is kept",
@@ -163,6 +193,116 @@ def mix(
         last.resumed,
         dict(report.not_finite),
     )
+
+
+def sweep(
+    recipe: Recipe,
+    scales: Sequence[float],
+    out: str | Path,
+    *,
+    shard_size: int | str = SHARD_SIZE,
+    memory: int | str = MEMORY,
+    workers: int | None = None,
+    overwrite: bool = False,
+    fresh: bool = False,
+    planned: Callable[[Sweep], None] | None = None,
+    progress: Callable[[Progress], None] | None = None,
+) -> Swept:
+    """Write the mixes of a recipe at several scales, from one pass over its sources.
+
+    Each value of ``scales`` multiplies every Δ's own scale, and every number of its schedule: for
+    one plain Δ it is α. The outputs are ``out``/scale-0.5 and so on, each a whole checkpoint that
+    has every tensor, companion, card and lock that `mix` would write. Where tensors are the same at
+    every scale, they fill weight files of their own, which are hard links to one file on disk.
+
+    Each output is whole or not at all. One that is finished and the same is kept, whatever
+    ``overwrite`` says, unless ``fresh`` is given with it. ``planned`` is called with the plans
+    before anything is written. The other arguments are those of `mix`. Progress counts the bytes of
+    one output, for all go forward together.
+
+    Raises:
+        UsageError: scales, options or outputs that cannot be meant.
+        MisfitError, StorageError, Interrupted: as `mix`; the same call resumes.
+    """
+    began = perf_counter()
+    out = Path(out)
+    shard_bytes = parse_size(shard_size)
+    made = make_sweep(recipe, scales)
+    if planned is not None:
+        planned(made)
+    layout = make_layout(made.members[0], shard_bytes, made.own)
+    outs = [out / f"scale-{scale}" for scale in made.scales]
+    anew = fresh and overwrite
+    todo = [
+        number
+        for number, (plan, folder) in enumerate(zip(made.plans, outs, strict=True))
+        if anew or not is_finished(plan, shard_bytes, folder)
+    ]
+    reports = [Report() for _ in todo]
+    shared = Report()
+    last, looked, written = Progress(0, 0, 0, 0), 0, 0
+    if todo:
+        part, folders = made.only(todo), [outs[number] for number in todo]
+        budget = share_out(part.joint, parse_size(memory), workers or default_workers(), len(todo))
+        sources = [source.location.path for source in made.plans[0].sources]
+        for folder in folders:
+            check_output(folder, sources, overwrite)
+        if not fresh:
+            common = sum(shard.size for shard in layout.shards if shard.first >= made.own)
+            check_room(folders, len(todo) * layout.size - (len(todo) - 1) * common)
+        members = Members(part, layout, folders, fresh=fresh)
+
+        def look(now: Progress) -> None:
+            nonlocal looked
+            looked = now.moved
+            if progress is not None:
+                progress(now)
+
+        def watch(now: Progress) -> None:
+            nonlocal last
+            last = now
+            if progress is not None:
+                read = now.moved - (now.done - now.resumed)
+                progress(replace(now, moved=looked + read + members.written))
+
+        def worker(inputs: Inputs) -> SweepWorker:
+            return SweepWorker(part, budget, inputs, members, reports, shared)
+
+        try:
+            try:
+                part = trimmed(part, members.wants, budget, look)
+                threads.carry_out(part.joint, members.wants, budget, worker, watch)
+            finally:
+                members.flush()
+            for number, (plan, folder) in enumerate(zip(part.plans, folders, strict=True)):
+                members.finish(number, partial(_write_small_files, plan, folder, shard_bytes))
+        except KeyboardInterrupt:
+            raise Interrupted(
+                "stopped; what is done is kept",
+                where=str(out),
+                remedy="the same command goes on from here; --fresh starts again",
+            ) from None
+        finally:
+            members.close()
+        written = members.written
+    found = [dict(report.not_finite + shared.not_finite) for report in reports]
+    not_finite = dict(zip(todo, found, strict=True))
+    return Swept(
+        tuple(
+            Member(scale, folder, *sizes(folder), number not in todo, not_finite.get(number, {}))
+            for number, (scale, folder) in enumerate(zip(made.scales, outs, strict=True))
+        ),
+        perf_counter() - began,
+        looked + last.moved - (last.done - last.resumed),
+        written,
+    )
+
+
+def _write_small_files(plan: Plan, out: Path, shard_bytes: int, folder: Path) -> None:
+    """All but weights and index; ``folder``: where ``out`` is in the making."""
+    write_companions(plan.companions, folder)
+    write_text(folder / "README.md", model_card(plan, out))
+    write_text(folder / LOCK, lock_text(plan, shard_bytes))
 
 
 def budget_for(plan: Plan, memory: int | str = MEMORY, workers: int | None = None) -> Budget:

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from paramdelta.cli import demo, extract, formula, mix, plan, verify
+from paramdelta.cli import demo, extract, formula, mergekit, mix, plan, sweep, verify
 from paramdelta.errors import ParamDeltaError
 from paramdelta.version import __version__
 
@@ -29,11 +29,13 @@ app = typer.Typer(
 )
 app.command("plan")(plan.plan)
 app.command("mix")(mix.mix)
+app.command("sweep")(sweep.sweep)
 app.command("verify")(verify.verify)
 app.command("extract")(extract.extract)
 app.command("demo")(demo.demo)
 recipe = typer.Typer(help="What a recipe says.", no_args_is_help=True, rich_markup_mode=None)
 recipe.command("show")(formula.show)
+recipe.command("import")(mergekit.import_)
 app.add_typer(recipe, name="recipe")
 
 

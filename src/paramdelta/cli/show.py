@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from paramdelta.api import Extracted, ExtractedAdapter, Mix
+from paramdelta.api import Extracted, ExtractedAdapter, Mix, Swept
 from paramdelta.checkpoint.tensor import View
 from paramdelta.engine.slices import Budget
 from paramdelta.engine.threads import Progress
@@ -20,6 +20,7 @@ from paramdelta.output.verify import Verification
 from paramdelta.planning.explanation import Explanation, stored
 from paramdelta.planning.findings import Finding, Severity
 from paramdelta.planning.plan import Plan, finding_facts
+from paramdelta.planning.sweep import Sweep
 from paramdelta.recipe import Recipe
 from paramdelta.schedule import Schedule
 from paramdelta.units import show_count, show_duration, show_size
@@ -258,26 +259,97 @@ def mixed(result: Mix, as_json: bool) -> None:
                     "seconds": round(result.seconds, 3),
                     "bytes_moved": result.moved,
                     "bytes_resumed": result.resumed,
-                    "not_finite": [
-                        {"tensor": tensor, "where": where, "count": count}
-                        for (tensor, where), count in sorted(result.not_finite.items())
-                    ],
+                    "not_finite": _counts(result.not_finite),
                 },
                 ensure_ascii=False,
             )
         )
         return
-    for (tensor, where), count in sorted(result.not_finite.items()):
-        place = "the result (its dtype cannot hold the sum)" if where == "result" else where
-        typer.secho(
-            f"  warning   {count} infinite or NaN numbers in {tensor}, in {place}", fg="yellow"
-        )
+    _not_finite(result.not_finite)
     resumed = f", {show_size(result.resumed)} from an earlier run" if result.resumed else ""
     typer.echo(
         f"{result.folder}: {show_count(result.plan.parameters)} parameters, "
         f"{show_size(result.layout.size)} in {len(result.layout.shards)} "
         f"file{'s' if len(result.layout.shards) > 1 else ''}, "
         f"{show_duration(result.seconds)}, {show_size(rate)}/s read and written{resumed}"
+    )
+
+
+def _counts(not_finite: dict[tuple[str, str], int]) -> list[dict[str, Any]]:
+    return [
+        {"tensor": tensor, "where": where, "count": count}
+        for (tensor, where), count in sorted(not_finite.items())
+    ]
+
+
+def _not_finite(not_finite: dict[tuple[str, str], int], when: str = "") -> None:
+    for (tensor, where), count in sorted(not_finite.items()):
+        place = "the result (its dtype cannot hold the sum)" if where == "result" else where
+        typer.secho(
+            f"  warning   {count} infinite or NaN numbers in {tensor}, in {place}{when}",
+            fg="yellow",
+        )
+
+
+def sweeping(made: Sweep, as_json: bool) -> None:
+    """What `sweep` says before it begins: formula, scales, what is more than a note."""
+    shared = made.shared_bytes
+    if as_json:
+        event = {
+            "event": "plan",
+            "scales": list(made.scales),
+            "formulas": [plan.recipe.formula for plan in made.plans],
+            "digests": [plan.digest for plan in made.plans],
+            "bytes_to_read": made.joint.bytes_to_read,
+            "bytes_of_each": made.joint.bytes_to_write,
+            "bytes_shared": shared,
+        }
+        typer.echo(json.dumps(event, ensure_ascii=False))
+        return
+    for plan in made.plans:
+        typer.echo(_formula(plan))
+    said = {finding: plan for plan in reversed(made.plans) for finding in plan.findings}
+    for finding in said:
+        if finding.severity is not Severity.NOTE:
+            _finding(finding, all_tensors=False)
+    if shared:
+        typer.echo(f"  {show_size(shared)} of each are the same at every scale: written once")
+
+
+def swept(result: Swept, as_json: bool) -> None:
+    """The result of `sweep`: a table of its outputs."""
+    if as_json:
+        facts = {
+            "event": "done",
+            "seconds": round(result.seconds, 3),
+            "bytes_read": result.read,
+            "bytes_written": result.written,
+            "outputs": [
+                {
+                    "scale": member.scale,
+                    "folder": str(member.folder),
+                    "bytes": member.size,
+                    "bytes_shared": member.shared,
+                    "kept": member.kept,
+                    "not_finite": _counts(member.not_finite),
+                }
+                for member in result.members
+            ],
+        }
+        typer.echo(json.dumps(facts, ensure_ascii=False))
+        return
+    for member in result.members:
+        _not_finite(member.not_finite, f" at scale {member.scale:g}")
+    wide = max(len(str(member.folder)) for member in result.members)
+    typer.echo(f"  {'scale':>8}  {'folder':<{wide}}  {'bytes':>9}  {'shared':>9}")
+    for member in result.members:
+        typer.echo(
+            f"  {member.scale:>8g}  {member.folder!s:<{wide}}  {show_size(member.size):>9}  "
+            f"{show_size(member.shared):>9}" + ("  kept" if member.kept else "")
+        )
+    typer.echo(
+        f"{show_size(result.read)} read, {show_size(result.written)} written, "
+        f"{show_duration(result.seconds)}"
     )
 
 

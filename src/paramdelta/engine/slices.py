@@ -11,7 +11,7 @@ from paramdelta.planning.plan import OutputTensor, Plan
 MAX_BUFFER = 1 << 20  # bytes: larger reads are no faster and fall out of the processor's cache
 MIN_BUFFER = 64 << 10  # bytes: below, the cost of a call outweighs the work
 BLOCK = 1 << 14  # elements that the general arithmetic takes at a time: 16 bytes each of scratch
-PLANNED = 8_000  # bytes: a tensor in a plan and in its output's tables, of which a sweep has many
+PLANNED = 1_200  # bytes: a tensor in each further plan of a sweep, and in its output's tables
 DIGIT = 20  # bits of a magnitude by which the search for a threshold counts at a time
 FOUND = 1 << 17  # magnitudes that it holds: of fewer, it takes the one that it wants
 OVERHEAD = 48_000_000  # bytes: plan, threads, file tables; measured in tests

@@ -6,9 +6,10 @@ checkpoint. Then the files get their names, the index comes last, and the folder
 """
 
 import contextlib
+import os
 import shutil
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,8 +79,13 @@ def check_space(out: Path, layout: Layout) -> None:
     Raises:
         StorageError: too little free space, counting what an unfinished run already has.
     """
-    free, place = free_space(out)
-    missing = layout.size - _allocated(staging_folder(out))
+    check_room([out], layout.size)
+
+
+def check_room(outs: Sequence[Path], size: int) -> None:
+    """As `check_space`, for outputs in one place that are ``size`` bytes together."""
+    free, place = free_space(outs[0])
+    missing = size - _allocated([staging_folder(out) for out in outs])
     if free < missing:
         raise StorageError(
             "too little free space for the output",
@@ -98,10 +104,10 @@ def free_space(out: Path) -> tuple[int, Path]:
     return shutil.disk_usage(place).free, place
 
 
-def _allocated(folder: Path) -> int:
-    if not folder.is_dir():
-        return 0
-    return sum(getattr(p.stat(), "st_blocks", 0) * 512 for p in folder.iterdir() if p.is_file())
+def _allocated(folders: Iterable[Path]) -> int:
+    files = [path.stat() for f in folders if f.is_dir() for path in f.iterdir() if path.is_file()]
+    each = {(file.st_dev, file.st_ino): file for file in files}  # a file in several folders: once
+    return sum(getattr(file, "st_blocks", 0) * 512 for file in each.values())
 
 
 def identity(plan: Plan, layout: Layout) -> dict[str, Any]:
@@ -141,10 +147,20 @@ def put_in_place(staging: Path, out: Path) -> None:
 class Files:
     """The output folder in the making. Open it, let the engine write, then `finish`."""
 
-    def __init__(self, plan: Plan, layout: Layout, out: Path, *, fresh: bool) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        layout: Layout,
+        out: Path,
+        *,
+        fresh: bool,
+        twin: "Files | None" = None,
+        own: int | None = None,
+    ) -> None:
         """Make or reopen the staging folder and its files.
 
-        ``fresh``: throw away an unfinished run.
+        ``fresh``: throw away an unfinished run. ``twin``: an output with the same tensors from
+        number ``own`` on; where the system can, their files become the same.
 
         Raises:
             MisfitError: an unfinished run of something else is there, or one is going on.
@@ -162,6 +178,8 @@ class Files:
         whole = all(self._present(shard) for shard in layout.shards)
         if not whole:  # what a journal says of files that are gone is void
             (self.staging / JOURNAL).unlink(missing_ok=True)
+        if not (self.staging / JOURNAL).exists():
+            self._part_from_twins()
         self.journal = Journal(self.staging / JOURNAL, identity(plan, layout))
         self._places: list[tuple[int, int]] = []  # by tensor: number of its file, offset there
         self._starts: list[int] = []  # by tensor: its first byte in the output's data
@@ -177,6 +195,8 @@ class Files:
         self._files: list[File] = []
         try:
             for shard in layout.shards:
+                if twin is not None and own is not None and shard.first >= own:
+                    self._link(shard, twin)
                 file = File.create(self._path(shard))
                 self._files.append(file)
                 if file.size() != shard.size:
@@ -201,6 +221,17 @@ class Files:
         offset += piece.start * self._sizes[piece.tensor]
         self._files[number].write(data, offset)
         self._syncer.add(number, offset, piece.position, piece.nbytes)
+
+    def note(self, piece: Slice) -> None:
+        """Journal a slice that was written through a twin, whose file is this one's as well."""
+        number, offset = self._places[piece.tensor]
+        offset += piece.start * self._sizes[piece.tensor]
+        self._syncer.add(number, offset, piece.position, piece.nbytes)
+
+    def has_file_of(self, twin: "Files", piece: Slice) -> bool:
+        """Whether a slice goes into the same file in both."""
+        number, _ = self._places[piece.tensor]
+        return self._files[number].identity == twin._files[number].identity
 
     def _sync(self, written: list[tuple[int, int, int, int]]) -> None:
         for number in {entry[0] for entry in written}:
@@ -249,6 +280,18 @@ class Files:
             self.journal.close()
         with contextlib.suppress(OSError):
             (self.out / JOURNAL).unlink()
+
+    def _part_from_twins(self) -> None:
+        """Let go of files that are other outputs' too, before a new run writes into them."""
+        for path in map(self._path, self.layout.shards):
+            if path.exists() and path.stat().st_nlink > 1:
+                path.unlink()
+
+    def _link(self, shard: Shard, twin: "Files") -> None:
+        """Take the twin's file, where there is none yet; left to be written where links fail."""
+        if not self._path(shard).exists():
+            with contextlib.suppress(OSError):
+                os.link(twin._path(shard), self.staging / (shard.name + PART))
 
     def _path(self, shard: Shard) -> Path:
         final = self.staging / shard.name

@@ -44,10 +44,11 @@ class Layout:
         return sum(shard.size for shard in self.shards)
 
 
-def make_layout(plan: Plan, shard_size: int) -> Layout:
+def make_layout(plan: Plan, shard_size: int, apart: int | None = None) -> Layout:
     """Pack the plan's tensors, in order, into files of at most ``shard_size`` bytes each.
 
-    A tensor that is larger than that gets a file of its own.
+    A tensor that is larger than that gets a file of its own. ``apart``: the number of a tensor that
+    begins a new file in any case.
 
     Raises:
         UsageError: a shard size under 1 MB.
@@ -61,7 +62,7 @@ def make_layout(plan: Plan, shard_size: int) -> Layout:
     first, size = 0, 0
     for number, tensor in enumerate(plan.tensors):
         needed = tensor.nbytes + _entry_bound(tensor)
-        if number > first and size + needed > shard_size:
+        if number > first and (size + needed > shard_size or number == apart):
             groups.append((first, number))
             first, size = number, 0
         size = size or 128 + BLOCK  # the length, the metadata and the padding of the header

@@ -16,6 +16,7 @@ import mmap
 import os
 import random
 import threading
+from functools import cached_property
 from pathlib import Path
 
 from paramdelta.errors import CheckpointError, StorageError
@@ -72,6 +73,12 @@ class File:
     def size(self) -> int:
         """Bytes of the file now."""
         return os.fstat(self._descriptor).st_size
+
+    @cached_property
+    def identity(self) -> tuple[int, int]:
+        """Device and number: two paths with the same lead to one file."""
+        found = os.fstat(self._descriptor)
+        return found.st_dev, found.st_ino
 
     def read_into(self, buffer: memoryview, offset: int) -> None:
         """Fill the whole buffer from ``offset`` bytes into the file.
