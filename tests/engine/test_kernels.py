@@ -209,3 +209,19 @@ def test_not_finite_inputs_are_reported():
             assert not finite
             assert not math.isfinite(decode(int(got[3]), "BF16"))
             assert decode(int(got[2]), "BF16") == 1.0
+
+
+@pytest.mark.parametrize("scale", [1.0, -1.0, 0.5])
+@pytest.mark.parametrize("dtype", ["BF16", "F16", "F32", "F64"])
+def test_infinities_add_as_ieee_says(dtype, scale):
+    """An infinite operand gives an infinite sum of its sign, two that cancel NaN; verify agrees."""
+    values = [math.inf, -math.inf, 1.5, math.nan]
+    rows = [(n, p, b) for n in values for p in values for b in values]
+    bits = [list(map(int, bits_of(np.array(column), dtype))) for column in zip(*rows, strict=True)]
+    got, finite = mix(dtype, bits, [dtype] * 3, [scale])
+    assert not finite
+    for row, found in zip(rows, got, strict=True):
+        with np.errstate(invalid="ignore"):
+            n, p, b = map(np.float64, row)
+            expected = n + scale * (p - b)
+        assert np.array_equal(decode(int(found), dtype), expected, equal_nan=True), row

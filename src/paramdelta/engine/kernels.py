@@ -146,7 +146,7 @@ def _odd32_of_f64(value: Any, rest: Any) -> Any:
     left = left if left != 0.0 else rest
     bits = _f32_bits(narrow)
     step = U32(1) if (left > 0.0) == (value > 0.0) else U32(0xFFFFFFFF)
-    inexact_even = (left != 0.0) & (U32(bits & U32(1)) == U32(0))
+    inexact_even = ((left > 0.0) | (left < 0.0)) & (U32(bits & U32(1)) == U32(0))
     return U32(bits + (step if inexact_even else U32(0)))
 
 
@@ -280,6 +280,8 @@ def scaled(value: Any, rest: Any, scale: Any, scale_high: Any, scale_low: Any) -
 def increased(high: Any, low: Any, value: Any, rest: Any) -> Any:
     """The accumulator ``high + low`` with ``value + rest`` added."""
     total, error = _two_sum(high, value)
+    if (total - total) != 0.0:  # infinite or NaN, which carries no rounding error
+        return total, 0.0
     below, error2 = _two_sum(low, error + rest)
     total, below = _two_sum(total, below)
     return total, below + error2
@@ -327,6 +329,8 @@ def _mix_carefully(new: Any, post: Any, base: Any, out: Any, wide: Any) -> Any:
         error, error3 = _two_sum(error, error2)
         value, rest = _two_sum(total, error)
         rest = rest if rest != 0 else error3
+        broken = (total - total) != 0  # infinite or NaN, which carries no rounding error
+        value, rest = (total, wide) if broken else (value, rest)
         zero = p if _bits(n) == _bits(b) else (n if _bits(p) == _bits(b) else wide)
         out[i] = _narrow(zero if value == 0 else value, rest, out[i])
 
