@@ -2,17 +2,10 @@
 
 from typing import Any
 
-import numba
+from paramdelta.compiled import compiled
 
 
-def _compiled(function: Any) -> Any:
-    try:
-        return numba.njit(nogil=True, cache=True)(function)
-    except RuntimeError:  # no folder is writable: numba finds no place for its cache
-        return numba.njit(nogil=True)(function)
-
-
-@_compiled
+@compiled
 def multiply(
     values: Any,
     table: Any,

@@ -8,20 +8,12 @@ bytes. Eight products at a time make it as fast as one thread of OpenBLAS.
 
 from typing import Any
 
-import numba
-
-
-def _compiled(function: Any) -> Any:
-    try:
-        return numba.njit(nogil=True, cache=True)(function)
-    except RuntimeError:  # no folder is writable: numba finds no place for its cache
-        return numba.njit(nogil=True)(function)
-
+from paramdelta.compiled import compiled
 
 STRIP = 256  # columns that go through all rows together: eight strips fit in the nearest cache
 
 
-@_compiled
+@compiled
 def accumulate(up: Any, first: int, down: Any, out: Any, row: int, column: int) -> None:
     """``out[row + i, column + j] += Σₖ up[i, first + k] · down[k, j]``, summed in order of k.
 

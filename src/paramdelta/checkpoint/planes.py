@@ -14,6 +14,8 @@ import numpy as np
 from numba import types
 from numba.extending import intrinsic
 
+from paramdelta.compiled import compiled
+
 U64 = np.uint64
 
 
@@ -25,13 +27,6 @@ def _bits(_context: Any, _value: Any) -> Any:
         return builder.bitcast(arguments[0], context.get_value_type(signature.return_type))
 
     return types.uint64(types.float64), generate
-
-
-def _compiled(function: Any) -> Any:
-    try:
-        return numba.njit(nogil=True, cache=True)(function)
-    except RuntimeError:  # no folder is writable: numba finds no place for its cache
-        return numba.njit(nogil=True)(function)
 
 
 @numba.njit
@@ -48,7 +43,7 @@ def _word(value: Any) -> Any:
     return U64(low | sign | mantissa | U64(exponent >> U64(8)))
 
 
-@_compiled
+@compiled
 def halve(post: Any, base: Any, one: Any, other: Any) -> Any:
     """Words of two numbers each, ``one − other = post − base``: the difference and zero if it can.
 
@@ -77,14 +72,14 @@ def halve(post: Any, base: Any, one: Any, other: Any) -> Any:
     return any_one, any_other
 
 
-@_compiled
+@compiled
 def add_plane(words: Any, plane: Any, shift: int) -> None:
     """Put a plane of bytes into the words, ``shift`` bits from the bottom."""
     for i in range(words.size):
         words[i] |= U64(U64(plane[i]) << U64(shift))
 
 
-@_compiled
+@compiled
 def to_floats(words: Any) -> None:
     """Words to the bits of float64, in place."""
     for i in range(words.size):

@@ -24,6 +24,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic, overload
 
+from paramdelta.compiled import compiled
 from paramdelta.dtypes import FP8_SIDE
 
 Array = npt.NDArray[Any]
@@ -33,14 +34,6 @@ U8, I64 = np.uint8, np.int64
 SIDE = FP8_SIDE
 LEAST, MOST = 2.0**-126, (2 - 2.0**-23) * 2.0**127  # normal float32 numbers
 PLAIN = 1024  # elements that are made again together where a sum was not exact
-
-
-def _kernel(function: Any) -> Any:
-    """Compile lazily, one specialisation a dtype combination, cached on disk where possible."""
-    try:
-        return numba.njit(nogil=True, cache=True)(function)
-    except RuntimeError:  # no folder is writable: numba finds no place for its cache
-        return numba.njit(nogil=True)(function)
 
 
 def _bitcast(source: Any, target: Any, llvm: Any) -> Any:
@@ -335,7 +328,7 @@ def _mix_carefully(new: Any, post: Any, base: Any, out: Any, wide: Any) -> Any:
         out[i] = _narrow(zero if value == 0 else value, rest, out[i])
 
 
-@_kernel
+@compiled
 def mix_exact(new: Array, post: Array, base: Array, out: Array, wide: Any) -> bool:
     """``out = new + (post − base)``, correctly rounded; True if every result is finite.
 
@@ -358,7 +351,7 @@ def mix_exact(new: Array, post: Array, base: Array, out: Array, wide: Any) -> bo
     return finite
 
 
-@_kernel
+@compiled
 def begin(new: Array, high: Array, low: Array) -> None:
     """Start the float64 accumulators ``high + low`` at ``new``."""
     for i in range(new.size):
@@ -366,7 +359,7 @@ def begin(new: Array, high: Array, low: Array) -> None:
         low[i] = 0.0
 
 
-@_kernel
+@compiled
 def add(post: Array, base: Array, scale: float, high: Array, low: Array) -> None:
     """Add ``scale (post − base)`` to the float64 accumulators ``high + low``, errors carried."""
     scale_high, scale_low = halves(scale)
@@ -380,7 +373,7 @@ def add(post: Array, base: Array, scale: float, high: Array, low: Array) -> None
         high[i], low[i] = increased(high[i], low[i], product, error)
 
 
-@_kernel
+@compiled
 def finish(high: Array, low: Array, out: Array) -> bool:
     """Round the accumulators once into ``out``; True if every result is finite."""
     for i in range(out.size):
@@ -432,7 +425,7 @@ def _divided(row: Any, scale: Any, codes: Any) -> Any:
         codes[i] = _e4m3(row[i] / scale)
 
 
-@_kernel
+@compiled
 def quantise(values: Array, codes: Array, scales: Array) -> int:
     """``values ≈ codes · scales``, a scale for each block of 128 × 128; cut blocks at the edges.
 

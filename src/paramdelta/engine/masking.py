@@ -5,6 +5,7 @@ As in `engine.kernels`; see `engine.sparsify` for what they are for.
 
 from typing import Any
 
+from paramdelta.compiled import compiled
 from paramdelta.engine.kernels import (
     F64,
     I64,
@@ -13,7 +14,6 @@ from paramdelta.engine.kernels import (
     _all_finite,
     _f64_bits,
     _inline,
-    _kernel,
     _narrow,
     _two_sum,
     _widen,
@@ -31,7 +31,7 @@ def _hashed(key: Any, number: Any) -> Any:
     return U64(z ^ U64(z >> U64(31)))
 
 
-@_kernel
+@compiled
 def hashed(key: Any, start: Any, out: Array) -> None:
     """Outputs number ``start`` and on (from 0) of SplitMix64 that begins at ``key``.
 
@@ -42,7 +42,7 @@ def hashed(key: Any, start: Any, out: Array) -> None:
         out[i] = _hashed(key, U64(start + U64(i)))
 
 
-@_kernel
+@compiled
 def gather(
     post: Array,
     base: Array,
@@ -76,7 +76,7 @@ def gather(
         weights[row, i] += weight
 
 
-@_kernel
+@compiled
 def settle(
     new: Array,
     high: Array,
@@ -119,7 +119,7 @@ def _divided(value: Any, rest: Any, divisor: Any) -> Any:
     return _two_sum(quotient, (((value - product) - error) + rest) / divisor)
 
 
-@_kernel
+@compiled
 def look(
     post: Array,
     base: Array,
