@@ -18,7 +18,9 @@ SAMPLE_SECONDS = 0.02
 
 @dataclass(frozen=True)
 class Reading:
-    """Seconds and bytes. Anonymous memory leaves out mapped files, which the kernel can drop."""
+    """Seconds and bytes. Anonymous memory leaves out mapped files, which the kernel can drop; bytes
+    read and written are those of all calls, program files and the page cache included (Linux).
+    """
 
     wall_s: float
     user_s: float
@@ -26,6 +28,8 @@ class Reading:
     peak_rss_bytes: int
     peak_anonymous_bytes: int | None
     output: str
+    read_bytes: int | None = None
+    written_bytes: int | None = None
 
 
 class ChildFailedError(Exception):
@@ -46,6 +50,7 @@ def measure(command: list[str], environment: dict[str, str] | None = None) -> Re
     sampler = _AnonymousPeak(child.pid)
     sampler.start()
     words = child.stdout.read() if child.stdout else ""
+    moved = _moved(child.pid)
     _, status, usage = os.wait4(child.pid, 0)
     wall = time.perf_counter() - begin
     child.returncode = os.waitstatus_to_exitcode(status)
@@ -55,8 +60,30 @@ def measure(command: list[str], environment: dict[str, str] | None = None) -> Re
     if child.returncode:
         raise ChildFailedError(f"{' '.join(command)}: {child.returncode}\n{words[-2000:]}")
     return Reading(
-        wall, usage.ru_utime, usage.ru_stime, usage.ru_maxrss * 1024, sampler.peak or None, words
+        wall,
+        usage.ru_utime,
+        usage.ru_stime,
+        usage.ru_maxrss * 1024,
+        sampler.peak or None,
+        words,
+        moved.get("rchar"),
+        moved.get("wchar"),
     )
+
+
+def _moved(pid: int) -> dict[str, int]:
+    """What the kernel counted of a child's reads and writes; asked when it has ended but has not
+    been waited for, while there is still somebody to ask for. Linux only, else {}.
+    """
+    counts = Path(f"/proc/{pid}/io")
+    if not counts.exists():
+        return {}
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    try:
+        lines = counts.read_text().splitlines()
+    except OSError:
+        return {}
+    return {key: int(value) for key, value in (line.split(": ") for line in lines)}
 
 
 class _AnonymousPeak(threading.Thread):

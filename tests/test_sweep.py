@@ -139,8 +139,9 @@ def test_sparse_deltas(lineage, tmp_path, ties):
         folder = mix(one, tmp_path / "mix" / member.folder.name).folder
         assert content(member.folder) == content(folder)
         verify(member.folder, share=1.0)
-    made = make_sweep(recipe, (0.5,)).joint
-    assert result.read <= made.bytes_to_read
+    joint = make_sweep(recipe, (0, 0.5, 2)).joint
+    assert joint.bytes_to_read == plan(recipe).bytes_to_read
+    assert result.read <= joint.bytes_to_read
 
 
 @pytest.mark.parametrize("dtype", ["auto", "F32"])
@@ -400,6 +401,7 @@ def test_the_command(lineage, tmp_path):
     events = [json.loads(line) for line in again.stdout.splitlines()]
     assert events[0]["event"] == "plan"
     assert events[0]["scales"] == [0.5, 1.0, 1.25]
+    assert [one["mixed"] for one in events[0]["plans"]] == [21] * 3
     assert events[-1]["event"] == "done"
     assert all(one["kept"] for one in events[-1]["outputs"])
     path = tmp_path / "recipe.yaml"

@@ -1,8 +1,10 @@
 """Runs killed with SIGKILL at random moments and resumed end in the same bytes."""
 
 import hashlib
+import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +17,8 @@ from paramdelta.checkpoint.checkpoint import open_checkpoint
 from paramdelta.errors import CheckpointError
 from tests.checkpoints import fp8, llama, moved, save
 
-COMMAND = [sys.executable, "-c", "from paramdelta.cli.app import main; main()", "mix"]
+PROGRAM = [sys.executable, "-c", "from paramdelta.cli.app import main; main()"]
+COMMAND = [*PROGRAM, "mix"]
 
 
 def digest(folder: Path) -> str:
@@ -97,6 +100,59 @@ def test_a_few_kills(tmp_path):
 def test_a_few_kills_of_a_quantised_output(tmp_path):
     """The same with FP8 and its scales, two places that a slice is written to."""
     kill_and_resume(tmp_path, 2, seed=3, dtype="fp8-block")
+
+
+def kill_and_resume_a_sweep(tmp_path: Path, runs: int, seed: int) -> None:
+    """The same with three outputs that share files: whatever is there at a kill is whole."""
+    base = llama(hidden=256, layers=4, vocab=2500)
+    for number, name in enumerate(("base", "post", "new")):
+        save(tmp_path / name, moved(base, number), config_json={"model_type": "llama"})
+    options = [f"--{n}={tmp_path / n.replace('-base', '')}" for n in ("post", "base", "new-base")]
+    options += ["--preset", "linear-only", "--scale", "0.5,1,1.5", "--shard-size", "2MB"]
+    command = [*PROGRAM, "sweep", *options, "--memory", "80MB", "--workers", "2", "--json"]
+
+    began = time.monotonic()
+    subprocess.run([*command, "--out", str(tmp_path / "whole")], check=True, capture_output=True)
+    duration = time.monotonic() - began
+    expected = {path.name: digest(path) for path in (tmp_path / "whole").iterdir()}
+    chance = random.Random(seed)
+    out = tmp_path / "out"
+    kills = kept = resumed = 0
+    for _ in range(runs):
+        while True:
+            process = subprocess.Popen([*command, "--out", str(out)], stdout=subprocess.PIPE)
+            try:
+                process.wait(chance.uniform(0.5, 1.1) * duration)
+            except subprocess.TimeoutExpired:
+                os.kill(process.pid, signal.SIGKILL)
+                process.wait()
+            stdout = process.stdout.read().decode()
+            process.stdout.close()
+            for path in out.glob("scale-*"):
+                (path / "journal.jsonl").unlink(missing_ok=True)  # killed right after the rename
+                assert digest(path) == expected[path.name]
+            if process.returncode == 0:
+                break
+            assert process.returncode == -signal.SIGKILL, stdout
+            kills += 1
+        done = json.loads(stdout.splitlines()[-1])
+        kept += sum(member["kept"] for member in done["outputs"])
+        resumed += done["bytes_written"] < 20_000_000
+        assert {path.name for path in out.iterdir()} == expected.keys()
+        shutil.rmtree(out)
+    print(f"{runs} runs, {kills} kills, {kept} outputs kept, {resumed} runs that ended had resumed")
+    assert kills >= runs // 4
+
+
+def test_a_few_kills_of_a_sweep(tmp_path):
+    """Three sweeps, killed at random: the same folders each time."""
+    kill_and_resume_a_sweep(tmp_path, 3, seed=4)
+
+
+@pytest.mark.slow
+def test_fifty_kills_of_a_sweep(tmp_path):
+    """Fifty sweeps, killed at random: the same folders each time."""
+    kill_and_resume_a_sweep(tmp_path, 50, seed=5)
 
 
 @pytest.mark.slow

@@ -19,7 +19,7 @@ from paramdelta.output.layout import Layout
 from paramdelta.output.verify import Verification
 from paramdelta.planning.explanation import Explanation, stored
 from paramdelta.planning.findings import Finding, Severity
-from paramdelta.planning.plan import Plan, finding_facts
+from paramdelta.planning.plan import Plan, finding_facts, summary
 from paramdelta.planning.sweep import Sweep
 from paramdelta.recipe import Recipe
 from paramdelta.schedule import Schedule
@@ -110,7 +110,7 @@ def explained(explanations: Iterable[Explanation]) -> None:
         typer.echo(f"  = {each.formula}" + (f"   ({tensor.why})" if tensor.why else ""))
         if each.reduced:
             typer.echo(f"  = {each.reduced}   (the rest cancels out and is not read)")
-        typer.echo("  operands")
+        typer.echo("  operands" + (", with the coefficients of what is left" * tensor.sparse))
         wide = max((len(" = ".join(o.symbols)) for o in each.operands), default=0)
         for operand in each.operands:
             lines = [stored(part) for part in operand.view.parts]
@@ -141,6 +141,8 @@ def formula(recipe: Recipe) -> None:
     typer.echo("")
     for key, value in choices:
         text = ", ".join(value) if isinstance(value, list) else value
+        if isinstance(value, dict):
+            text = ", ".join(f"{name} {part}" for name, part in value.items())
         if text:
             typer.echo(f"  {key:<10} {text}")
 
@@ -298,8 +300,7 @@ def sweeping(made: Sweep, as_json: bool) -> None:
         event = {
             "event": "plan",
             "scales": list(made.scales),
-            "formulas": [plan.recipe.formula for plan in made.plans],
-            "digests": [plan.digest for plan in made.plans],
+            "plans": [summary(plan) for plan in made.plans],
             "bytes_to_read": made.joint.bytes_to_read,
             "bytes_of_each": made.joint.bytes_to_write,
             "bytes_shared": shared,
@@ -416,9 +417,11 @@ class Reporter:
         self.update(
             now.done,
             now.total,
-            f"{show_size(now.done)} of {show_size(now.total)}, {now.moved / seconds / 1e9:.2f} GB/s"
+            (now.stage or f"{show_size(now.done)} of {show_size(now.total)}")
+            + f", {now.moved / seconds / 1e9:.2f} GB/s"
             + (f", {show_duration(left)} left" if left is not None else ""),
-            {"bytes_moved": now.moved, "bytes_resumed": now.resumed, "seconds_left": left},
+            {"bytes_moved": now.moved, "bytes_resumed": now.resumed, "seconds_left": left}
+            | ({"stage": now.stage} if now.stage else {}),
         )
 
     def verify(self, done: int, total: int) -> None:
@@ -491,12 +494,11 @@ def progress_bar(verb: str, as_json: bool) -> Iterator[Reporter]:
 
 
 def _formula(plan: Plan) -> str:
-    terms = [plan.new_base.location.name]
-    for number, (post, base) in enumerate(plan.lineages, 1):
-        sign, factor = plan.recipe.factor(number, " · ")
-        minus = f" − {base.location.name}" if base is not None else ""
-        terms.append(f"{'−' if sign < 0 else '+'} {factor}({post.location.name}{minus})")
-    return " ".join(terms)
+    differences = [
+        f"({post.location.name}" + (f" − {base.location.name})" if base is not None else ")")
+        for post, base in plan.lineages
+    ]
+    return plan.recipe.written(plan.new_base.location.name, differences, " · ")
 
 
 def _finding(finding: Finding, all_tensors: bool) -> None:

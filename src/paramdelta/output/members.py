@@ -15,6 +15,7 @@ from paramdelta.output.layout import Layout
 from paramdelta.output.lock import LOCK, lock_text, read_lock
 from paramdelta.planning.plan import Plan
 from paramdelta.planning.sweep import Sweep
+from paramdelta.storage.local import raise_open_file_limit
 
 
 class Members:
@@ -31,6 +32,7 @@ class Members:
         self.written = 0
         self._lock = threading.Lock()
         self._outputs: list[Files] = []
+        raise_open_file_limit()  # every output has as many files as a model
         try:
             for plan, out in zip(sweep.members, outs, strict=True):
                 twin = self._outputs[0] if self._outputs else None

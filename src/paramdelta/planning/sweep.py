@@ -139,8 +139,11 @@ def _joined(tensors: Sequence[OutputTensor]) -> OutputTensor:
     if derived is not None:
         return derived
     summed = [t for t in tensors if not _is_stored(t)]
+    fullest = max(summed, key=lambda tensor: len(tensor.pairs))
+    rest = (p for t in summed if t is not fullest for p in t.pairs)
+    pairs = [replace(pair, sparsity=None) for pair in rest]  # thresholds are looked for once
     news = [Pair(0, tensor.new, tensor.new, 0.0) for tensor in summed]
-    return replace(summed[0], pairs=(*(p for t in summed for p in t.pairs), *news))
+    return replace(fullest, pairs=(*fullest.pairs, *pairs, *news))
 
 
 def _places(tensor: OutputTensor, joint: OutputTensor) -> tuple[int, ...]:
