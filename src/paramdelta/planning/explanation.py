@@ -91,7 +91,8 @@ def explain(plan: Plan, pattern: str) -> tuple[Explanation, ...]:
 
 
 def _explain(plan: Plan, tensor: OutputTensor, owners: dict[Path, list[str]]) -> Explanation:
-    formula = "Θ'_base"
+    written: list[tuple[str, tuple[int, str], int]] = []
+    left = {pair.number: pair.sparsity for pair in tensor.pairs if pair.sparsity is not None}
     reasons: list[tuple[str, float | None, str]] = []
     several = len(plan.lineages) > 1
     for number, chosen in enumerate(tensor.asked, 1):
@@ -99,11 +100,16 @@ def _explain(plan: Plan, tensor: OutputTensor, owners: dict[Path, list[str]]) ->
         if chosen is None:
             reasons.append((f"Δ{tag}", None, "the tensor has no such Δ"))
             continue
-        reasons.append((f"Δ{tag}", chosen.scale, str(chosen)))
+        sparsity = left.get(number - 1)
+        thinned = f"; {sparsity}" if sparsity is not None else ""
+        reasons.append((f"Δ{tag}", chosen.scale, f"{chosen}{thinned}"))
         if chosen.scale != 0:
             apart = plan.lineages[number - 1][1] is None
             what = f"Δ{tag}" if apart else f"(Θ_post{tag} − Θ_base{tag})"
-            formula += _added(chosen.scale, what)
+            factor = "" if abs(chosen.scale) == 1 else f"{abs(chosen.scale):g}·"
+            written.append((what, (-1 if chosen.scale < 0 else 1, factor), number - 1))
+    whats, factors, numbers = zip(*written, strict=True) if written else ((), (), ())
+    formula = plan.recipe.sparsely("Θ'_base", whats, factors, numbers)
     sums = [Fraction(0)] * len(tensor.views)
     for place, term in zip(tensor.places, tensor.terms, strict=True):
         sums[place] += Fraction(term.coefficient)

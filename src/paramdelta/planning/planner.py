@@ -4,41 +4,34 @@ Made from headers, config files and tokenizer files alone, plus a few MB of weig
 questions whether the checkpoints are relatives and whether rows were trained. Nothing is written.
 """
 
-import shlex
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
-import numpy as np
-
-from paramdelta.checkpoint.adapter import LowRank, is_adapter, open_adapter
-from paramdelta.checkpoint.blockscaled import BlockScaled, scaled_weights
-from paramdelta.checkpoint.checkpoint import Checkpoint, open_checkpoint
-from paramdelta.checkpoint.delta import open_delta, other_half
+from paramdelta.checkpoint.adapter import LowRank
+from paramdelta.checkpoint.blockscaled import BlockScaled
+from paramdelta.checkpoint.checkpoint import Checkpoint
+from paramdelta.checkpoint.delta import other_half
 from paramdelta.checkpoint.tensor import View, Zeros
 from paramdelta.dtypes import DTYPES, FP8_BLOCK, FP8_SIDE
 from paramdelta.errors import UsageError
 from paramdelta.planning import companions, lineage, names
 from paramdelta.planning.architecture import compare_architecture
 from paramdelta.planning.cancellation import cancelled
-from paramdelta.planning.coefficients import Coefficient, coefficient, coefficients
+from paramdelta.planning.coefficients import coefficient, coefficients
 from paramdelta.planning.experts import relaid
 from paramdelta.planning.findings import Findings, Severity
+from paramdelta.planning.heads import settle_head
 from paramdelta.planning.plan import OutputTensor, Pair, Plan
 from paramdelta.planning.quantised import CODES, quantization_config, with_scales
-from paramdelta.planning.roles import needed
 from paramdelta.planning.settlement import Case, Settlement, picked, settle
-from paramdelta.planning.vocabulary import first_tokens, has_rows_of_tokens, read_vocabulary
-from paramdelta.recipe import Delta, Recipe
-from paramdelta.schedule import Schedule
-from paramdelta.storage.location import Location, locate
+from paramdelta.planning.sources import Lineage, Source, Sources
+from paramdelta.planning.tokens import tell_rows
+from paramdelta.planning.vocabulary import has_rows_of_tokens, read_vocabulary
+from paramdelta.recipe import Recipe
 
 COPIED = "copied from the new base"
 NO_DELTA = "no Δ for it"
 LOOK = "look whether it is the right checkpoint"
-UNTRAINED = 0.1  # of the median row norm: a row below this was hardly ever trained
-NEIGHBOURS = 65  # rows, spread over the vocabulary, that the median is taken of
-SPECIAL = 512  # special tokens, at most, whose rows are looked at
-SHARED = 0.5  # of a vocabulary: with less in common, one belongs to another family
 
 
 def make_plan(recipe: Recipe, opened: dict[str, Checkpoint] | None = None) -> Plan:
@@ -54,157 +47,29 @@ def make_plan(recipe: Recipe, opened: dict[str, Checkpoint] | None = None) -> Pl
     return _Planner(recipe, {} if opened is None else opened).plan()
 
 
-@dataclass
-class _Source:
-    """A checkpoint and its tensors as operands, under the names of the new base.
-
-    ``is_stored``: it is a stored Δ, which speaks of all of post and needs no base.
-    """
-
-    checkpoint: Checkpoint
-    views: dict[str, View] = field(default_factory=dict)
-    deltas: dict[str, View] = field(default_factory=dict)  # each a Δ by itself
-    is_stored: bool = False
-
-    def __str__(self) -> str:
-        return str(self.checkpoint)
-
-    @property
-    def known(self) -> dict[str, View]:
-        """What it says of whole tensors; an adapter's Δ say nothing of them."""
-        return self.views | self.deltas if self.is_stored else self.views
-
-
-@dataclass
-class _Lineage:
-    """Post and base of one Δ; ``at``: post's number among all vocabularies, base's is the next.
-
-    ``is_adapter``: post speaks only of what it changes, and base may be unknown.
-    """
-
-    post: _Source
-    base: _Source | None
-    scale: float | Schedule
-    at: int
-    is_adapter: bool = False
-    coefficients: dict[str, Coefficient] = field(default_factory=dict)  # by the output's names
-    densities: dict[str, Coefficient] = field(default_factory=dict)
-
-
 class _Planner:
     """Collects output tensors and findings; one instance makes one plan."""
 
     def __init__(self, recipe: Recipe, opened: dict[str, Checkpoint]) -> None:
         self.recipe = recipe
         self.findings = Findings()
-        self.opened = opened
-        self.new = self.source(self.open(recipe.new_base, "new base"))
-        several = len(recipe.deltas) > 1
-        self.lineages = [
-            self.lineage_of(delta, f" {number}" if several else "", 2 * number - 1)
-            for number, delta in enumerate(recipe.deltas, 1)
-        ]
-
-    def open(self, address: str, role: str) -> Checkpoint:
-        """Open a checkpoint once, whatever roles it has."""
-        if address not in self.opened:
-            self.opened[address] = open_checkpoint(address, role)
-        return replace(self.opened[address], role=role)
-
-    def lineage_of(self, delta: Delta, tag: str, at: int) -> _Lineage:
-        """Open post and base of one Δ."""
-        location = locate(delta.address)
-        if delta.delta is not None:
-            return self.stored(delta, location, tag, at)
-        if location.folder is not None and is_adapter(location.folder):
-            adapter = open_adapter(location, f"post{tag}")
-            address = delta.base or (adapter.base if adapter.replaced else None)
-            if adapter.replaced and address is None:
-                raise UsageError(
-                    "the adapter holds whole tensors and does not name its base",
-                    where=f"{delta.post}: {', '.join(sorted(adapter.replaced)[:3])}",
-                    expected="--base, the model that it was trained on",
-                )
-            base = self.source(self.open(address, f"base{tag}")) if address else None
-            shapes = {n: v.shape for n, v in (base or self.new).views.items()}
-            if base is None:
-                bridged, _ = names.bridged(adapter.deltas, self.new.views)
-                shapes |= {v.name: shapes[n] for n, v in bridged.items() if n in shapes}
-            post = _Source(
-                adapter.checkpoint, dict(adapter.replaced), dict(adapter.oriented(shapes))
-            )
-            return _Lineage(post, base, delta.scale, at, is_adapter=True)
-        if delta.base is None:
-            raise UsageError(
-                "a Δ needs the base that post was trained from",
-                where=delta.post,
-                expected="--base (only a LoRA adapter is a Δ by itself)",
-            )
-        post = self.source(self.open(delta.post, f"post{tag}"))
-        base = self.source(self.open(delta.base, f"base{tag}"))
-        return _Lineage(post, base, delta.scale, at)
-
-    def stored(self, delta: Delta, location: Location, tag: str, at: int) -> _Lineage:
-        """Open one stored Δ; the tensors that have none stand as post's."""
-        found = open_delta(location, f"post{tag}")
-        if at == 1 and (self.recipe.graft or self.recipe.take):
-            raise UsageError(
-                "a stored Δ does not hold post's rows, which --graft and --take want",
-                where=delta.address,
-                expected="--post and --base",
-            )
-        post = _Source(found.checkpoint, dict(found.whole), dict(found.deltas), is_stored=True)
-        self.note("stored-delta", f"a stored Δ: {found.origin}", post)
-        return _Lineage(post, None, delta.scale, at)
-
-    @property
-    def others(self) -> list[_Source]:
-        """All sources but the new base: post and base of every Δ."""
-        both = (source for each in self.lineages for source in (each.post, each.base))
-        return [source for source in both if source is not None]
-
-    @property
-    def sources(self) -> list[_Source]:
-        """All of them, the new base first."""
-        return [self.new, *self.others]
-
-    def source(self, checkpoint: Checkpoint) -> _Source:
-        """A checkpoint's tensors as operands: FP8 weights together with their scales."""
-        views, left = scaled_weights(
-            checkpoint.tensors, checkpoint.config, checkpoint.location.address
-        )
-        for name in left:
-            self.findings.add(
-                Severity.NOTE,
-                "scale-left",
-                "scales of activations are left out with the quantisation",
-                checkpoint,
-                tensor=name,
-            )
-        if checkpoint.ignored:
-            first, rest = checkpoint.ignored[:4], len(checkpoint.ignored) - 4
-            what = "left aside, for it is no tensor: " + ", ".join(first)
-            self.findings.add(
-                Severity.NOTE,
-                "ignored",
-                what + (f" and {rest} more" if rest > 0 else ""),
-                checkpoint,
-            )
-        return _Source(checkpoint, views)
+        self.sources = Sources(recipe, opened, self.findings)
+        self.new, self.lineages = self.sources.new, self.sources.lineages
 
     def plan(self) -> Plan:
         self.align()
         self.share()
         self.settlement = self.settle()
-        tied = self.tie()
+        self.names, tied = settle_head(self.sources, self.findings, self.recipe.head)
         self.schedule()
         tensors = [self.asked(self.output(name)) for name in self.names]
         quantised = self.quantise(tensors)
         self.leftovers()
         likeness = self.relatives()
-        for source in self.others:
+        for source in self.sources.others:
             compare_architecture(self.new.checkpoint, source.checkpoint, self.findings)
-        cases = self.vocabulary()
+        embedding = next((name for name in self.names if has_rows_of_tokens(name)), None)
+        cases = self.rows_of(embedding) if embedding is not None else ()
         dtypes = {t.dtype for t in tensors if DTYPES[t.dtype].mixable}
         dtype = next(iter(dtypes)) if len(dtypes) == 1 and quantised is None else None
         post = self.lineages[0].post.checkpoint
@@ -244,8 +109,10 @@ class _Planner:
         """Bring every source's tensors under the names of the new base."""
         rules = [names.parse_rule(text) for text in self.recipe.maps if text != "auto"]
         used: set[str] = set()
-        before = [name for source in self.others for name in (*source.views, *source.deltas)]
-        for source in self.others:
+        before = [
+            name for source in self.sources.others for name in (*source.views, *source.deltas)
+        ]
+        for source in self.sources.others:
             source.views, changes = self.aligned(source, source.views, rules)
             source.deltas, more = self.aligned(source, source.deltas, rules)
             used |= changes | more
@@ -254,7 +121,7 @@ class _Planner:
                 raise names.unused_rule(rule, before)
 
     def aligned(
-        self, source: _Source, own: dict[str, View], rules: list[names.Rule]
+        self, source: Source, own: dict[str, View], rules: list[names.Rule]
     ) -> tuple[dict[str, View], set[str]]:
         """Tensors under the names of the new base, and the rules that were used for it."""
         own, used = names.renamed(own, rules, self.new.views)
@@ -282,7 +149,7 @@ class _Planner:
 
     def share(self) -> None:
         """Bring sources together that name a shared tensor once and several times (pickles do)."""
-        for source in self.others:
+        for source in self.sources.others:
             for group in names.repeated(source.views):
                 placed = [name for name in group if name in self.new.views]
                 for name in group if placed else ():
@@ -296,108 +163,13 @@ class _Planner:
                             tensor=name,
                         )
         for group in names.repeated(self.new.views):
-            for source in self.others:
+            for source in self.sources.others:
                 given = [source.views[name] for name in group if name in source.views]
                 for name in group if given else ():
                     source.views.setdefault(name, given[0])
 
-    def note(self, code: str, what: str, source: _Source, remedy: str | None = None) -> None:
+    def note(self, code: str, what: str, source: Source, remedy: str | None = None) -> None:
         self.findings.add(Severity.NOTE, code, what, source, remedy=remedy)
-
-    # -- the output head ---------------------------------------------------------------------------
-
-    def tie(self) -> bool | None:
-        """Settle the output head; what config.json must say about it, None to leave it as it is.
-
-        Tied is a fact about the output. As soon as one checkpoint has a head of its own, so has the
-        output, and in those that have none the input embedding stands for it; unless the new base
-        has none and the recipe says to drop the others' Δ.
-        """
-        self.names = list(self.new.views)
-        pair = names.head_and_embedding(source.known for source in self.sources)
-        if pair is None:
-            return None
-        head, embedding = pair
-        tied = [self.has_tied_head(source, head, embedding) for source in self.sources]
-        for each in self.lineages:
-            if each.is_adapter:  # it is as the model that it was trained on
-                whole = self.sources.index(each.base or self.new)
-                changed = head in each.post.views or head in each.post.deltas
-                tied[self.sources.index(each.post)] = tied[whole] and not changed
-                if tied[whole] and embedding in each.post.deltas:
-                    self.findings.add(
-                        Severity.WARNING,
-                        "adapted-embedding",
-                        "the adapter's Δ of the embedding also changes the output head that is "
-                        "tied to it, as PEFT's merge does; in training it did not",
-                        each.post,
-                        tensor=embedding,
-                    )
-        _, said = names.tie_of(self.new.checkpoint.config)
-        owners = [
-            source
-            for source, is_tied in zip(self.sources, tied, strict=True)
-            if not is_tied and (head in source.views or head in source.deltas)
-        ]
-        if not owners or (tied[0] and self.recipe.head == "drop"):
-            for source, is_tied in zip(self.sources, tied, strict=True):
-                if is_tied or tied[0]:
-                    self.drop_head(source, head, is_tied)
-            return None
-        if not tied[0] and self.new not in owners:
-            return None  # untied and without a head: the findings on names will say so
-        for source, is_tied in zip(self.sources, tied, strict=True):
-            for views in (source.views, source.deltas) if is_tied else ():
-                if embedding in views:
-                    views[head] = views[embedding]
-        if head not in self.names:
-            self.names.append(head)
-        if not tied[0]:
-            return False if said else None
-        who = " and ".join(str(owner) for owner in owners)
-        self.findings.add(
-            Severity.WARNING,
-            "untied",
-            f"only {who} has an output head of its own; the output gets one, and config.json says "
-            "tie_word_embeddings: false",
-            self.new,
-            tensor=head,
-            remedy="--head drop keeps the output tied and leaves the head's Δ out",
-        )
-        return False
-
-    def has_tied_head(self, source: _Source, head: str, embedding: str) -> bool:
-        """Whether the head is the embedding, whatever config.json says of a head that is stored."""
-        views = source.known
-        tied = names.is_tied(head, views, source.checkpoint.config)
-        if tied and {head, embedding} <= views.keys():
-            one, other = views[head], views[embedding]
-            if one.shape != other.shape or not np.array_equal(
-                lineage.read_sample(one), lineage.read_sample(other), equal_nan=True
-            ):
-                self.findings.add(
-                    Severity.WARNING,
-                    "not-tied",
-                    "config.json says that the output head is the input embedding, but the one "
-                    "that is stored differs from it, and counts",
-                    source,
-                    tensor=head,
-                )
-                return False
-        return tied
-
-    def drop_head(self, source: _Source, head: str, repeats: bool) -> None:
-        """Leave a stored head out: it repeats the embedding, or its Δ is not wanted."""
-        if source is self.new and head in self.names:
-            self.names.remove(head)
-        if source.views.pop(head, source.deltas.pop(head, None)) is None:
-            return
-        if repeats:
-            what = "the stored output head repeats the embedding and is left out"
-            self.findings.add(Severity.NOTE, "head-repeats", what, source, tensor=head)
-        else:
-            what = "the output head's Δ is left out (--head drop)"
-            self.findings.add(Severity.WARNING, "head-dropped", what, source, tensor=head)
 
     # -- coefficients ------------------------------------------------------------------------------
 
@@ -542,7 +314,7 @@ class _Planner:
             what = "integer and boolean tensors are copied, not mixed"
             self.findings.add(Severity.NOTE, "integer", what, self.new, tensor=name)
 
-    def pairs(self, name: str, each: _Lineage, number: int) -> list[Pair]:
+    def pairs(self, name: str, each: Lineage, number: int) -> list[Pair]:
         """The operands of one Δ for one tensor; none, with a finding, if it cannot be formed."""
         found: list[Pair] = []
         scale = each.coefficients[name].scale
@@ -667,7 +439,7 @@ class _Planner:
 
     def heights(self, name: str) -> list[int]:
         """Rows of a tensor in every source that has it, the new base's first."""
-        found = (view for s in self.sources for view in (s.views.get(name), s.deltas.get(name)))
+        found = (view for s in self.sources.all for view in (s.views.get(name), s.deltas.get(name)))
         return [view.shape[0] for view in found if view is not None and view.shape]
 
     def by_token(self, name: str, target: str, new: View, pairs: list[Pair]) -> OutputTensor:
@@ -704,6 +476,12 @@ class _Planner:
         why = "vocabulary of the new base" if as_is else "" if kept else NO_DELTA
         return OutputTensor(name, target, shape, operand, tuple(kept), why)
 
+    def rows_of(self, embedding: str) -> tuple[Case, ...]:
+        """The rows of tokens by their fate, with findings."""
+        heights = self.heights(embedding)
+        shown = [*heights, *heights[-1:] * 2][:3]
+        return tell_rows(self.settlement, self.sources, embedding, shown, self.findings)
+
     def grown(self, tensors: list[OutputTensor]) -> int | None:
         """Rows of the output's embedding if they are more than the new base's, else None."""
         heights = [
@@ -713,110 +491,6 @@ class _Planner:
             and tensor.shape[0] != self.new.views[tensor.name].shape[0]
         ]
         return max(heights, default=None)
-
-    def vocabulary(self) -> tuple[Case, ...]:
-        """Say what becomes of the rows of tokens; their fates, for people."""
-        settlement, each = self.settlement, self.lineages[0]
-        new, post = settlement.new, settlement.post
-        embedding = next((n for n in self.names if has_rows_of_tokens(n)), None)
-        if new is None or post is None or embedding is None:
-            return ()
-        everyone = [self.new, *(s for each in self.lineages for s in (each.post, each.base))]
-        known = zip(everyone, settlement.agreements, settlement.vocabularies, strict=True)
-        for source, agreement, other in known:
-            if source is None or agreement is None or other is None or settlement.forced:
-                continue
-            if agreement.renamed:
-                first = agreement.renamed[0]
-                self.note(
-                    "tokens-renamed",
-                    f"{len(agreement.renamed)} reserved tokens have other names (first id {first}: "
-                    f"{new.tokens[first]!r} and {other.tokens[first]!r}); rows correspond by id",
-                    source,
-                )
-            if agreement.moved:
-                self.note(
-                    "tokens-moved",
-                    f"{agreement.moved} tokens have other ids than in the new base; rows "
-                    "correspond by token",
-                    source,
-                )
-            shared = 1 - len(agreement.only_other) / max(1, len(other.tokens))
-            if shared < SHARED:
-                self.findings.add(
-                    Severity.REFUSED,
-                    "vocabulary-unrelated",
-                    f"only {100 * shared:.0f} % of its tokens are in the new base's vocabulary",
-                    source,
-                    remedy="look whether it is the right checkpoint; or --vocabulary new-base",
-                    allowed="the rows of the tokens that both have are mixed",
-                )
-        self.missing_tokens(each)
-        self.untrained(embedding, each)
-        heights = self.heights(embedding)
-        return settlement.cases((*heights, *heights[-1:] * 2)[:3])
-
-    def missing_tokens(self, each: _Lineage) -> None:
-        """Tokens of post that the output does not get."""
-        post = self.settlement.post
-        missing = self.settlement.only_in_post
-        if post is None or not missing:
-            return
-        vital = needed(each.post.checkpoint, post, missing)
-        if vital:
-            options = " ".join(f"--graft {shlex.quote(post.tokens[i])}" for i in vital)
-            self.findings.add(
-                Severity.REFUSED,
-                "post-only-tokens",
-                f"the new base lacks {len(vital)} tokens that post's conversations need: "
-                + ", ".join(first_tokens(post, vital)),
-                each.post,
-                remedy=options,
-                allowed="left out: chat template and ends of turns will not work as in post",
-            )
-        rest = [i for i in missing if i not in set(vital)]
-        if rest:
-            self.note(
-                "tokens-left",
-                f"{len(rest)} tokens that the new base lacks are left out (first "
-                + ", ".join(first_tokens(post, rest))
-                + ")",
-                each.post,
-                remedy="--graft TOKEN adds one with post's row",
-            )
-
-    def untrained(self, embedding: str, each: _Lineage) -> None:
-        """Recommend post's rows for special tokens whose rows in the new base nobody trained."""
-        new, post = self.settlement.new, self.settlement.post
-        ours, theirs = self.new.views.get(embedding), each.post.views.get(embedding)
-        if new is None or post is None or ours is None or theirs is None:
-            return
-        shared = [
-            (new.ids[post.tokens[i]], i)
-            for i in sorted(post.special)
-            if post.tokens[i] in new.ids and i < theirs.shape[0]
-        ]
-        shared = [(i, j) for i, j in shared if i < ours.shape[0] and i not in self.settlement.takes]
-        if not shared or len(ours.shape) != 2:
-            return
-        usual = np.linspace(0, min(new.size, ours.shape[0]) - 1, NEIGHBOURS).astype(int).tolist()
-        neighbours = float(np.median([lineage.row_norm(ours, row) for row in usual]))
-        found = [
-            post.tokens[j]
-            for i, j in shared[:SPECIAL]
-            if lineage.row_norm(ours, i) < UNTRAINED * neighbours
-            and lineage.row_norm(theirs, j) >= UNTRAINED * neighbours
-        ]
-        if found:
-            self.findings.add(
-                Severity.WARNING,
-                "untrained-rows",
-                f"the new base never trained the rows of {len(found)} special tokens that post "
-                f"uses ({', '.join(found[:4])}): their norm is below {UNTRAINED:g} of the others'",
-                self.new,
-                remedy=" ".join(f"--take {shlex.quote(t)}" for t in found[:8])
-                + ": post's rows outright",
-            )
 
     # -- whole checkpoints -------------------------------------------------------------------------
 

@@ -1,0 +1,128 @@
+"""What the user should know of the rows of tokens: which correspond, and which are missing."""
+
+import shlex
+
+import numpy as np
+
+from paramdelta.planning import lineage
+from paramdelta.planning.findings import Findings, Severity
+from paramdelta.planning.roles import needed
+from paramdelta.planning.settlement import Case, Settlement
+from paramdelta.planning.sources import Lineage, Source, Sources
+from paramdelta.planning.vocabulary import first_tokens
+
+UNTRAINED = 0.1  # of the median row norm: a row below this was hardly ever trained
+NEIGHBOURS = 65  # rows, spread over the vocabulary, that the median is taken of
+SPECIAL = 512  # special tokens, at most, whose rows are looked at
+SHARED = 0.5  # of a vocabulary: with less in common, one belongs to another family
+
+
+def tell_rows(
+    settlement: Settlement, sources: Sources, embedding: str, heights: list[int], findings: Findings
+) -> tuple[Case, ...]:
+    """Say what becomes of the rows of tokens; their fates, for people."""
+    new, each = settlement.new, sources.lineages[0]
+    if new is None or settlement.post is None:
+        return ()
+    everyone = [sources.new, *(s for each in sources.lineages for s in (each.post, each.base))]
+    known = zip(everyone, settlement.agreements, settlement.vocabularies, strict=True)
+    for source, agreement, other in known:
+        if source is None or agreement is None or other is None or settlement.forced:
+            continue
+        if agreement.renamed:
+            first = agreement.renamed[0]
+            findings.add(
+                Severity.NOTE,
+                "tokens-renamed",
+                f"{len(agreement.renamed)} reserved tokens have other names (first id {first}: "
+                f"{new.tokens[first]!r} and {other.tokens[first]!r}); rows correspond by id",
+                source,
+            )
+        if agreement.moved:
+            findings.add(
+                Severity.NOTE,
+                "tokens-moved",
+                f"{agreement.moved} tokens have other ids than in the new base; rows "
+                "correspond by token",
+                source,
+            )
+        shared = 1 - len(agreement.only_other) / max(1, len(other.tokens))
+        if shared < SHARED:
+            findings.add(
+                Severity.REFUSED,
+                "vocabulary-unrelated",
+                f"only {100 * shared:.0f} % of its tokens are in the new base's vocabulary",
+                source,
+                remedy="look whether it is the right checkpoint; or --vocabulary new-base",
+                allowed="the rows of the tokens that both have are mixed",
+            )
+    tell_missing(settlement, each, findings)
+    recommend_takes(settlement, sources.new, each, embedding, findings)
+    return settlement.cases(heights)
+
+
+def tell_missing(settlement: Settlement, each: Lineage, findings: Findings) -> None:
+    """Tokens of post that the output does not get."""
+    post = settlement.post
+    missing = settlement.only_in_post
+    if post is None or not missing:
+        return
+    vital = needed(each.post.checkpoint, post, missing)
+    if vital:
+        options = " ".join(f"--graft {shlex.quote(post.tokens[i])}" for i in vital)
+        findings.add(
+            Severity.REFUSED,
+            "post-only-tokens",
+            f"the new base lacks {len(vital)} tokens that post's conversations need: "
+            + ", ".join(first_tokens(post, vital)),
+            each.post,
+            remedy=options,
+            allowed="left out: chat template and ends of turns will not work as in post",
+        )
+    rest = [i for i in missing if i not in set(vital)]
+    if rest:
+        findings.add(
+            Severity.NOTE,
+            "tokens-left",
+            f"{len(rest)} tokens that the new base lacks are left out (first "
+            + ", ".join(first_tokens(post, rest))
+            + ")",
+            each.post,
+            remedy="--graft TOKEN adds one with post's row",
+        )
+
+
+def recommend_takes(
+    settlement: Settlement, base: Source, each: Lineage, embedding: str, findings: Findings
+) -> None:
+    """Recommend post's rows for special tokens whose rows in the new base nobody trained."""
+    new, post = settlement.new, settlement.post
+    ours, theirs = base.views.get(embedding), each.post.views.get(embedding)
+    if new is None or post is None or ours is None or theirs is None:
+        return
+    shared = [
+        (new.ids[post.tokens[i]], i)
+        for i in sorted(post.special)
+        if post.tokens[i] in new.ids and i < theirs.shape[0]
+    ]
+    shared = [(i, j) for i, j in shared if i < ours.shape[0] and i not in settlement.takes]
+    if not shared or len(ours.shape) != 2:
+        return
+    usual = np.linspace(0, min(new.size, ours.shape[0]) - 1, NEIGHBOURS).astype(int).tolist()
+    neighbours = float(np.median([lineage.row_norm(ours, row) for row in usual]))
+    found = [
+        post.tokens[j]
+        for i, j in shared[:SPECIAL]
+        if lineage.row_norm(ours, i) < UNTRAINED * neighbours
+        and lineage.row_norm(theirs, j) >= UNTRAINED * neighbours
+    ]
+    if found:
+        findings.add(
+            Severity.WARNING,
+            "untrained-rows",
+            f"the new base never trained the rows of {len(found)} special tokens that post "
+            f"uses ({', '.join(found[:4])}): their norm is below {UNTRAINED:g} of the others'",
+            base,
+            remedy=" ".join(f"--take {shlex.quote(t)}" for t in found[:8])
+            + ": post's rows outright",
+        )
