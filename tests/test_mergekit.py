@@ -224,8 +224,7 @@ def test_nothing_is_dropped_silently(imported):
             "LoRA on another",
         ),
         (
-            "merge_method: ties\nbase_model: b\nparameters: {lambda: [0, 1]}\n"
-            + "models: [{model: a, parameters: {weight: 1}}]",
+            "merge_method: ties\nbase_model: b\nmodels: [model: a]\nparameters: {lambda: []}",
             "lambda by layers",
         ),
         ("hello", "no mergekit"),

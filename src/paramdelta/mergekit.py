@@ -145,8 +145,8 @@ class _Reader:
             others.append(model)
         if not others:
             raise self._error("no model but the base", expected="another one, with a weight")
-        weights = [self._setting(model, "weight", None) for model in others]
         scale = self._number("lambda", 1.0)
+        weights = [self._setting(model, "weight", None) for model in others]
         normalize = self._switch("normalize", self.method == "ties")
         self._known(others)
         if self.method in ("task_arithmetic", "dare_linear"):

@@ -66,6 +66,13 @@ class Sparsity:
     density: float = 1.0
     threshold: float | None = None
 
+    def __str__(self) -> str:
+        """What is left, for people."""
+        ways = [f"the largest {100 * self.density:g} % by magnitude"] if self.trims else []
+        if self.drop:
+            ways.append(f"{float(100 - 100 * _decimal(self.drop)):g} % at random")
+        return "of its elements, " + " and of these ".join(ways)
+
     @property
     def trims(self) -> bool:
         """Whether elements go by their magnitude."""

@@ -165,3 +165,29 @@ def test_works_where_nothing_can_be_cached(lineage, tmp_path):
         "mix", *lineage.options, "--out", str(tmp_path / "out"), NUMBA_CACHE_DIR="/proc/nowhere"
     )
     assert result.returncode == 0, result.stderr
+
+
+def test_import_of_a_mergekit_configuration(lineage, tmp_path):
+    """What is imported can be planned; the notes stand in the recipe, in --json, beside --out."""
+    config = tmp_path / "mergekit.yml"
+    config.write_text(f"""\
+merge_method: ties
+base_model: {lineage.base}
+models: [{{model: {lineage.post}, parameters: {{weight: 1, density: 0.5}}}}]
+tokenizer_source: union
+""")
+    printed = run("recipe", "import", str(config))
+    assert printed.returncode == 0, printed.stderr
+    assert "# tokenizer_source: not expressed" in printed.stdout
+    events = json.loads(run("recipe", "import", str(config), "--json").stdout)
+    assert events["recipe"]["ties"] == {"density": 0.5}
+    assert "tokenizer_source" in [note["key"] for note in events["notes"]]
+    recipe = tmp_path / "recipe.yaml"
+    written = run("recipe", "import", str(config), "--out", str(recipe))
+    assert "TIES(top50%(Θ_post − Θ_base))" in written.stdout
+    assert recipe.read_text() == printed.stdout
+    assert run("recipe", "import", str(config), "--out", str(recipe)).returncode == 2
+    planned = run("plan", str(recipe))
+    assert "base + TIES(top50%(post − base))" in planned.stdout
+    config.write_text("merge_method: slerp\n")
+    assert run("recipe", "import", str(config)).returncode == 2

@@ -63,3 +63,26 @@ def test_nothing_found_gives_near_names(folders):
     with pytest.raises(UsageError) as error:
         explain(made, "*.1.mlp.up_prj.weight")
     assert error.value.remedy == "did you mean '*.1.mlp.up_proj.weight'?"
+
+
+def test_what_is_left_of_sparse_deltas(folders):
+    """The formula names TIES and DARE, the reasons say how much is left, nothing cancels."""
+    recipe = Recipe(
+        folders["base"],
+        (
+            Delta(folders["one"], folders["base"], 0.5, dare={"drop": 0.9}),
+            Delta(folders["two"], folders["base"], density=[{"match": "*mlp*", "value": 0.3}, 1]),
+        ),
+        ties={"scale": 0.8},
+    )
+    (found,) = explain(plan(recipe), UP)
+    assert found.formula == (
+        "Θ'_base + 0.8·TIES(0.5·DARE0.9(top20%(Θ_post1 − Θ_base1)), top%(Θ_post2 − Θ_base2))"
+    )
+    assert found.reduced == ""
+    one, two = (why.split("; of its elements, ") for _, _, why in found.reasons)
+    assert one == [
+        "the scale of the Δ",
+        "the largest 20 % by magnitude and of these 10 % at random",
+    ]
+    assert two == ["the scale of the Δ", "the largest 30 % by magnitude"]

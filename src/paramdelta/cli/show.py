@@ -167,6 +167,15 @@ def schedules(recipe: Recipe, plan: Plan | None = None) -> None:
             number_of = counts[id(next(rules))] if subject else 0
             count = f"{number_of:>6} tensor{'s' * (number_of != 1)}" if subject and plan else ""
             typer.echo(f"  {subject:<{wide}}  {where:<13}  {scale:<14}{count}".rstrip())
+    for number, delta in enumerate(recipe.deltas, 1):
+        if isinstance(delta.density, Schedule):
+            tag = number if len(recipe.deltas) > 1 else ""
+            typer.echo(f"\ndensity of Δ{tag}: by the first rule that is for a tensor")
+            rows = delta.density.table
+            wide = max(len(subject) for subject, _, _ in rows)
+            for subject, layers, share in rows:
+                where = f"layers {layers}" if layers else ""
+                typer.echo(f"  {subject:<{wide}}  {where:<13}  {share}".rstrip())
 
 
 def brief(plan: Plan) -> None:

@@ -3,7 +3,7 @@
 import os
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from paramdelta.engine.run import Inputs, Report, Sink, Worker
 from paramdelta.engine.slices import Budget, Slice, cut
@@ -45,12 +45,24 @@ def run(
     every worker has finished its slice.
     """
     report = Report()
-    plan = trimmed(plan, sink.wants, budget, progress)
+    looked = 0  # bytes
+
+    def look(now: Progress) -> None:
+        nonlocal looked
+        looked = now.moved
+        if progress is not None:
+            progress(now)
+
+    def watch(now: Progress) -> None:
+        if progress is not None:
+            progress(replace(now, moved=looked + now.moved))
+
+    plan = trimmed(plan, sink.wants, budget, look)
 
     def worker(inputs: Inputs) -> Worker:
         return Worker(plan, budget, inputs, sink, report)
 
-    carry_out(plan, sink.wants, budget, worker, progress)
+    carry_out(plan, sink.wants, budget, worker, watch)
     return report
 
 

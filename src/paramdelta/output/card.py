@@ -33,6 +33,11 @@ _ADAPTER = (
     f"weight the best product of thin matrices (ParamΔ, [Cao et al., ICLR 2025]({PAPER}); singular "
     f"values by [Halko, Martinsson and Tropp, 2011]({SKETCH}))"
 )
+DARE = "DARE drops a random share of a Δ ([Yu et al., 2023](https://arxiv.org/abs/2311.03099))"
+TIES = (
+    "TIES keeps the elements of the largest magnitude and merges those of the elected sign "
+    "([Yadav et al., 2023](https://arxiv.org/abs/2306.01708))"
+)
 _FRONT_MATTER = re.compile(r"\A---\s*\n(.*?)\n---\s*(\n|\Z)", re.DOTALL)
 _KEPT = ("license", "license_name", "license_link", "language", "pipeline_tag")
 
@@ -66,6 +71,7 @@ def model_card(plan: Plan, out: Path) -> str:
         "",
         f"    {plan.recipe.symbols}",
         "",
+        *_sparsity(plan),
         "| | model | licence |",
         "|---|---|---|",
         *(
@@ -95,6 +101,14 @@ def model_card(plan: Plan, out: Path) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _sparsity(plan: Plan) -> list[str]:
+    """The papers of what is left out of the Δ."""
+    recipe = plan.recipe
+    named = [DARE] if any(delta.dare is not None for delta in recipe.deltas) else []
+    named += [TIES] if recipe.ties is not None else []
+    return ["; ".join(named) + ".", ""] if named else []
 
 
 def delta_card(plan: Plan, out: Path, base_sha256: str) -> str:
