@@ -26,6 +26,7 @@ from paramdelta import (
 from paramdelta.checkpoint.checkpoint import open_checkpoint
 from paramdelta.engine.sweep import SweepWorker
 from paramdelta.output.files import staging_folder
+from paramdelta.output.layout import make_layout
 from paramdelta.planning.sweep import make_sweep
 from paramdelta.schedule import preset
 from tests.checkpoints import fp8, llama, moved, save
@@ -199,12 +200,13 @@ def test_operands_are_fetched_once(lineage, tmp_path, monkeypatch):
     assert result.written == 4 * made.bytes_to_write
 
 
-def test_fp8_with_fresh_scales(tmp_path, monkeypatch):
+@pytest.mark.parametrize("dare", [None, {"drop": 0.5}])
+def test_fp8_with_fresh_scales(tmp_path, monkeypatch, dare):
     """Codes and their scales for every output, from operands that are fetched once; at scale 0 they
     are as they are stored.
     """
     for number, name in enumerate(("base", "post", "new")):
-        weights = {**llama(), **fp8(number, a=(300, 200), b=(128, 520), c=(1, 1))}
+        weights = {**llama(), **fp8(number, a=(512, 700), b=(128, 520), c=(1, 1))}
         save(tmp_path / name, weights, config_json={"model_type": "llama"})
     post, base, new = (str(tmp_path / name) for name in ("post", "base", "new"))
     reads = []
@@ -212,12 +214,13 @@ def test_fp8_with_fresh_scales(tmp_path, monkeypatch):
     monkeypatch.setattr(
         engine.Inputs, "fetch", lambda *a: (reads.append((a[1].file, a[1].name, a[2])), fetch(*a))
     )
-    sweep(Recipe(new, (Delta(post, base),), "fp8-block"), (0.5, 1.5), tmp_path / "once")
+    recipe = Recipe(new, (Delta(post, base, dare=dare),), "fp8-block")
+    sweep(recipe, (0.5, 1.5), tmp_path / "once")
     codes = [read for read in reads if read[1].endswith("a.weight")]
-    assert len(codes) == len(set(codes))
-    result = sweep(Recipe(new, (Delta(post, base),), "fp8-block"), (0, 0.5, 1), tmp_path / "out")
+    assert len(codes) == len(set(codes)) >= 9
+    result = sweep(recipe, (0, 0.5, 1), tmp_path / "out")
     for member in result.members:
-        one = Recipe(new, (Delta(post, base, member.scale),), "fp8-block")
+        one = recipe.times(member.scale)
         folder = mix(one, tmp_path / "mix" / member.folder.name).folder
         assert content(member.folder) == content(folder)
 
@@ -372,6 +375,25 @@ def test_one_failing_output_stops_all(lineage, tmp_path, monkeypatch):
     assert len(sweep(lineage.recipe(), SCALES, tmp_path / "out").members) == 4
 
 
+def test_no_file_stays_open(lineage, tmp_path):
+    """No file descriptor stays open after a sweep, nor after one that was refused."""
+    sweep(lineage.recipe(), SCALES, tmp_path / "out")
+    before = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
+    sweep(lineage.recipe(), (2, 3), tmp_path / "out")
+    busy = files.Files(*_opened(lineage.recipe(5.0)), tmp_path / "out" / "scale-5.0", fresh=True)
+    with pytest.raises(MisfitError, match="another run"):
+        sweep(lineage.recipe(), (4, 5), tmp_path / "out")
+    busy.flush()
+    busy.close()
+    after = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
+    assert before == after
+
+
+def _opened(recipe):
+    made = plan(recipe)
+    return made, make_layout(made, 5_000_000_000)
+
+
 def test_not_finite_numbers_by_output(lineage, tmp_path):
     """What each mix would report: a sum that is too large at one scale, an infinity at all."""
     base = {"w": np.array([1.0, 1.0], np.float32), "v": np.array([1.0, np.inf], np.float32)}
@@ -409,6 +431,9 @@ def test_the_command(lineage, tmp_path):
     assert run("sweep", str(path), "--scale", "1,2", "--out", str(tmp_path / "r")).returncode == 0
     for mine, theirs in (("scale-1.0", "scale-0.5"), ("scale-2.0", "scale-1.0")):
         assert tensors(tmp_path / "r" / mine) == tensors(out / theirs)
+    negative = run("sweep", *lineage.options, "--scale", "-0.5", "--out", str(out))
+    assert negative.returncode == 0, negative.stderr
+    assert (out / "scale--0.5" / "model.safetensors").is_file()
     wrong = run("sweep", *lineage.options, "--scale", "0.5,x", "--out", str(out))
     assert wrong.returncode == 2
     assert "no scales" in wrong.stderr
