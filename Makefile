@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 TORCH ?= torch==2.13.0
 READY := $(VENV)/.ready
 
-.PHONY: help demo test lint bench bench-flat bench-deltas minilm lineage study study-gpu study-vocabulary docs clean
+.PHONY: help demo test lint bench bench-flat bench-deltas minilm lineage study study-gpu study-vocabulary study-lowrank docs clean
 
 help: ## show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -53,6 +53,9 @@ study-gpu: $(READY) ## the same question at 20 to 150 M parameters on real text 
 
 study-vocabulary: $(READY) ## extended vocabularies, against mergekit (10 min)
 	$(BIN)/python -m studies.vocabulary
+
+study-lowrank: $(READY) ## the shipped lineage's Δ as LoRA adapters of several ranks (5 min)
+	$(BIN)/python -m studies.lowrank
 
 docs: $(READY) ## write the generated pages anew: docs/cli.md, families.md and demo.svg
 	$(BIN)/python docs/cli.py

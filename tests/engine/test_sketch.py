@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from paramdelta.engine import sketch
+from paramdelta.checkpoint.tensor import float64
+from paramdelta.dtypes import DTYPES
+from paramdelta.engine import kernels, sketch
 from paramdelta.engine.sketch import Aim, factorise, height_of, missed
 
 
@@ -128,3 +130,26 @@ def test_blocks_hardly_matter(monkeypatch):
         products.append(factors.up @ factors.down)
     assert np.abs(products[0] - products[2]).max() < 1e-9
     assert np.abs(products[1] - products[2]).max() < 1e-9
+
+
+@pytest.mark.parametrize(
+    "dtypes", [("BF16", "BF16"), ("F16", "BF16"), ("F32", "F16"), ("F64", "F32")]
+)
+def test_a_difference_is_that_of_float64(dtypes):
+    """Every dtype against every other is widened exactly; what is not finite is noticed."""
+    chance = np.random.default_rng(0)
+    arrays = [
+        chance.integers(0, 1 << 14, 50).astype(DTYPES[dtype].numpy)
+        if DTYPES[dtype].bits == 16
+        else chance.normal(size=50).astype(DTYPES[dtype].numpy)
+        for dtype in dtypes
+    ]
+    out = np.empty(50)
+    assert kernels.subtract(*arrays, out)
+    wide = [float64(array, dtype) for array, dtype in zip(arrays, dtypes, strict=True)]
+    assert out.tolist() == (wide[0] - wide[1]).tolist()
+    for bad in (np.inf, -np.inf, np.nan):
+        post = np.array([1.0, bad, 2.0])
+        assert not kernels.subtract(post, np.zeros(3), np.empty(3))
+        with np.errstate(invalid="ignore"):
+            assert not kernels.subtract(np.zeros(3), post, np.empty(3))

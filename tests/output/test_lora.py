@@ -368,7 +368,9 @@ from paramdelta.engine import kernels, sketch
 from paramdelta.output import lora
 from paramdelta.planning.linear import linear
 a = numpy.zeros(8)
-kernels.finish(a, a, numpy.zeros(8, numpy.uint16))
+bits = numpy.zeros(8, numpy.uint16)
+kernels.finish(a, a, bits)
+kernels.subtract(bits, bits, a)
 numpy.linalg.svd(numpy.linalg.qr(numpy.ones((2000, 64)) @ numpy.ones((64, 64)))[1])
 made = api.plan_extract(sys.argv[1], sys.argv[2])
 aim = sketch.Aim(16, None, 256)

@@ -9,6 +9,7 @@ rounded sums: proved algorithms using rounding to odd", IEEE Trans. Comp. 2008).
 - `mix_exact`: one Δ at scale 1, everything in one pass. 16-bit operands are added as float32,
   wider ones as float64; F16, BF16 and F32 results are the correctly rounded exact sum.
 - `begin`, `add`, `finish`: any number of Δ at any scale, in double-double accumulators.
+- `subtract`: a Δ by itself, in float64.
 - `quantise`: float64 into FP8 with a scale a block.
 
 Arrays are one-dimensional and contiguous, of equal length (`quantise` takes matrices); BF16 travels
@@ -385,6 +386,16 @@ def finish(high: Array, low: Array, out: Array) -> bool:
 
 
 # -- into FP8 -------------------------------------------------------------------------------------
+
+
+@compiled
+def subtract(post: Array, base: Array, out: Array) -> bool:
+    """``out = post − base`` in float64, rounded where even that is too narrow; True if finite."""
+    total = 0.0
+    for i in range(out.size):
+        out[i] = _widen(post[i], F64(0)) - _widen(base[i], F64(0))
+        total += out[i] * 0.0  # NaN for what is not finite
+    return total == 0.0
 
 
 @_inline

@@ -158,14 +158,14 @@ def difference(
     Raises:
         CheckpointError: numbers that are infinite or NaN; ``where`` names the checkpoints.
     """
+    from paramdelta.engine import kernels  # compiled code, not needed for planning
+
     height = height_of(columns)
     for first in range(0, pair.post.elements // columns, height):
         start, stop = first * columns, min((first + height) * columns, pair.post.elements)
-        block = pair.post.float64(start, stop, fetch)
-        base = pair.base.float64(start, stop, fetch)
-        with np.errstate(all="ignore"):  # what is not finite is met, and told
-            block -= base
-        if not np.isfinite(block).all():
+        block = np.empty(stop - start)
+        post, base = (view.array(start, stop, fetch) for view in (pair.post, pair.base))
+        if not kernels.subtract(post, base, block):
             raise _not_finite(pair, block, start, where)
         yield first, block.reshape(-1, columns)
         watch(stop - start)

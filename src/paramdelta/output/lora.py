@@ -47,7 +47,7 @@ from paramdelta.output.extract import staging_folder
 from paramdelta.output.files import JOURNAL, PART, put_in_place
 from paramdelta.output.journal import Journal
 from paramdelta.planning.findings import Finding, Severity
-from paramdelta.planning.linear import Linear, Module
+from paramdelta.planning.linear import EMBEDDINGS, Linear, Module
 from paramdelta.planning.plan import OutputTensor, Pair, Plan
 from paramdelta.storage.local import (
     File,
@@ -143,7 +143,8 @@ class MadeAdapter:
                 "energy",
                 "adapter",
                 left.tensors,
-                "extract without --as lora keeps all of it",
+                ("--embeddings, unless the vocabulary changed; " if left.kind == EMBEDDINGS else "")
+                + "extract without --as lora keeps all of it",
             )
             for left in self.left
         ]

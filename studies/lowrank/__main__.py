@@ -1,0 +1,5 @@
+"""`python -m studies.lowrank`."""
+
+from studies.lowrank.run import main
+
+main()
