@@ -316,8 +316,11 @@ def sweeping(made: Sweep, as_json: bool) -> None:
         }
         typer.echo(json.dumps(event, ensure_ascii=False))
         return
-    for plan in made.plans:
-        typer.echo(_formula(plan))
+    scales: dict[str, list[str]] = {}  # by formula: one for all where scales go by tensors
+    for scale, plan in zip(made.scales, made.plans, strict=True):
+        scales.setdefault(_formula(plan), []).append(f"{scale:g}")
+    for formula, those in scales.items():
+        typer.echo(f"scale {', '.join(those)}: {formula}")
     said = {finding: plan for plan in reversed(made.plans) for finding in plan.findings}
     for finding in said:
         if finding.severity is not Severity.NOTE:
