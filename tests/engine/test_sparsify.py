@@ -1,15 +1,18 @@
 """DARE and TIES: against the papers' formulas in torch, and the same whatever the slices."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from paramdelta import Delta, Recipe, mix, plan, verify
-from paramdelta.engine import masking
+from paramdelta import Delta, Recipe, extract, mix, plan, verify
+from paramdelta.engine import masking, thresholds
 from paramdelta.engine.slices import Budget, share_out
 from paramdelta.engine.threads import run
 from paramdelta.errors import MisfitError
 from paramdelta.sparsity import Dare, Ties, hash_key
-from tests.checkpoints import bf16, llama, moved, save
+from tests.checkpoints import bf16, encode, fp8, llama, moved, save
 from tests.engine.test_threads import Collect
 
 MASK = 2**64 - 1
@@ -276,3 +279,66 @@ def test_nan_and_infinity_come_through(tmp_path):
     assert ("w", "post 1") in result.not_finite
     found, _ = made(recipe)
     np.testing.assert_equal(found["w"], [np.nan, np.nan, 1, 3])
+
+
+def adapter(folder: Path) -> str:
+    """A LoRA adapter of rank 4 on two matrices of a layer."""
+    folder.mkdir()
+    chance = np.random.default_rng(3)
+    tensors = {}
+    for name, (rows, columns) in {"mlp.up_proj": (32, 16), "self_attn.q_proj": (16, 16)}.items():
+        stem = f"base_model.model.model.layers.0.{name}.lora_"
+        tensors[f"{stem}A.weight"] = chance.normal(0, 0.1, (4, columns)).astype("f4")
+        tensors[f"{stem}B.weight"] = chance.normal(0, 0.1, (rows, 4)).astype("f4")
+    (folder / "adapter_model.safetensors").write_bytes(encode(tensors))
+    config = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["up_proj"]}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    return str(folder)
+
+
+def test_other_kinds_of_deltas(models, tmp_path):
+    """An adapter and a stored Δ beside a plain one: trimmed, masked, elected, and right."""
+    folder, _ = models
+    stored = tmp_path / "stored"
+    extract((str(folder / "post2"), str(folder / "base")), stored)
+    recipe = Recipe(
+        str(folder / "new"),
+        (
+            Delta(adapter(tmp_path / "adapter"), scale=0.7, dare=Dare(0.5), density=0.6),
+            Delta(delta=str(stored)),
+            delta(folder, 3, dare=Dare(0.2)),
+        ),
+        ties=Ties(0.4, 1.1),
+    )
+    mix(recipe, tmp_path / "out")
+    assert verify(tmp_path / "out", share=1).elements == plan(recipe).parameters
+    whole = (delta(folder, 2), delta(folder, 3, dare=Dare(0.2)))
+    for one, other in zip(recipe.deltas[1:], whole, strict=True):
+        same = [made(Recipe(recipe.new_base, (each,), ties=Ties(0.4)))[1] for each in (one, other)]
+        assert same[0] == same[1]
+
+
+def test_into_fp8_with_fresh_scales(tmp_path):
+    """Sparse sums are quantised as others are, from any slices; `verify` agrees."""
+    config = {"quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]}}
+    for seed, role in enumerate(("base", "new", "a", "b")):
+        save(tmp_path / role, fp8(seed, w=(300, 200)), config_json=config)
+    deltas = tuple(
+        Delta(str(tmp_path / role), str(tmp_path / "base"), 0.5, dare=Dare(0.25)) for role in "ab"
+    )
+    recipe = Recipe(str(tmp_path / "new"), deltas, "fp8-block", ties=Ties(0.5))
+    for number, memory in enumerate(("256MB", "80MB")):
+        mix(recipe, tmp_path / f"out{number}", memory=memory)
+        verify(tmp_path / f"out{number}", share=1)
+    one, other = (tmp_path / f"out{n}" / "model.safetensors" for n in (0, 1))
+    assert one.read_bytes() == other.read_bytes()
+
+
+def test_no_more_is_read_than_the_plan_says(sparse, tmp_path, monkeypatch):
+    """Twice more for thresholds; tensors that fit at once are read once less."""
+    planned = plan(sparse)
+    whole = planned.bytes_to_read + planned.bytes_to_write
+    trimmed = sum(p.post.nbytes + p.base.nbytes for t in planned.tensors for p in t.pairs)
+    assert mix(planned, tmp_path / "small").moved == whole - trimmed
+    monkeypatch.setattr(thresholds, "FOUND", 150)
+    assert whole - trimmed < mix(planned, tmp_path / "large").moved <= whole

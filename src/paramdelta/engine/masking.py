@@ -134,7 +134,7 @@ def look(
 
     Magnitudes are ordered as the bits of their float64 are, 63 with the sign. ``counts``: int64, by
     the next digit: the bits from ``step`` to ``width``. ``found``: int64, the first of them as they
-    come. ``state``: int64, how many there are, their least and their most.
+    come. ``state``: int64, how many there are, and every bit that one of them has.
     """
     mask = (I64(1) << I64(width - step)) - I64(1)
     for i in range(post.size):
@@ -146,5 +146,4 @@ def look(
         if state[0] < found.size:
             found[state[0]] = bits
         state[0] += 1
-        state[1] = min(state[1], bits)
-        state[2] = max(state[2], bits)
+        state[1] |= bits

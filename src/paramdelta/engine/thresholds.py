@@ -3,7 +3,7 @@
 The k-th largest ``|post − base|``, exactly, in bounded memory, by radix select: magnitudes are
 ordered as the bits of their float64 are. A pass counts them by their first 20 bits; the next looks
 only at those of the bucket that has the k-th, and so on, until the bucket's numbers fit into memory
-or are all one. Two passes, but for a tensor that fits at once.
+or have no further bits. Two passes, but for a tensor that fits at once.
 """
 
 import threading
@@ -93,29 +93,29 @@ class _Search:
             self.own.counts = np.empty(1 << DIGIT, np.int64)
             self.own.found = np.empty(FOUND, np.int64)
         counts, found = self.own.counts, self.own.found
-        state = np.empty(3, np.int64)
+        state = np.empty(2, np.int64)
         rank = pair.sparsity.kept(tensor.elements)  # of the wanted one, from the largest
         prefix, width = 0, 63
         while not self.stop.is_set():
             step = max(0, width - DIGIT)
             counts.fill(0)
-            state[:] = 0, np.iinfo(np.int64).max, 0
+            state[:] = 0
             for start, stop in self.runs(tensor):
                 post, base = (
                     self.fetch(view, start, stop, buffer)
                     for view, buffer in zip((pair.post, pair.base), self.own.buffers, strict=True)
                 )
                 masking.look(post, base, prefix, width, step, counts, found, state)
-            inside, least, most = state.tolist()
+            inside, used = state.tolist()
             if inside <= FOUND:
                 return _float(int(np.partition(found[:inside], inside - rank)[inside - rank]))
-            if least == most:
-                return _float(least)
             above = np.cumsum(counts[::-1])
             bucket = int(np.searchsorted(above, rank))  # from the largest, the first to reach it
             rank -= int(above[bucket - 1]) if bucket else 0
             digit = len(counts) - 1 - bucket
             prefix, width = prefix << (width - step) | digit, step
+            if not used & ((1 << step) - 1):  # of 16-bit operands there is hardly ever more
+                return _float(prefix << step)
         return 0.0
 
     def runs(self, tensor: OutputTensor) -> Iterator[tuple[int, int]]:

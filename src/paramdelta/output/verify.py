@@ -255,7 +255,9 @@ def _threshold(pair: Pair, elements: int) -> float:
     bucket = int(np.searchsorted(below, smaller, side="right"))
     found = np.concatenate([bits[bits >> 48 == bucket] for bits in magnitudes()])
     at = smaller - (int(below[bucket - 1]) if bucket else 0)
-    return float(np.partition(found, at)[at].view(np.float64))
+    least = float(np.partition(found, at)[at].view(np.float64))
+    # A product's last bits are of the run that it is computed in: its own element has to stay.
+    return least * (1 - 2.0**-40) if isinstance(pair.base, Zeros) else least
 
 
 def _compare_quantised(
