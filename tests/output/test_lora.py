@@ -2,8 +2,10 @@
 
 import copy
 import json
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -155,6 +157,8 @@ def test_peft_merges_it_as_paramdelta_mixes_it(tmp_path, make, how):
         assert np.abs(tensor.numpy() - exact).max() < 1e-7, name
         assert torch.allclose(tensor, merged[name], rtol=0, atol=1e-6), name
     assert changed == len(made.kept)
+    card = (tmp_path / "a" / "README.md").read_text(encoding="utf-8")
+    assert ("Factors of embeddings" in card) == ("embeddings" in how)
     assert ("embeddings" in how) == any("wte" in n or "embed" in n for n in product)
 
 
@@ -227,6 +231,16 @@ def test_what_it_cannot_hold_is_told(tmp_path):
     card = (tmp_path / "a" / "README.md").read_text()
     assert "| norms, biases and other vectors | 5 |" in card
     assert "| tensors that only post has | 1 |" in card
+
+
+def test_experts_by_name_are_told(tmp_path):
+    """transformers 5 joins experts as it loads them: PEFT may not find what the adapter names."""
+    expert = "model.layers.0.mlp.experts.1.up_proj.weight"
+    base = llama() | {expert: bf16(np.ones((6, 5)))}
+    places = [str(save(tmp_path / n, t)) for n, t in (("post", moved(base, 1)), ("base", base))]
+    made = extract_adapter(tuple(places), tmp_path / "a", rank=2).made
+    (finding,) = (f for f in made.findings if f.code == "experts-by-name")
+    assert finding.tensors == (expert,)
 
 
 def test_a_delta_that_is_not_finite_names_the_tensor(tmp_path):
@@ -394,6 +408,34 @@ def sparse(folder: Path, name: str, rows: int, columns: int, some: np.ndarray) -
         file.seek(start + size - some.nbytes)
         file.write(some.tobytes())
     return folder
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="no such signals")
+@pytest.mark.parametrize("kill", [signal.SIGINT, signal.SIGKILL])
+def test_a_stopped_run_leaves_no_adapter(tmp_path, kill):
+    """Ctrl-C takes all away; after a kill the hidden folder has nothing that PEFT would load."""
+    rows, columns, name = 16384, 4096, "model.layers.0.mlp.up_proj.weight"
+    some = bf16(np.random.default_rng(0).normal(size=(64, columns)))
+    post = sparse(tmp_path / "post", name, rows, columns, some)
+    base = sparse(tmp_path / "base", name, rows, columns, some[::-1])
+    code = "from paramdelta.cli.app import main; main()"
+    options = ["--post", post, "--base", base, "--out", tmp_path / "a", "--as", "lora"]
+    command = [sys.executable, "-c", code, "extract", *map(str, options), "--rank", "64"]
+    staging = staging_folder(tmp_path / "a")
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        while not list(staging.glob("*.part")):
+            assert process.poll() is None
+            time.sleep(0.02)
+        process.send_signal(kill)
+        _, said = process.communicate()
+    assert not (tmp_path / "a").exists()
+    if kill == signal.SIGINT:
+        assert process.returncode == 130, said
+        assert not staging.exists()
+    else:
+        assert not (staging / CONFIG).exists()
+        assert not list(staging.glob("*.safetensors"))
 
 
 @pytest.mark.slow

@@ -222,6 +222,8 @@ def adapter_card(plan: Plan, out: Path, made: "MadeAdapter", ranks: Sequence[int
         "scaling for all modules, which is 1. So its source says (vllm/lora/peft_helper.py, "
         "vllm/config/lora.py); paramdelta did not run it."
     )
+    if made.embeddings:
+        limits += " Factors of embeddings it takes only for models whose class there says so."
     held = (
         f"**It holds {_percent(made.kept_of_modules)} of the energy of its modules' Δ, "
         f"{_percent(made.kept_of_all)} of the whole Δ's.** Energy is ‖Δ‖²_F, measured against Δ "

@@ -71,7 +71,8 @@ _MODELS = ("config.json", "modules.json", "model_index.json")
 @dataclass(frozen=True)
 class Kept:
     """A module of the adapter. ``rank`` of at most ``full``; ``energy``: ‖Δ‖²_F of its weight;
-    ``kept``: the share of it that the stored factors hold, measured against Δ.
+    ``kept``: the share of it that the stored factors hold, measured against Δ. ``embedding``: the
+    factors are those of an embedding.
     """
 
     module: str
@@ -81,6 +82,7 @@ class Kept:
     full: int
     energy: float
     kept: float
+    embedding: bool = False
 
 
 @dataclass(frozen=True)
@@ -131,6 +133,11 @@ class MadeAdapter:
     def rank(self) -> int:
         """The largest."""
         return max(one.rank for one in self.kept)
+
+    @property
+    def embeddings(self) -> bool:
+        """Whether an embedding has factors."""
+        return any(one.embedding for one in self.kept)
 
     @property
     def findings(self) -> tuple[Finding, ...]:
@@ -466,6 +473,7 @@ class _Writer:
             min(rows, columns),
             factors.energy,
             1 - rest / factors.energy,
+            module.embedding,
         )
         # The weight of Conv1D or of an embedding is the transpose of what PEFT's factors make.
         if module.turned:
