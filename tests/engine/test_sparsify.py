@@ -1,6 +1,8 @@
 """DARE and TIES: against the papers' formulas in torch, and the same whatever the slices."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -8,12 +10,13 @@ import pytest
 
 from paramdelta import Delta, Recipe, extract, mix, plan, verify
 from paramdelta.engine import masking, thresholds
+from paramdelta.engine.run import Worker
 from paramdelta.engine.slices import Budget, share_out
 from paramdelta.engine.threads import run
-from paramdelta.errors import MisfitError
+from paramdelta.errors import MisfitError, StorageError
 from paramdelta.sparsity import Dare, Ties, hash_key
 from tests.checkpoints import bf16, encode, fp8, llama, moved, save
-from tests.engine.test_threads import Collect
+from tests.engine.test_threads import Collect, linux
 
 MASK = 2**64 - 1
 NAME = "model.layers.0.mlp.up_proj.weight"
@@ -342,3 +345,58 @@ def test_no_more_is_read_than_the_plan_says(sparse, tmp_path, monkeypatch):
     assert mix(planned, tmp_path / "small").moved == whole - trimmed
     monkeypatch.setattr(thresholds, "FOUND", 150)
     assert whole - trimmed < mix(planned, tmp_path / "large").moved <= whole
+
+
+def test_a_run_that_broke_off_ends_in_the_same_bytes(sparse, tmp_path, monkeypatch):
+    """What failed in the middle is resumed by the same call; what was made is kept."""
+    mix(sparse, tmp_path / "whole")
+    made_before, whole = [], Worker.make
+
+    def fails(self, piece):
+        if len(made_before) == 7:
+            raise StorageError("no more")
+        made_before.append(piece)
+        whole(self, piece)
+
+    monkeypatch.setattr(Worker, "make", fails)
+    with pytest.raises(StorageError, match="no more"):
+        mix(sparse, tmp_path / "out", workers=1)
+    monkeypatch.setattr(Worker, "make", whole)
+    assert mix(sparse, tmp_path / "out").resumed == sum(piece.made for piece in made_before)
+    one, other = (tmp_path / n / "model.safetensors" for n in ("whole", "out"))
+    assert one.read_bytes() == other.read_bytes()
+
+
+MEASURE = """
+import resource, sys
+from paramdelta import plan, read_recipe
+from paramdelta.engine.slices import share_out
+from paramdelta.engine.threads import run
+class Discard:
+    def wants(self, piece): return True
+    def write(self, piece, data): pass
+small, large = (plan(read_recipe(path)) for path in sys.argv[1:])
+run(small, Discard(), share_out(small, 100_000_000, 1))
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+budget = share_out(large, 100_000_000, 4)
+run(large, Discard(), budget)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024, budget.projected)
+"""
+
+
+@linux
+def test_measured_memory_stays_under_the_projected(tmp_path):
+    """Two trimmed Δ of 17 M numbers that are no zeros: both passes within the projected memory."""
+    chance = np.random.default_rng(0)
+    for size, rows in (("small", 8), ("large", 4096)):
+        bits = chance.integers(0x3C00, 0x3D00, (rows, 4096)).astype(np.uint16)
+        for step, name in enumerate(("base", "new", "a", "b")):
+            save(tmp_path / size / name, {"w": bits + np.uint16(step) * (bits % 7).astype("u2")})
+        deltas = [{"post": p, "base": "base", "dare": {"drop": 0.5}} for p in "ab"]
+        recipe = {"new_base": "new", "deltas": deltas, "ties": {"density": 0.3}}
+        (tmp_path / size / "recipe.yaml").write_text(json.dumps(recipe))
+    paths = [str(tmp_path / size / "recipe.yaml") for size in ("small", "large")]
+    result = subprocess.run([sys.executable, "-c", MEASURE, *paths], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    grown, projected = map(int, result.stdout.split())
+    assert grown <= projected <= 100_000_000
