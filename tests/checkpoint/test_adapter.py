@@ -112,7 +112,7 @@ def read(view, fetch):
         (a_gpt2, {"r": 4, "target_modules": ["c_proj", "wte", "lm_head"]}),
         (convolutions, {"r": 2, "target_modules": ["one", "two", "dot"]}),
     ],
-    ids=str,
+    ids=lambda value: getattr(value, "__name__", str(value)),
 )
 def test_the_same_as_peft_merges(tmp_path, make, config):
     """Base + Δ, or what replaces it, is what PEFT's merge_and_unload makes: in float64, to 1e-12.
