@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 TORCH ?= torch==2.13.0
 READY := $(VENV)/.ready
 
-.PHONY: help demo test lint bench bench-flat bench-deltas minilm lineage study study-gpu study-vocabulary study-lowrank docs clean
+.PHONY: help demo test lint bench bench-flat bench-formats bench-deltas minilm lineage study study-gpu study-vocabulary study-lowrank docs clean
 
 help: ## show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -41,6 +41,9 @@ bench-flat: $(READY) ## cost and memory from 1 B to 70 B parameters (sparse file
 bench-deltas: $(READY) ## size and speed of stored Δ (downloads two wheels; minutes)
 	$(BIN)/python -m pip install -q --disable-pip-version-check zipnn
 	$(BIN)/python -m benchmarks.deltas
+
+bench-formats: $(READY) ## FP8 and other vocabularies beside the plain case (5 min)
+	$(BIN)/python -m benchmarks.formats
 
 lineage: $(READY) ## train the small lineage again (an hour)
 	$(BIN)/python -m studies.lineage

@@ -1,6 +1,7 @@
 """What paramdelta costs, measured: against the disk, against mergekit, and from 1 B to 70 B.
 
 compare.py         wall time, CPU and peak memory beside the floor and mergekit   `make bench`
+formats.py         FP8 inputs and vocabularies that differ, beside the plain case
 flat.py            cost per GB and peak memory from 1 B to 70 B, on sparse files
 table.py           the README's tables, printed from results/*.json
 
