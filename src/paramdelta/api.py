@@ -118,11 +118,24 @@ class ExtractedAdapter:
     read: int
 
 
+class _Watch:
+    """Hands progress on and keeps the last of it."""
+
+    def __init__(self, progress: Callable[[Progress], None] | None) -> None:
+        self.last = Progress(0, 0, 0, 0)
+        self._progress = progress
+
+    def __call__(self, now: Progress) -> None:
+        self.last = now
+        if self._progress is not None:
+            self._progress(now)
+
+
 def plan(recipe: Recipe) -> Plan:
     """What a mix would do, from headers alone; nothing is written.
 
     Raises:
-        UsageError, CheckpointError, StorageError: see `paramdelta.planning.plan.make_plan`.
+        UsageError, CheckpointError, StorageError: see `paramdelta.planning.planner.make_plan`.
     """
     return make_plan(recipe)
 
@@ -162,13 +175,7 @@ def mix(
     if not fresh:
         check_space(out, layout)
     files = Files(plan, layout, out, fresh=fresh)
-    last = Progress(0, plan.bytes_to_write, 0, 0)
-
-    def watch(now: Progress) -> None:
-        nonlocal last
-        last = now
-        if progress is not None:
-            progress(now)
+    watch = _Watch(progress)
 
     try:
         try:
@@ -189,8 +196,8 @@ def mix(
         plan,
         layout,
         perf_counter() - began,
-        last.moved,
-        last.resumed,
+        watch.last.moved,
+        watch.last.resumed,
         dict(report.not_finite),
     )
 
@@ -389,13 +396,7 @@ def extract(
         )
     count, _ = extraction.share_out(plan, parse_size(memory), workers or default_workers())
     check_output(out, [source.location.path for source in plan.sources], overwrite, DELTA)
-    last = Progress(0, 0, 0, 0)
-
-    def watch(now: Progress) -> None:
-        nonlocal last
-        last = now
-        if progress is not None:
-            progress(now)
+    watch = _Watch(progress)
 
     try:
         made = extraction.write_delta(plan, out, parse_size(shard_size), count, watch)
@@ -403,7 +404,7 @@ def extract(
         raise Interrupted(
             "stopped; nothing is kept", where=str(out), remedy="the same command begins again"
         ) from None
-    return Extracted(out, plan, made, perf_counter() - began, last.moved)
+    return Extracted(out, plan, made, perf_counter() - began, watch.last.moved)
 
 
 def extract_adapter(
@@ -445,13 +446,7 @@ def extract_adapter(
     parts = linear(plan, embeddings)
     count, _ = lora.share_out(parts, aim, parse_size(memory), workers or default_workers())
     check_output(out, [source.location.path for source in plan.sources], overwrite, lora.LORA)
-    last = Progress(0, 0, 0, 0)
-
-    def watch(now: Progress) -> None:
-        nonlocal last
-        last = now
-        if progress is not None:
-            progress(now)
+    watch = _Watch(progress)
 
     def card(made: lora.MadeAdapter) -> str:
         return adapter_card(plan, out, made, lora.RANKS)
@@ -463,7 +458,7 @@ def extract_adapter(
         raise Interrupted(
             "stopped; nothing is kept", where=str(out), remedy="the same command begins again"
         ) from None
-    return ExtractedAdapter(out, plan, made, perf_counter() - began, last.moved)
+    return ExtractedAdapter(out, plan, made, perf_counter() - began, watch.last.moved)
 
 
 def _aim(rank: int | None, energy: float | None, max_rank: int) -> Aim:

@@ -31,8 +31,8 @@ from paramdelta import (
 from paramdelta.checkpoint.checkpoint import DELTA, open_checkpoint
 from paramdelta.checkpoint.delta import BLOCK, open_delta
 from paramdelta.cli.app import main
-from paramdelta.output import extract as extraction
-from paramdelta.output.extract import staging_folder
+from paramdelta.output import staging as staged
+from paramdelta.output.staging import staging_folder
 from paramdelta.planning.lineage import fetch
 from paramdelta.storage.location import locate
 from tests.checkpoints import bf16, fp8, llama, moved, save
@@ -353,7 +353,7 @@ COMMAND = [sys.executable, "-c", "from paramdelta.cli.app import main; main()", 
 
 def test_an_error_leaves_nothing(tmp_path, lineage, monkeypatch):
     """A failure at the last step leaves neither output nor staging folder."""
-    monkeypatch.setattr(extraction, "put_in_place", lambda *_: 1 / 0)
+    monkeypatch.setattr(staged, "put_in_place", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         extract((str(lineage.post), str(lineage.base)), tmp_path / "delta")
     assert not (tmp_path / "delta").exists()

@@ -24,7 +24,8 @@ from paramdelta import (
 from paramdelta.checkpoint.adapter import CONFIG, open_adapter
 from paramdelta.checkpoint.checkpoint import open_checkpoint
 from paramdelta.output import lora
-from paramdelta.output.extract import staging_folder
+from paramdelta.output import staging as staged
+from paramdelta.output.staging import staging_folder
 from paramdelta.planning.lineage import fetch
 from paramdelta.storage.location import locate
 from tests.checkpoints import bf16, llama, moved, save
@@ -321,7 +322,7 @@ def test_an_error_leaves_nothing(tmp_path, lineage, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(lora, "put_in_place", full)
+    monkeypatch.setattr(staged, "put_in_place", full)
     with pytest.raises(StorageError):
         extract_adapter(sources(lineage), tmp_path / "a", rank=2)
     assert not (tmp_path / "a").exists()

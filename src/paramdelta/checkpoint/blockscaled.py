@@ -57,6 +57,8 @@ class BlockScaled(View):
         """Read a run of FP8 numbers and the scales of the blocks that it touches; multiply."""
         import numpy as np
 
+        from paramdelta.checkpoint import fp8  # compiled code, not needed for planning
+
         columns = self.shape[1]
         across = -(-columns // self.block[1])
         table = _table(self.weight.dtype)
@@ -67,9 +69,8 @@ class BlockScaled(View):
             values = raw[first : first + out.size].reshape(out.shape)
             top, bottom = rows.start // self.block[0], (rows.stop - 1) // self.block[0] + 1
             scale = self._scales(top * across, bottom * across, fetch).reshape(-1, across)
-            _multiply(
-                values, table, scale, out, rows.start - top * self.block[0], inner.start, self.block
-            )
+            row = rows.start - top * self.block[0]
+            fp8.multiply(values, table, scale, out, row, inner.start, *self.block)
 
     def _scales(self, first: int, last: int, fetch: Fetch) -> "npt.NDArray[np.float64]":
         import numpy as np
@@ -78,21 +79,6 @@ class BlockScaled(View):
             exponents = self.scale.array(first, last, fetch).astype(np.int32)
             return np.where(exponents == 255, np.nan, np.ldexp(1.0, exponents - 127))
         return self.scale.float64(first, last, fetch)
-
-
-def _multiply(
-    values: Any,
-    table: Any,
-    scale: Any,
-    out: Any,
-    row: int,
-    column: int,
-    block: tuple[int, int],
-) -> None:
-    """``out = table[values] · scale``; the block's top left corner is that of ``scale[0, 0]``."""
-    from paramdelta.checkpoint import fp8  # compiled code, not needed for planning
-
-    fp8.multiply(values, table, scale, out, row, column, *block)
 
 
 _tables: dict[str, Any] = {}

@@ -61,23 +61,13 @@ def model_card(plan: Plan, out: Path) -> str:
             metadata[key] = value
     mixed, copied = plan.mixed, plan.copied
     lines = [
-        "---",
-        yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True).strip(),
-        "---",
-        "",
-        f"# {out.name}",
-        "",
+        *_head(metadata, out),
         f"{_INTRODUCTION} (ParamΔ, [Cao et al., ICLR 2025]({PAPER})).",
         "",
         f"    {plan.recipe.symbols}",
         "",
         *_sparsity(plan),
-        "| | model | licence |",
-        "|---|---|---|",
-        *(
-            f"| {source.role} | {_cell(_public(source))} | {_cell(_licence(source, card))} |"
-            for source, card in zip(plan.sources, cards, strict=True)
-        ),
+        *_origins(plan.sources, cards),
         "",
         "The licences of all of them bind whoever uses this model; look at each.",
         "",
@@ -103,6 +93,24 @@ def model_card(plan: Plan, out: Path) -> str:
     return "\n".join(lines)
 
 
+def _head(metadata: dict[str, Any], out: Path) -> list[str]:
+    """The Hub's metadata, and the title."""
+    text = yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True).strip()
+    return ["---", text, "---", "", f"# {out.name}", ""]
+
+
+def _origins(sources: Sequence[Checkpoint], cards: Sequence[dict[str, Any]]) -> list[str]:
+    """What it was made from, as a table with the licences."""
+    return [
+        "| | model | licence |",
+        "|---|---|---|",
+        *(
+            f"| {source.role} | {_cell(_public(source))} | {_cell(_licence(source, card))} |"
+            for source, card in zip(sources, cards, strict=True)
+        ),
+    ]
+
+
 def _sparsity(plan: Plan) -> list[str]:
     """The papers of what is left out of the Δ."""
     recipe = plan.recipe
@@ -124,20 +132,10 @@ def delta_card(plan: Plan, out: Path, base_sha256: str) -> str:
     }
     metadata |= {key: cards[0][key] for key in _KEPT if key in cards[0]}
     lines = [
-        "---",
-        yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True).strip(),
-        "---",
-        "",
-        f"# {out.name}",
-        "",
+        *_head(metadata, out),
         f"{_DELTA} (ParamΔ, [Cao et al., ICLR 2025]({PAPER})).",
         "",
-        "| | model | licence |",
-        "|---|---|---|",
-        *(
-            f"| {source.role} | {_cell(_public(source))} | {_cell(_licence(source, card))} |"
-            for source, card in zip((post, base), cards, strict=True)
-        ),
+        *_origins((post, base), cards),
         "",
         "The licences of both bind whoever uses it; look at each.",
         "",
@@ -237,22 +235,12 @@ def adapter_card(plan: Plan, out: Path, made: "MadeAdapter", ranks: Sequence[int
     if made.alone:
         lost.append(f"| tensors that only post has | {len(made.alone)} | not known |")
     lines = [
-        "---",
-        yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True).strip(),
-        "---",
-        "",
-        f"# {out.name}",
-        "",
+        *_head(metadata, out),
         _ADAPTER + ".",
         "",
         "    Θ_post ≈ Θ_base + B·A,   B = U·√S,   A = √S·Vᵀ   (alpha = r: the scaling is 1)",
         "",
-        "| | model | licence |",
-        "|---|---|---|",
-        *(
-            f"| {source.role} | {_cell(_public(source))} | {_cell(_licence(source, card))} |"
-            for source, card in zip(sources, cards, strict=True)
-        ),
+        *_origins(sources, cards),
         "",
         "The licences of both bind whoever uses it; look at each.",
         "",

@@ -7,12 +7,10 @@ a run that was killed begins again. All is done in a hidden folder beside the ou
 files carry the ending ``.part`` and which has no description until every byte is on disk.
 """
 
-import contextlib
 import hashlib
 import itertools
 import json
 import os
-import shutil
 import struct
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -35,14 +33,12 @@ from paramdelta.engine.threads import TICK, Progress
 from paramdelta.errors import UsageError
 from paramdelta.output.card import delta_card
 from paramdelta.output.companions import write_companions
-from paramdelta.output.files import JOURNAL, PART, put_in_place
-from paramdelta.output.journal import Journal
+from paramdelta.output.files import PART
+from paramdelta.output.staging import whole_or_nothing
 from paramdelta.planning.plan import OutputTensor, Pair, Plan
 from paramdelta.storage.local import (
     File,
     raise_open_file_limit,
-    storage_error,
-    sync_folder,
     write_text,
 )
 from paramdelta.version import __version__
@@ -96,11 +92,6 @@ class Digest:
         return hashlib.sha256(text.encode()).hexdigest()
 
 
-def staging_folder(out: Path) -> Path:
-    """Where an unfinished Δ lives: a hidden sibling."""
-    return out.parent / f".{out.name}.paramdelta-extract"
-
-
 def share_out(plan: Plan, memory: int, workers: int) -> tuple[int, int]:
     """Threads, and the bytes that they hold at the most beyond the interpreter and its libraries.
 
@@ -136,34 +127,13 @@ def write_delta(
         CheckpointError, StorageError: reading or writing failed; nothing is left.
     """
     raise_open_file_limit()
-    staging = staging_folder(out)
-    try:
-        staging.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise storage_error(error, staging, "make") from None
-    journal = Journal(staging / JOURNAL, {"digest": "extract", "sources": [], "shards": []})
-    try:
-        for path in staging.iterdir():  # what a killed run left
-            if path.name != JOURNAL:
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
-        writer = _Writer(plan, staging, shard_size, workers, progress)
-        made = writer.write()
+    with whole_or_nothing(out, "extract") as staging:
+        made = _Writer(plan, staging, shard_size, workers, progress).write()
         write_companions(plan.companions, staging)
         write_text(staging / "README.md", delta_card(plan, out, made.base_sha256))
         for name in made.files:
             (staging / (name + PART)).rename(staging / name)
         write_text(staging / DELTA, _description(plan, made))
-        sync_folder(staging)
-        put_in_place(staging, out)
-        journal.close()
-        with contextlib.suppress(OSError):
-            (out / JOURNAL).unlink()
-    except BaseException as error:
-        shutil.rmtree(staging, ignore_errors=True)
-        journal.close()
-        if isinstance(error, OSError):
-            raise storage_error(error, out, "write") from None
-        raise
     return made
 
 

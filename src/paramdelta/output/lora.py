@@ -8,12 +8,10 @@ thread makes a module at a time, and one writes them in the plan's order. As wit
 Source of names and keys: PEFT 0.21, ``tuners/lora/config.py`` and ``utils/save_and_load.py``.
 """
 
-import contextlib
 import hashlib
 import json
 import math
 import os
-import shutil
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -43,17 +41,14 @@ from paramdelta.engine.slices import BLOCK, OVERHEAD
 from paramdelta.engine.threads import TICK, Progress
 from paramdelta.errors import MisfitError, UsageError
 from paramdelta.output.companions import write_companions
-from paramdelta.output.extract import staging_folder
-from paramdelta.output.files import JOURNAL, PART, put_in_place
-from paramdelta.output.journal import Journal
+from paramdelta.output.files import PART
+from paramdelta.output.staging import whole_or_nothing
 from paramdelta.planning.findings import Finding, Severity
 from paramdelta.planning.linear import EMBEDDINGS, Linear, Module
 from paramdelta.planning.plan import OutputTensor, Pair, Plan
 from paramdelta.storage.local import (
     File,
     raise_open_file_limit,
-    storage_error,
-    sync_folder,
     write_text,
 )
 from paramdelta.version import __version__
@@ -228,33 +223,13 @@ def write_adapter(
         CheckpointError, StorageError: reading or writing failed; nothing is left.
     """
     raise_open_file_limit()
-    staging = staging_folder(out)
-    try:
-        staging.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise storage_error(error, staging, "make") from None
-    journal = Journal(staging / JOURNAL, {"digest": "lora", "sources": [], "shards": []})
-    try:
-        for path in staging.iterdir():  # what a killed run left
-            if path.name != JOURNAL:
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+    with whole_or_nothing(out, "lora") as staging:
         made = _Writer(plan, parts, aim, dtype, workers, progress).write(staging / (ADAPTER + PART))
         write_companions(tuple(c for c in plan.companions if c.name not in _MODELS), staging)
         write_text(staging / "README.md", card(made))
         write_text(staging / LORA, _description(plan, aim, made))
         (staging / (ADAPTER + PART)).rename(staging / ADAPTER)
         write_text(staging / CONFIG, _json(adapter_config(plan, parts, made)))
-        sync_folder(staging)
-        put_in_place(staging, out)
-        journal.close()
-        with contextlib.suppress(OSError):
-            (out / JOURNAL).unlink()
-    except BaseException as error:
-        shutil.rmtree(staging, ignore_errors=True)
-        journal.close()
-        if isinstance(error, OSError):
-            raise storage_error(error, out, "write") from None
-        raise
     return made
 
 
