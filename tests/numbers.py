@@ -21,6 +21,27 @@ def decode(bits: int, dtype: str) -> float:
     return float(np.array([bits], BITS[dtype]).view(kind)[0])
 
 
+def fp8_values(dtype: str) -> np.ndarray:
+    """The 256 values of F8_E4M3 (no infinity; all ones is NaN) or F8_E5M2 (as IEEE 754)."""
+    exponent_bits, mantissa_bits = {"F8_E4M3": (4, 3), "F8_E5M2": (5, 2)}[dtype]
+    code = np.arange(256)
+    sign = np.where(code & 0x80, -1.0, 1.0)
+    exponent = (code & 0x7F) >> mantissa_bits
+    mantissa = (code & ((1 << mantissa_bits) - 1)) / (1 << mantissa_bits)
+    bias = (1 << (exponent_bits - 1)) - 1
+    value = np.where(
+        exponent == 0,
+        np.ldexp(mantissa, 1 - bias),
+        np.ldexp(1 + mantissa, exponent - bias),
+    )
+    if dtype == "F8_E4M3":
+        value = np.where((code & 0x7F) == 0x7F, np.nan, value)
+    else:
+        top = exponent == (1 << exponent_bits) - 1
+        value = np.where(top, np.where(mantissa == 0, np.inf, np.nan), value)
+    return sign * value
+
+
 def ulp(exact: Fraction, dtype: str) -> Fraction:
     """The distance of neighbouring numbers of a format at a value."""
     digits, _, least = FORMATS[dtype]

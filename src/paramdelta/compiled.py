@@ -1,8 +1,14 @@
-"""Functions on arrays compiled by numba for the machine at hand."""
+"""Functions on arrays compiled by numba for the machine at hand; floats from bits and back."""
 
 from typing import Any
 
 import numba
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+inlined = numba.njit
+"""A function that compiled ones call; it becomes part of them."""
 
 
 def compiled(function: Any) -> Any:
@@ -15,3 +21,21 @@ def compiled(function: Any) -> Any:
         return numba.njit(nogil=True, cache=True)(function)
     except RuntimeError:  # no folder is writable: numba finds no place for its cache
         return numba.njit(nogil=True)(function)
+
+
+def _bitcast(source: Any, target: Any, llvm: Any) -> Any:
+    """An intrinsic that reads the bits of one scalar as another type of the same size."""
+
+    def typed(_context: Any, _value: Any) -> Any:
+        def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+            return builder.bitcast(arguments[0], llvm)
+
+        return target(source), generate
+
+    return intrinsic(typed)
+
+
+f32_from_bits = _bitcast(types.uint32, types.float32, ir.FloatType())
+f32_bits = _bitcast(types.float32, types.uint32, ir.IntType(32))
+f64_from_bits = _bitcast(types.uint64, types.float64, ir.DoubleType())
+f64_bits = _bitcast(types.float64, types.uint64, ir.IntType(64))

@@ -5,18 +5,27 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from paramdelta.checkpoint.blockscaled import BlockScaled, fp8_values, scaled_weights
+from paramdelta.checkpoint.blockscaled import BlockScaled, scaled_weights
 from paramdelta.errors import CheckpointError
+from tests.numbers import fp8_values
 from tests.views import Store
 
 
 @pytest.mark.parametrize(("name", "torch_name"), [("F8_E4M3", "e4m3fn"), ("F8_E5M2", "e5m2")])
 def test_all_codes_are_torchs(name, torch_name):
-    """The 256 values are those of torch's type of the same format."""
+    """The 256 values are those of torch's type of the same format, signs of zero included; so are
+    those of the tests' own table.
+    """
     torch = pytest.importorskip("torch")
     codes = torch.arange(256, dtype=torch.uint8)
     expected = codes.view(getattr(torch, f"float8_{torch_name}")).double().numpy()
-    assert np.array_equal(fp8_values(name), expected, equal_nan=True)
+    store = Store()
+    weight = store.tensor("w", codes.numpy().reshape(16, 16), name)
+    scale = store.tensor("s", np.ones((1, 1), np.float32))
+    view = BlockScaled("w", "F64", (16, 16), weight, scale, (16, 16))
+    for got in (view.array(0, 256, store.fetch), fp8_values(name)):
+        assert np.array_equal(got, expected, equal_nan=True)
+        assert np.array_equal(np.signbit(got)[expected == 0], np.signbit(expected)[expected == 0])
 
 
 def reference(codes, scale, block, dtype="F8_E4M3"):

@@ -82,6 +82,47 @@ def test_every_combination_of_dtypes_is_correctly_rounded():
             assert decode(int(got[i]), out) == nearest(exact(values, [1.0]), out), dtypes
 
 
+@pytest.mark.parametrize("out", ["BF16", "F16", "F32"])
+@pytest.mark.parametrize("wide", ["F32", "F64"])
+def test_wide_operands_are_rounded_once(wide, out):
+    """Subnormals, ties, overflow and all: a single operand that is no zero comes out rounded once.
+
+    Two of the operands are zeros, so that the sum is exact and the plain path has to round it.
+    """
+
+    @settings(max_examples=300, deadline=None)
+    @given(st.lists(st.one_of(patterns(wide), near_ties(wide, out)), min_size=1, max_size=64))
+    def check(bits):
+        zeros = [0] * len(bits)
+        got, _ = mix(out, [bits, zeros, zeros], [wide] * 3, [1.0])
+        for number, found in zip(bits, got, strict=True):
+            value, result = decode(number, wide), decode(int(found), out)
+            if math.isnan(value):
+                assert math.isnan(result)
+            elif math.isinf(value):
+                assert result == value
+            else:
+                assert result == nearest(Fraction(value), out), value
+                assert math.copysign(1, result) == math.copysign(1, value)
+
+    check()
+
+
+def near_ties(wide, out):
+    """Numbers half way between two of the narrower format, and their neighbours."""
+    kind = {"F32": np.float32, "F64": np.float64}[wide]
+
+    def between(bits, step):
+        value = decode(bits, out)
+        if not math.isfinite(value) or value == 0:
+            return int(np.array(value, kind).view(BITS[wide]))
+        half = float(Fraction(value) + ulp(Fraction(value), out) / 2)
+        with np.errstate(over="ignore"):
+            return int(np.array(half, kind).view(BITS[wide])) + step
+
+    return st.builds(between, patterns(out), st.sampled_from((-1, 0, 1)))
+
+
 def bits_of(values, dtype):
     """Floats as bit patterns of a dtype (BF16 by truncation: any value will do)."""
     if dtype == "BF16":

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from paramdelta.checkpoint.blockscaled import fp8_values
 from paramdelta.engine.kernels import quantise
+from tests.numbers import fp8_values
 
 VALUES = fp8_values("F8_E4M3")
 POSITIVE = [Fraction(float(value)) for value in VALUES[:0x7F]]  # 0 to 448, by code

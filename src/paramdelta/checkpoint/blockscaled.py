@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from paramdelta.checkpoint.tensor import Fetch, Tensor, View, rectangles
+from paramdelta.checkpoint.tensor import Fetch, Tensor, View
 from paramdelta.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _SCALES = ("_scale_inv", "_scale")  # behind the name of the weight
 _SCALE_DTYPES = ("F32", "BF16", "F16", "F64", "F8_E8M0")
-_FORMATS = {"F8_E4M3": (4, 3), "F8_E5M2": (5, 2)}  # bits of exponent and of mantissa
+_MANTISSA = {"F8_E4M3": 3, "F8_E5M2": 2}  # bits
 # Scales that are beside the weight but not of it: of what goes in and out at run time.
 _RUNTIME = ("input_scale", "output_scale", "k_scale", "v_scale", "q_scale", "kv_scale")
 
@@ -59,18 +59,15 @@ class BlockScaled(View):
 
         from paramdelta.checkpoint import fp8  # compiled code, not needed for planning
 
-        columns = self.shape[1]
-        across = -(-columns // self.block[1])
-        table = _table(self.weight.dtype)
-        raw = self.weight.array(start, stop, fetch)
-        for rows, inner, target in rectangles(start, stop, columns, into, 8):
-            out = np.frombuffer(target, np.float64).reshape(len(rows), len(inner))
-            first = rows.start * columns + inner.start - start
-            values = raw[first : first + out.size].reshape(out.shape)
-            top, bottom = rows.start // self.block[0], (rows.stop - 1) // self.block[0] + 1
-            scale = self._scales(top * across, bottom * across, fetch).reshape(-1, across)
-            row = rows.start - top * self.block[0]
-            fp8.multiply(values, table, scale, out, row, inner.start, *self.block)
+        columns, (height, width) = self.shape[1], self.block
+        across = -(-columns // width)
+        row, column = divmod(start, columns)
+        top, bottom = row // height, -(-stop // columns // height)
+        scales = self._scales(top * across, bottom * across, fetch).reshape(-1, across)
+        codes = self.weight.array(start, stop, fetch)
+        out = np.frombuffer(into, np.float64)
+        place = columns, row - top * height, column
+        fp8.decode(codes, scales, out, _MANTISSA[self.weight.dtype], *place, height, width)
 
     def _scales(self, first: int, last: int, fetch: Fetch) -> "npt.NDArray[np.float64]":
         import numpy as np
@@ -79,39 +76,6 @@ class BlockScaled(View):
             exponents = self.scale.array(first, last, fetch).astype(np.int32)
             return np.where(exponents == 255, np.nan, np.ldexp(1.0, exponents - 127))
         return self.scale.float64(first, last, fetch)
-
-
-_tables: dict[str, Any] = {}
-
-
-def _table(dtype: str) -> "npt.NDArray[np.float64]":
-    """The values of all 256 codes of an FP8 dtype."""
-    if dtype not in _tables:
-        _tables[dtype] = fp8_values(dtype)
-    return _tables[dtype]  # type: ignore[no-any-return]
-
-
-def fp8_values(dtype: str) -> "npt.NDArray[np.float64]":
-    """The 256 values of F8_E4M3 (no infinity; all ones is NaN) or F8_E5M2 (as IEEE 754)."""
-    import numpy as np
-
-    exponent_bits, mantissa_bits = _FORMATS[dtype]
-    code = np.arange(256)
-    sign = np.where(code & 0x80, -1.0, 1.0)
-    exponent = (code & 0x7F) >> mantissa_bits
-    mantissa = (code & ((1 << mantissa_bits) - 1)) / (1 << mantissa_bits)
-    bias = (1 << (exponent_bits - 1)) - 1
-    value = np.where(
-        exponent == 0,
-        np.ldexp(mantissa, 1 - bias),
-        np.ldexp(1 + mantissa, exponent - bias),
-    )
-    if dtype == "F8_E4M3":
-        value = np.where((code & 0x7F) == 0x7F, np.nan, value)
-    else:
-        top = exponent == (1 << exponent_bits) - 1
-        value = np.where(top, np.where(mantissa == 0, np.inf, np.nan), value)
-    return sign * value
 
 
 def scaled_weights(
@@ -129,7 +93,7 @@ def scaled_weights(
     views: dict[str, View] = dict(tensors)
     left: list[str] = []
     for name, weight in tensors.items():
-        if not isinstance(weight, Tensor) or weight.dtype not in _FORMATS:
+        if not isinstance(weight, Tensor) or weight.dtype not in _MANTISSA:
             continue
         if len(weight.shape) != 2:
             continue

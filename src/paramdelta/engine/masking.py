@@ -5,15 +5,13 @@ As in `engine.kernels`; see `engine.sparsify` for what they are for.
 
 from typing import Any
 
-from paramdelta.compiled import compiled
+from paramdelta.compiled import compiled, f64_bits, inlined
 from paramdelta.engine.kernels import (
     F64,
     I64,
     U64,
     Array,
     _all_finite,
-    _f64_bits,
-    _inline,
     _narrow,
     _two_sum,
     _widen,
@@ -23,7 +21,7 @@ from paramdelta.engine.kernels import (
 )
 
 
-@_inline
+@inlined
 def _hashed(key: Any, number: Any) -> Any:
     z = U64(key + U64(U64(number + U64(1)) * U64(0x9E3779B97F4A7C15)))
     z = U64(U64(z ^ U64(z >> U64(30))) * U64(0xBF58476D1CE4E5B9))
@@ -110,7 +108,7 @@ def settle(
     return _all_finite(out)
 
 
-@_inline
+@inlined
 def _divided(value: Any, rest: Any, divisor: Any) -> Any:
     """``(value + rest) / divisor`` to twice the precision of a float64."""
     quotient = value / divisor
@@ -139,7 +137,7 @@ def look(
     mask = (I64(1) << I64(width - step)) - I64(1)
     for i in range(post.size):
         difference = _widen(post[i], F64(0)) - _widen(base[i], F64(0))
-        bits = I64(_f64_bits(difference) & U64(0x7FFFFFFFFFFFFFFF))
+        bits = I64(f64_bits(difference) & U64(0x7FFFFFFFFFFFFFFF))
         if bits >> width != prefix:
             continue
         counts[(bits >> step) & mask] += 1
