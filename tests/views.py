@@ -4,9 +4,16 @@ from pathlib import Path
 
 import numpy as np
 
-from paramdelta.checkpoint.tensor import Tensor
+from paramdelta.checkpoint.tensor import Fetch, Starts, Tensor
 
 NAMES = {"uint16": "BF16", "float32": "F32", "float64": "F64", "int16": "F16", "uint8": "F8_E4M3"}
+
+
+def one_by_one(fetch: Fetch, tensor: Tensor, starts: Starts, into: memoryview) -> None:
+    """Several runs by a fetch that can one."""
+    size = len(into) // len(starts)
+    for number, start in enumerate(starts.tolist()):
+        fetch(tensor, start, into[number * size : (number + 1) * size])
 
 
 class Store:
@@ -22,8 +29,11 @@ class Store:
         dtype = dtype or NAMES[array.dtype.name]
         return Tensor(name, dtype, array.shape, Path(name), 0, array.nbytes)
 
-    def fetch(self, tensor: Tensor, start: int, into: memoryview) -> None:
-        """Copy a run of elements, checked as a file would check it."""
+    def fetch(self, tensor: Tensor, start: Starts, into: memoryview) -> None:
+        """Copy a run of elements, or several, checked as a file would check it."""
+        if not isinstance(start, int):
+            one_by_one(self.fetch, tensor, start, into)
+            return
         flat = self.arrays[tensor.name].reshape(-1)
         count = len(into) // flat.itemsize
         assert 0 <= start <= start + count <= flat.size, (tensor.name, start, count)

@@ -18,6 +18,7 @@ from paramdelta.engine.run import Inputs
 from paramdelta.errors import CheckpointError
 from paramdelta.storage.location import Location, locate
 from tests.checkpoints import bf16, encode, llama, save
+from tests.views import one_by_one
 
 # -- against PEFT ----------------------------------------------------------------------------------
 
@@ -204,6 +205,9 @@ def stored(**arrays):
     raw = {name: array.tobytes() for name, array in arrays.items()}
 
     def fetch(tensor, start, into):
+        if not isinstance(start, int):
+            one_by_one(fetch, tensor, start, into)
+            return
         begin = start * tensor.kind.size
         into[:] = raw[tensor.name][begin : begin + len(into)]
         fetched[0] += len(into)

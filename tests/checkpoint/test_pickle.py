@@ -47,8 +47,8 @@ def content(view):
     data = bytearray(view.elements * view.kind.size)
     file = File(view.parts[0].file)
 
-    def fetch(stored, start, into):
-        file.read_into(into, stored.offset + start * stored.kind.size)
+    def fetch(stored, starts, into):
+        stored.fetch_from(file, starts, into)
 
     view.read(0, view.elements, memoryview(data), fetch)
     file.close()
@@ -123,8 +123,8 @@ def test_a_turned_tensor_is_read_in_any_run(tmp_path, zipped):
     (view,) = read_pickle(save(tmp_path / "x.bin", {"a": value}, zipped)).tensors
     file = File(view.parts[0].file)
 
-    def fetch(stored, start, into):
-        file.read_into(into, stored.offset + start * stored.kind.size)
+    def fetch(stored, starts, into):
+        stored.fetch_from(file, starts, into)
 
     flat = value.reshape(-1).numpy()
     for start in range(0, 35, 4):

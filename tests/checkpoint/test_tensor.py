@@ -93,6 +93,36 @@ def test_picked_rows(share):
     assert view.nbytes == present * 16
 
 
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_strewn_rows_are_gathered(share):
+    """Many rows that stand alone are one call for each tensor that has some, and no more is read
+    than they are; whatever is in between is zeros.
+    """
+    store = Store()
+    one, two = numbers(70, 4), numbers(30, 4, seed=1)
+    chance = np.random.default_rng(3)
+    rows = chance.permutation(100).astype(np.int32)
+    rows[chance.random(100) < share] = ABSENT
+    expected = np.where((rows == ABSENT)[:, None], 0, np.concatenate([one, two])[rows])
+    views = (store.tensor("one", one), store.tensor("two", two))
+    view = Rows("r", "F32", (100, 4), views, rows.tobytes())
+    check_runs(view, expected, store)
+    calls = []
+
+    def fetch(tensor, starts, into):
+        calls.append((tensor.name, isinstance(starts, int)))
+        store.fetch(tensor, starts, into)
+
+    store.reads.clear()
+    assert (view.array(0, 400, fetch) == expected.reshape(-1)).all()
+    assert calls == ([] if share == 1 else [("one", False), ("two", False)])
+    assert sum(count for _, _, count in store.reads) == 4 * (rows != ABSENT).sum()
+    parts = (Part("p", "F32", (70, 2), views[0], 0), Part("q", "F32", (30, 2), views[1], 0))
+    middle = Rows("m", "F32", (100, 2), parts, rows.tobytes())
+    halves = np.concatenate([one.reshape(-1)[:140], two.reshape(-1)[:60]]).reshape(100, 2)
+    check_runs(middle, np.where((rows == ABSENT)[:, None], 0, halves[rows]), store)
+
+
 def test_contiguous_rows_are_one_read():
     """An extension of a vocabulary costs one read a slice, as without a map."""
     store = Store()

@@ -4,6 +4,7 @@ import errno
 import os
 import threading
 
+import numpy as np
 import pytest
 
 import paramdelta.storage.local as local
@@ -176,6 +177,93 @@ def test_a_window_is_dropped_once_and_only_when_it_was_read(large_file, monkeypa
     assert dropped == [local.WINDOW, 0]
     file.close()
     assert dropped == [local.WINDOW, 0]  # nothing else was read
+
+
+@pytest.mark.usefixtures("positional")
+def test_parts_are_gathered(tmp_path):
+    """Equal parts from anywhere, in the order in which they are asked for, twice if so asked."""
+    data = os.urandom(10_000)
+    (tmp_path / "f").write_bytes(data)
+    file = File(tmp_path / "f")
+    offsets = np.array([9_900, 0, 17, 5_000, 17])
+    buffer = memoryview(bytearray(500))
+    file.gather(buffer, offsets, range(10_000))
+    assert bytes(buffer) == b"".join(data[at : at + 100] for at in offsets)
+    with pytest.raises(CheckpointError, match="too early") as caught:
+        file.gather(buffer, offsets + 1, range(10_000))
+    assert "10001 bytes" in str(caught.value)
+    file.close()
+
+
+@pytest.mark.usefixtures("positional")
+def test_a_failing_gather_says_what_to_do(tmp_path):
+    """The descriptor of a folder gives no bytes: the system's reason comes through."""
+    file = File(tmp_path, os.O_RDONLY)
+    with pytest.raises(StorageError, match="cannot read"):
+        file.gather(memoryview(bytearray(8)), np.array([0, 4]), range(8))
+    file.close()
+
+
+def gathered(file, offsets, size):
+    """Parts of so many bytes, by four threads that take turns in forty calls."""
+    calls = np.array_split(offsets, 40)
+    found = [memoryview(bytearray(size * len(some))) for some in calls]
+
+    def work(number):
+        for turn in range(number, 40, 4):
+            file.gather(found[turn], calls[turn], range(file.size()))
+
+    threads = [threading.Thread(target=work, args=(n,)) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return b"".join(found)
+
+
+@pytest.mark.skipif(not hasattr(os, "RWF_NOWAIT"), reason="the page cache cannot be asked")
+@pytest.mark.parametrize("share", [1, 2], ids=["all", "half"])
+def test_a_cold_file_is_read_ahead_of_its_parts(large_file, monkeypatch, share):
+    """Every byte comes from the disk once, in order; the file is cold again when all parts have
+    been read, or when it is closed.
+    """
+    ahead = []
+    step_by_step = File.read_into
+
+    def watched(self, buffer, offset):
+        ahead.append((offset, len(buffer)))
+        step_by_step(self, buffer, offset)
+
+    monkeypatch.setattr(File, "read_into", watched)
+    size = 23
+    file = File.open_once(large_file)
+    assert file.size() % size == 0
+    offsets = np.random.default_rng(0).permutation(file.size() // size)[::share] * size
+    found = gathered(file, offsets, size)
+    ahead.sort()
+    assert [offset for offset, _ in ahead] == list(range(0, file.size(), local.STEP))
+    assert sum(length for _, length in ahead) == file.size()
+    monkeypatch.undo()
+    if share == 1:
+        assert not file._is_cached()
+    file.close()
+    file = File(large_file)
+    assert not file._is_cached()
+    file.close()
+    data = np.frombuffer(large_file.read_bytes(), np.uint8).reshape(-1, size)
+    assert found == data[offsets // size].tobytes()
+
+
+def test_what_memory_cannot_hold_is_not_read_ahead(large_file, monkeypatch):
+    """A stretch of more than a quarter of the memory is read part by part."""
+    monkeypatch.setattr(local, "_memory", lambda: 4 * 2**20)
+    monkeypatch.setattr(File, "read_into", None)
+    file = File.open_once(large_file)
+    buffer = memoryview(bytearray(20))
+    file.gather(buffer, np.array([7_000_000, 5]), range(file.size()))
+    file.close()
+    data = large_file.read_bytes()
+    assert bytes(buffer) == data[7_000_000:7_000_010] + data[5:15]
 
 
 def test_unknown_errors_have_no_remedy(tmp_path):

@@ -128,9 +128,8 @@ def _block(view: View, rows: range, columns: range, fetch: Fetch) -> "Array":
         block = view.array(rows.start * width, rows.stop * width, fetch)
         return block.reshape(len(rows), width)
     block = np.empty((len(rows), len(columns)), view.kind.numpy)
-    for number, row in enumerate(rows):
-        begin = row * width + columns.start
-        view.read(begin, begin + len(columns), block[number].data.cast("B"), fetch)
+    starts = np.arange(rows.start, rows.stop) * width + columns.start
+    view.gather(starts, block.data.cast("B"), fetch)
     return block
 
 

@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from paramdelta.dtypes import DTYPES, DType
 
@@ -21,8 +21,12 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-Fetch = Callable[["Tensor", int, memoryview], None]
-"""``fetch(tensor, start, into)`` fills ``into`` with stored bytes from element ``start`` on."""
+    from paramdelta.storage.local import File
+
+Starts: TypeAlias = "int | npt.NDArray[np.int64]"
+Fetch = Callable[["Tensor", Starts, memoryview], None]
+"""``fetch(tensor, starts, into)`` fills ``into`` with stored bytes: from element ``starts`` on, or,
+where that is an array, with equal parts, one from each of its elements on."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +78,13 @@ class View(ABC):
     def read(self, start: int, stop: int, into: memoryview, fetch: Fetch) -> None:
         """Fill ``into`` with the bytes of elements ``start`` to ``stop``; raises as ``fetch``."""
 
+    def gather(self, starts: "npt.NDArray[np.int64]", into: memoryview, fetch: Fetch) -> None:
+        """Fill ``into`` with equal runs, one from each element of ``starts`` on."""
+        size = len(into) // len(starts)
+        for number, start in enumerate(starts.tolist()):
+            part = into[number * size : (number + 1) * size]
+            self.read(start, start + size // self.kind.size, part, fetch)
+
     def array(self, start: int, stop: int, fetch: Fetch) -> "npt.NDArray[Any]":
         """A run of elements as a new array, viewed as `dtypes` says."""
         import numpy as np
@@ -113,6 +124,19 @@ class Tensor(View):
     def read(self, start: int, stop: int, into: memoryview, fetch: Fetch) -> None:
         """Fetch the run as it is stored."""
         fetch(self, start, into[: (stop - start) * self.kind.size])
+
+    def gather(self, starts: "npt.NDArray[np.int64]", into: memoryview, fetch: Fetch) -> None:
+        """Fetch all runs at once."""
+        fetch(self, starts, into)
+
+    def fetch_from(self, file: "File", starts: Starts, into: memoryview) -> None:
+        """What `Fetch` promises, from the opened file; raises as its reads."""
+        size = self.kind.size
+        if isinstance(starts, int):
+            file.read_once(into, self.offset + starts * size)
+        else:
+            among = range(self.offset, self.offset + self.size)
+            file.gather(into, self.offset + starts * size, among)
 
 
 @dataclass(frozen=True)
@@ -176,6 +200,10 @@ class Part(Derived):
         """Read from the whole, further on."""
         self.view.read(self.first + start, self.first + stop, into, fetch)
 
+    def gather(self, starts: "npt.NDArray[np.int64]", into: memoryview, fetch: Fetch) -> None:
+        """Read from the whole, further on."""
+        self.view.gather(starts + self.first, into, fetch)
+
 
 @dataclass(frozen=True)
 class Wide(Derived):
@@ -197,6 +225,8 @@ class Wide(Derived):
 
 
 ABSENT = -1  # the row map's entry for a row of zeros
+MANY = 16  # runs of rows: of so many that are, on the average,
+ALONE = 8  # rows long at the most, the rows are gathered
 
 
 @dataclass(frozen=True)
@@ -253,15 +283,25 @@ class Rows(View):
         return np.frombuffer(self.rows or b"", np.int32)
 
     def scratch(self, size: int) -> int:
-        """That of the views, of which one is read at a time, and the places of the runs."""
-        runs = 0 if self.rows is None else 40 * (size // max(1, self.width * self.kind.size) + 2)
-        return runs + max(view.scratch(size) for view in self.views)
+        """That of the views, of which one is read at a time, their rows and the places of them."""
+        if self.rows is None:
+            return max(view.scratch(size) for view in self.views)
+        runs = 200 * (size // max(1, self.width * self.kind.size) + 2)
+        return size + runs + max(view.scratch(size) for view in self.views)
 
     def read(self, start: int, stop: int, into: memoryview, fetch: Fetch) -> None:
-        """Read run by run: rows that follow each other in one view are one read."""
+        """Read run by run: rows that follow each other in one view are one read. Rows that for the
+        most part stand alone are gathered.
+        """
         width, size = self.width, self.kind.size
+        first, last = start // width, -(-stop // width)
+        is_whole = start == first * width and stop == last * width
+        runs = self._runs(first, last)
+        if is_whole and len(runs) >= MANY and last - first <= ALONE * len(runs):
+            self._gather(first, last, into, fetch)
+            return
         ends = list(itertools.accumulate(view.elements for view in self.views))
-        for first, last, source in self._runs(start // width, -(-stop // width)):
+        for first, last, source in runs:
             # Of the rows from `first` to `last`, the elements that were asked for.
             begin, end = max(start, first * width), min(stop, last * width)
             target = into[(begin - start) * size : (end - start) * size]
@@ -279,11 +319,10 @@ class Rows(View):
                 target = target[(here - begin) * size :]
                 begin, at = here, at + 1
 
-    def _runs(self, first: int, last: int) -> Iterator[tuple[int, int, int]]:
+    def _runs(self, first: int, last: int) -> list[tuple[int, int, int]]:
         """``(row, stop, source row or ABSENT)`` of maximal runs from row ``first`` to ``last``."""
         if self.rows is None or first == last:
-            yield first, last, first
-            return
+            return [(first, last, first)]
         import numpy as np
 
         rows = self._map()[first:last]
@@ -291,7 +330,26 @@ class Rows(View):
         follows |= (rows[1:] == ABSENT) & (rows[:-1] == ABSENT)
         begins = np.concatenate(([0], np.flatnonzero(~follows) + 1))
         ends = [*(begins[1:] + first).tolist(), last]
-        yield from zip((begins + first).tolist(), ends, rows[begins].tolist(), strict=True)
+        return list(zip((begins + first).tolist(), ends, rows[begins].tolist(), strict=True))
+
+    def _gather(self, first: int, last: int, into: memoryview, fetch: Fetch) -> None:
+        """Read whole rows, each by itself, but those of one view at once."""
+        import numpy as np
+
+        rows = self._map()[first:last]
+        target = np.frombuffer(into, np.uint8).reshape(len(rows), -1)
+        target[rows == ABSENT] = 0
+        begin = 0
+        for view in self.views:
+            end = begin + view.elements // self.width
+            here = np.flatnonzero((begin <= rows) & (rows < end))
+            if len(here):
+                part = target if len(here) == len(rows) else np.empty_like(target[: len(here)])
+                starts = (rows[here].astype(np.int64) - begin) * self.width
+                view.gather(starts, part.data.cast("B"), fetch)
+                if part is not target:
+                    target[here] = part
+            begin = end
 
 
 @dataclass(frozen=True)
@@ -315,10 +373,8 @@ class Transposed(Derived):
         kind = self.kind.numpy
         for rows, columns, target in rectangles(start, stop, depth, into, self.kind.size):
             block = np.empty((len(columns), len(rows)), kind)
-            for number, column in enumerate(columns):
-                begin = column * width + rows.start
-                row = block[number].data.cast("B")
-                self.view.read(begin, begin + len(rows), row, fetch)
+            starts = np.arange(columns.start, columns.stop) * width + rows.start
+            self.view.gather(starts, block.data.cast("B"), fetch)
             np.frombuffer(target, kind).reshape(len(rows), len(columns))[:] = block.T
 
 

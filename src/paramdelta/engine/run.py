@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from paramdelta.checkpoint.tensor import Tensor, View
+from paramdelta.checkpoint.tensor import Starts, Tensor, View
 from paramdelta.dtypes import DTYPES, FP8_SIDE
 from paramdelta.engine import sparsify
 from paramdelta.engine.slices import BLOCK, Budget, Slice
@@ -51,22 +51,25 @@ class Report:
 class Inputs:
     """The weight files of a plan, each opened once, when it is first needed.
 
-    ``read``: bytes that were read.
+    ``read``: bytes that were read. ``once``: whether the same bytes are not read again, so that
+    files that were not in the page cache need not stay there.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, once: bool = True) -> None:
         self.read = 0
+        self.once = once
         self._files: dict[Path, File] = {}
         self._lock = threading.Lock()
 
-    def fetch(self, tensor: Tensor, start: int, into: memoryview) -> None:
-        """Fill ``into`` with a stored tensor's bytes from element ``start`` on."""
+    def fetch(self, tensor: Tensor, starts: Starts, into: memoryview) -> None:
+        """Fill ``into`` with a stored tensor's bytes, as `checkpoint.tensor.Fetch` says."""
         with self._lock:
             self.read += len(into)
             file = self._files.get(tensor.file)
             if file is None:
-                file = self._files[tensor.file] = File.open_once(tensor.file)
-        file.read_once(into, tensor.offset + start * tensor.kind.size)
+                opened = File.open_once if self.once else File
+                file = self._files[tensor.file] = opened(tensor.file)
+        tensor.fetch_from(file, starts, into)
 
     def close(self) -> None:
         """Close all files."""

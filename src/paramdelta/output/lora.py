@@ -25,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from paramdelta.checkpoint.adapter import ADAPTER, CONFIG
-from paramdelta.checkpoint.tensor import Tensor, View, float64
+from paramdelta.checkpoint.tensor import View, float64
 from paramdelta.dtypes import DTYPES
 from paramdelta.engine.run import Inputs
 from paramdelta.engine.sketch import (
@@ -300,19 +300,6 @@ class _Pair:
     up: bytes
 
 
-class _Inputs(Inputs):
-    """Files that are read again and again: they may stay in the page cache."""
-
-    def fetch(self, tensor: Tensor, start: int, into: memoryview) -> None:
-        """Fill ``into`` with a stored tensor's bytes from element ``start`` on."""
-        with self._lock:
-            self.read += len(into)
-            file = self._files.get(tensor.file)
-            if file is None:
-                file = self._files[tensor.file] = File(tensor.file)
-        file.read_into(into, tensor.offset + start * tensor.kind.size)
-
-
 class _Writer:
     """Makes and writes the factors of all modules."""
 
@@ -331,7 +318,7 @@ class _Writer:
         self.workers = workers
         self.progress = progress
         self.where = " − ".join(str(source) for source in plan.lineages[0] if source is not None)
-        self.inputs = _Inputs()
+        self.inputs = Inputs(once=False)  # read again and again
         self.lock = threading.Lock()  # of `done`
         self.done = 0
         self.stop = threading.Event()

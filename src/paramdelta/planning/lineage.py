@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from paramdelta.checkpoint.tensor import Tensor, View
+from paramdelta.checkpoint.tensor import Starts, Tensor, View
 from paramdelta.storage.local import File
 
 TENSORS = 8  # matrices that are sampled
@@ -70,11 +70,11 @@ def row_norm(view: View, row: int) -> float:
     return float(np.linalg.norm(view.float64(row * view.width, (row + 1) * view.width, fetch)))
 
 
-def fetch(tensor: Tensor, start: int, into: memoryview) -> None:
-    """Read a run of a stored tensor, opening its file for that alone."""
+def fetch(tensor: Tensor, starts: Starts, into: memoryview) -> None:
+    """Read what `Fetch` promises of a stored tensor, opening its file for that alone."""
     file = File(tensor.file)
     try:
-        file.read_into(into, tensor.offset + start * tensor.kind.size)
+        tensor.fetch_from(file, starts, into)
     finally:
         file.close()
 

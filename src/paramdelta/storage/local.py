@@ -16,18 +16,33 @@ import mmap
 import os
 import random
 import threading
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from paramdelta.errors import CheckpointError, StorageError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
 _POSITIONAL = hasattr(os, "preadv") and hasattr(os, "pwrite")
 _BINARY = getattr(os, "O_BINARY", 0)
 _DIRECT = getattr(os, "O_DIRECT", 0) if _POSITIONAL else 0
 BLOCK = 4096  # bytes: what every file system accepts for direct transfers
-
-
 WINDOW = 8 << 20  # bytes: what is dropped at a time; no page of the cache is larger
+STEP = 256 << 10  # bytes that are read at a time where only the page cache is to have them
+
+
+@dataclass
+class _Ahead:
+    """A stretch of a file that is brought into the page cache: how far, and the bytes of it that
+    are still to be read from there.
+    """
+
+    done: int
+    wanted: int
 
 
 def page_buffer(size: int) -> memoryview:
@@ -48,6 +63,7 @@ class File:
         self._lock = threading.Lock()
         self._direct: int | None = None
         self._passed: dict[int, int] | None = None  # by window: its bytes that have been read
+        self._ahead: dict[range, _Ahead] = {}
         try:
             self._descriptor = os.open(path, flags | _BINARY, 0o666)
         except OSError as error:
@@ -118,6 +134,54 @@ class File:
                     self._passed[window] = count
             if count == WINDOW:
                 os.posix_fadvise(self._descriptor, start, WINDOW, os.POSIX_FADV_DONTNEED)
+
+    def gather(self, buffer: memoryview, offsets: "npt.NDArray[np.int64]", among: range) -> None:
+        """Fill the buffer with equal parts, one from each of ``offsets``; raises as `read_into`.
+
+        ``among``: the bytes of the file in which they lie, most of which other calls will want. The
+        disk is not asked for the parts one by one: of a file that is read once, all of these bytes
+        are fetched into the page cache first, by all threads that come for parts.
+        """
+        import numpy as np
+
+        if self._passed is not None:
+            self._read_ahead(among)
+        size, done = len(buffer) // len(offsets), 0
+        if _POSITIONAL:
+            from paramdelta.storage.scattered import read_parts  # compiled code
+
+            done = read_parts(self._descriptor, np.frombuffer(buffer, np.uint8), offsets)
+        for number in range(done, len(offsets)):  # which also says what is wrong
+            self.read_into(buffer[number * size : (number + 1) * size], int(offsets[number]))
+        if self._passed is not None:
+            self._drop_behind(among, len(buffer))
+
+    def _read_ahead(self, stretch: range) -> None:
+        """Help to bring a stretch into the page cache, unless that holds too little for it."""
+        if len(stretch) > _memory() // 4:
+            return
+        step = memoryview(bytearray(STEP))
+        while True:
+            with self._lock:
+                ahead = self._ahead.setdefault(stretch, _Ahead(stretch.start, len(stretch)))
+                start, ahead.done = ahead.done, min(ahead.done + WINDOW, stretch.stop)
+                stop = ahead.done
+            if start == stop:
+                return
+            for offset in range(start, stop, STEP):
+                self.read_into(step[: stop - offset], offset)
+
+    def _drop_behind(self, stretch: range, count: int) -> None:
+        """Empty the page cache of a stretch when so many bytes more make it all."""
+        with self._lock:
+            ahead = self._ahead.get(stretch)
+            if ahead is None:
+                return
+            ahead.wanted -= count
+            if ahead.wanted > 0:
+                return
+            del self._ahead[stretch]
+        os.posix_fadvise(self._descriptor, stretch.start, len(stretch), os.POSIX_FADV_DONTNEED)
 
     def read(self, offset: int, length: int) -> bytes:
         """So many bytes from ``offset``; raises as `read_into`."""
@@ -218,11 +282,19 @@ class File:
 
     def close(self) -> None:
         """Close the descriptors; the file must not be used any more."""
-        if self._passed:  # what is left: windows that hold the ends
+        if self._passed or self._ahead:  # what is left: windows that hold the ends, scattered parts
             os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
         os.close(self._descriptor)
         if self._direct is not None:
             os.close(self._direct)
+
+
+def _memory() -> int:
+    """Bytes of this machine's memory; 0 where the system does not say."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return 0
 
 
 def storage_error(error: OSError, path: Path, verb: str) -> StorageError:
