@@ -35,6 +35,14 @@ def test_one_vocabulary_goes_row_by_row():
     assert counts(settlement, [8, 9, 8]) == {"same id": 5, "padding": 3}
 
 
+def test_one_text_at_two_ids():
+    """Of one vocabulary every row is its own, also where two of its tokens look alike."""
+    twice = vocabulary("a", "b", "a", None, "c")
+    agreement = compare(twice, vocabulary("a", "b", "a", None, "c"))
+    assert agreement.same
+    assert agreement.rows.tolist() == [0, 1, 2, ABSENT, 4]
+
+
 def test_renamed_reserved_tokens_are_the_same():
     """Llama 3 -> 3.1: a reserved token got a name; a token that moved is another matter."""
     old = vocabulary("a", "<reserved_0>", "<start>", "<reserved_1>", "<reserved_2>")

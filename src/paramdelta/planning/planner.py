@@ -26,7 +26,7 @@ from paramdelta.planning.quantised import CODES, quantization_config, with_scale
 from paramdelta.planning.settlement import Case, Settlement, picked, settle
 from paramdelta.planning.sources import Lineage, Source, Sources
 from paramdelta.planning.tokens import tell_rows
-from paramdelta.planning.vocabulary import has_rows_of_tokens, read_vocabulary
+from paramdelta.planning.vocabulary import Vocabulary, has_rows_of_tokens, read_vocabulary
 from paramdelta.recipe import Recipe
 
 COPIED = "copied from the new base"
@@ -427,10 +427,12 @@ class _Planner:
     def settle(self) -> Settlement:
         """Read the vocabularies and decide how their rows correspond."""
         mode = self.recipe.vocabulary
-        known = [read_vocabulary(self.new.checkpoint)]
+        read: dict[bytes, Vocabulary] = {}
+        known = [read_vocabulary(self.new.checkpoint, read)]
         for each in self.lineages:
-            known.append(read_vocabulary(each.post.checkpoint))
-            known.append(read_vocabulary(each.base.checkpoint) if each.base is not None else None)
+            for source in (each.post, each.base):
+                found = read_vocabulary(source.checkpoint, read) if source is not None else None
+                known.append(found)
             if each.post.is_stored:  # its rows are post's
                 known[-1] = known[-2]
             if each.is_adapter and known[-2] is None and known[-1] is None:

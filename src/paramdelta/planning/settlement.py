@@ -220,7 +220,8 @@ def settle(
         post, base = known[at], known[at + 1]
         assert post is not None
         assert base is not None
-        agreements += [compare(new, post, base), compare(new, base)]
+        theirs = compare(new, post, base)
+        agreements += [theirs, theirs if post is base else compare(new, base)]
     by_id = all(a is None or not a.moved for a in agreements)
     chosen = mode if mode != "auto" else "id" if by_id else "token"
     settlement = Settlement(chosen, mode == "id", tuple(known), tuple(agreements))

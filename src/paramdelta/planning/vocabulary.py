@@ -3,6 +3,7 @@ and how two of them agree.
 """
 
 import difflib
+import hashlib
 import itertools
 import re
 from collections.abc import Iterable, Mapping
@@ -55,15 +56,26 @@ class Vocabulary:
         return token_id in self.special or bool(_MARKED.fullmatch(self.tokens[token_id]))
 
 
-def read_vocabulary(checkpoint: Checkpoint) -> Vocabulary | None:
+def read_vocabulary(
+    checkpoint: Checkpoint, known: dict[bytes, Vocabulary] | None = None
+) -> Vocabulary | None:
     """The checkpoint's tokens, from the first of tokenizer.json, tokenizer.model or spiece.model,
     vocab.json and vocab.txt that is there. None where there is no tokenizer.
+
+    ``known``: vocabularies by the digest of their tokenizer.json, which is large and often the same
+    in several checkpoints; one that is read is added.
 
     Raises:
         CheckpointError: a tokenizer file that cannot be understood.
     """
     try:
-        return _read(checkpoint)
+        path = checkpoint.companion("tokenizer.json")
+        if path is None or known is None:
+            return _read(checkpoint)
+        digest = hashlib.sha256(read_bytes(path)).digest()
+        if digest not in known and (found := _read(checkpoint)) is not None:
+            known[digest] = found
+        return known[digest]
     except (TypeError, ValueError, KeyError, AttributeError, IndexError) as error:
         raise CheckpointError(
             "the tokenizer's files cannot be understood",
@@ -140,18 +152,22 @@ def compare(new: Vocabulary, other: Vocabulary, base: Vocabulary | None = None) 
     special tokens that ``base``, from which the other was trained, has as the new base has them:
     post has given them other names (R1's distillation of Llama).
     """
-    rows = np.full(new.size, ABSENT, np.int32)
-    renamed: list[int] = []
-    moved = 0
+    if new.tokens == other.tokens:
+        rows = np.full(new.size, ABSENT, np.int32)
+        rows[list(new.tokens)] = list(new.tokens)
+        return Agreement(rows, (), 0, (), ())
+    places = [ABSENT] * new.size
     for token_id, token in new.tokens.items():
-        rows[token_id] = other.ids.get(token, ABSENT)
-        if rows[token_id] not in (ABSENT, token_id) and not _PLACEHOLDER.search(token):
-            moved += 1
+        places[token_id] = other.ids.get(token, ABSENT)
+    moved = any(
+        places[i] not in (ABSENT, i) and not _PLACEHOLDER.search(token)
+        for i, token in new.tokens.items()
+    )
+    renamed: list[int] = []
     for token_id, token in new.tokens.items():
         found = other.tokens.get(token_id)
-        if found in (None, token) or (moved and rows[token_id] != ABSENT):
+        if found is None or found == token or (moved and places[token_id] != ABSENT):
             continue
-        assert found is not None
         placeholders = bool(_PLACEHOLDER.search(token)), bool(_PLACEHOLDER.search(found))
         elsewhere = (
             not placeholders[0] and token in other.ids,
@@ -160,15 +176,15 @@ def compare(new: Vocabulary, other: Vocabulary, base: Vocabulary | None = None) 
         special = new.is_special(token_id) and other.is_special(token_id)
         inherited = base is not None and base.tokens.get(token_id) == token
         if special and (any(placeholders) or inherited) and not any(elsewhere):
-            rows[token_id] = token_id
+            places[token_id] = token_id
             renamed.append(token_id)
-    moved = int(np.count_nonzero((rows != ABSENT) & (rows != np.arange(new.size))))
-    matched = set(rows[rows != ABSENT].tolist())
+    rows = np.array(places, np.int32)
+    matched = set(places)
     return Agreement(
         rows,
         tuple(sorted(renamed)),
-        moved,
-        tuple(i for i in sorted(new.tokens) if rows[i] == ABSENT),
+        int(np.count_nonzero((rows != ABSENT) & (rows != np.arange(new.size)))),
+        tuple(i for i in sorted(new.tokens) if places[i] == ABSENT),
         tuple(i for i in sorted(other.tokens) if i not in matched),
     )
 
