@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from paramdelta.checkpoint.fp8 import Codes
+
 _SCALES = ("_scale_inv", "_scale")  # behind the name of the weight
 _SCALE_DTYPES = ("F32", "BF16", "F16", "F64", "F8_E8M0")
 _MANTISSA = {"F8_E4M3": 3, "F8_E5M2": 2}  # bits
@@ -59,15 +61,29 @@ class BlockScaled(View):
 
         from paramdelta.checkpoint import fp8  # compiled code, not needed for planning
 
+        codes = memoryview(bytearray(stop - start))
+        fp8.decode(self.codes(start, stop, codes, fetch), np.frombuffer(into, np.float64))
+
+    @property
+    def can_be_added(self) -> bool:
+        """Whether `engine.kernels.mix_codes` knows the format, and the blocks are wide enough."""
+        return self.weight.dtype == "F8_E4M3" and self.block[1] >= 32
+
+    def codes(self, start: int, stop: int, into: memoryview, fetch: Fetch) -> "Codes":
+        """A run of elements as they are stored, in ``into``, and the scales of its blocks."""
+        import numpy as np
+
+        from paramdelta.checkpoint.fp8 import Codes
+
+        self.weight.read(start, stop, into, fetch)
         columns, (height, width) = self.shape[1], self.block
         across = -(-columns // width)
         row, column = divmod(start, columns)
         top, bottom = row // height, -(-stop // columns // height)
         scales = self._scales(top * across, bottom * across, fetch).reshape(-1, across)
-        codes = self.weight.array(start, stop, fetch)
-        out = np.frombuffer(into, np.float64)
-        place = columns, row - top * height, column
-        fp8.decode(codes, scales, out, _MANTISSA[self.weight.dtype], *place, height, width)
+        place = row - top * height, column, columns
+        mantissa = _MANTISSA[self.weight.dtype]
+        return Codes(np.frombuffer(into, np.uint8), scales, *place, height, width, mantissa)
 
     def _scales(self, first: int, last: int, fetch: Fetch) -> "npt.NDArray[np.float64]":
         import numpy as np

@@ -1,6 +1,9 @@
-"""The inner loop of reading FP8, compiled by numba."""
+"""FP8 numbers with the scales of their blocks: what a run of them is, and its decoding.
 
-from typing import Any
+Compiled by numba. E4M3 and E5M2 are those of OCP's 8-bit Floating Point Specification (OFP8).
+"""
+
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -8,56 +11,89 @@ from paramdelta.compiled import compiled, f32_bits, f32_from_bits, inlined
 
 I8, I32, U32, U64 = np.int8, np.int32, np.uint32, np.uint64
 F32, F64 = np.float32, np.float64
+MOVED = 2.0**120  # what makes up for the exponent's bias, 7 in E4M3 and 127 in float32
+
+
+class Codes(NamedTuple):
+    """A run of the elements of a matrix, row-major, as they are stored.
+
+    ``codes``: uint8 (N,). ``scales``: float64, a number a block, (blocks down, blocks across), from
+    the first block that the run touches. ``row``, ``column``: place of the first element; rows are
+    counted from the first that ``scales`` covers. ``columns``: of the matrix. ``height``,
+    ``width``: rows and columns of a block. ``mantissa``: its bits, 3 in E4M3 and 2 in E5M2.
+    """
+
+    codes: Any
+    scales: Any
+    row: int
+    column: int
+    columns: int
+    height: int
+    width: int
+    mantissa: int
 
 
 @inlined
-def _value(code: Any, mantissa: Any, special: Any, repair: Any) -> Any:
-    """A code as float32, exact; codes from ``special`` on are no numbers."""
-    # Shifted into place, the sign where float32 has it.
-    placed = U32(U32(I32(I8(code))) << U32(23 - mantissa)) & U32(0x80000000 | 0x7F << 23 - mantissa)
-    # There the exponent is too small; multiplying repairs it, subnormals included.
-    bits = f32_bits(F32(f32_from_bits(U32(placed)) * F32(repair)))
-    is_special = U32(U32(code) & U32(0x7F)) >= U32(special)
-    return f32_from_bits(U32(placed | U32(0x7F800000)) if is_special else U32(bits))
+def scales_of(run: Any, row: Any) -> Any:
+    """The scales, from left to right, of row number ``row`` of those that the run touches."""
+    return run.scales[(run.row + row) // run.height]
 
 
 @inlined
-def _multiply(codes: Any, start: Any, stop: Any, scale: Any, mantissa: Any, out: Any) -> Any:
+def moved_e4m3(code: Any) -> Any:
+    """Sign and number of an E4M3 code in their places in a float32: its value / `MOVED`, exact,
+    but for NaN.
+    """
+    return f32_from_bits(U32(U32(U32(I32(I8(code))) << U32(20)) & U32(0x87F00000)))
+
+
+@inlined
+def _e4m3(code: Any) -> Any:
+    is_nan = U32(U32(code) & U32(0x7F)) == U32(0x7F)  # there is no infinity
+    bits = f32_bits(F32(moved_e4m3(code) * F32(MOVED)))
+    return f32_from_bits(U32(0x7FC00000) if is_nan else U32(bits))
+
+
+@inlined
+def _e5m2(code: Any) -> Any:
+    moved = U32(U32(U32(I32(I8(code))) << U32(21)) & U32(0x8FE00000))
+    bits = f32_bits(F32(f32_from_bits(moved) * F32(2.0**112)))
+    is_special = U32(U32(code) & U32(0x7F)) >= U32(0x7C)
+    return f32_from_bits(U32(moved | U32(0x7F800000)) if is_special else U32(bits))
+
+
+@inlined
+def has_numbers_only(run: Any) -> Any:
+    """Whether a run is in E4M3 and has no NaN."""
+    found = U32(0)
+    for i in range(run.codes.size):
+        found |= U32(1) if U32(run.codes[i] & U32(0x7F)) == U32(0x7F) else U32(0)
+    return run.mantissa == 3 and found == U32(0)
+
+
+@inlined
+def _multiply(run: Any, start: Any, stop: Any, scale: Any, out: Any) -> Any:
+    codes = run.codes
     # Indices without a sign: numba counts negative ones from the end, which forbids vectors.
-    if mantissa == 3:  # E4M3 has no infinity: all ones is NaN
+    if run.mantissa == 3:
         for i in range(U64(start), U64(stop)):
-            out[i] = F64(_value(codes[i], 3, 0x7F, 2.0**120)) * scale
+            out[i] = F64(_e4m3(codes[i])) * scale
     else:
         for i in range(U64(start), U64(stop)):
-            out[i] = F64(_value(codes[i], 2, 0x7C, 2.0**112)) * scale
+            out[i] = F64(_e5m2(codes[i])) * scale
 
 
 @compiled
-def decode(
-    codes: Any,
-    scales: Any,
-    out: Any,
-    mantissa: int,
-    columns: int,
-    row: int,
-    column: int,
-    height: int,
-    width: int,
-) -> None:
-    """``out = codes · scale of the block``, a run of a matrix of so many columns, row-major.
-
-    ``codes``: uint8 (N,), E4M3 or E5M2 (OCP OFP8) as ``mantissa``, its bits, is 3 or 2. ``scales``:
-    float64, a number a block, (blocks down, blocks across). ``out``: float64 (N,), exact where the
-    scales are float32. ``row``, ``column``: place of the first element; rows are counted from the
-    first that ``scales`` covers. ``height``, ``width``: rows and columns of a block.
-    """
-    at = 0
+def decode(run: Codes, out: Any) -> None:
+    """``out = codes · scale of the block``, float64 (N,); exact where the scales are float32."""
+    row, column, at = 0, run.column, 0
     while at < out.size:
-        end = min(columns, column + out.size - at)
-        across = column // width
+        scales = scales_of(run, row)
+        across = column // run.width
+        end = min(run.columns, column + out.size - at)
         while column < end:
-            stop = at + min((across + 1) * width, end) - column
-            _multiply(codes, at, stop, scales[row // height, across], mantissa, out)
+            stop = at + min((across + 1) * run.width, end) - column
+            _multiply(run, at, stop, scales[across], out)
             column += stop - at
             across += 1
             at = stop

@@ -8,6 +8,7 @@ rounded sums: proved algorithms using rounding to odd", IEEE Trans. Comp. 2008).
 
 - `mix_exact`: one Δ at scale 1, everything in one pass. 16-bit operands are added as float32,
   wider ones as float64; F16, BF16 and F32 results are the correctly rounded exact sum.
+- `mix_codes`: the same of operands in FP8, which are decoded on the way.
 - `begin`, `add`, `finish`: any number of Δ at any scale, in double-double accumulators.
 - `subtract`: a Δ by itself, in float64.
 - `quantise`: float64 into FP8 with a scale a block.
@@ -23,6 +24,7 @@ import numpy.typing as npt
 from numba import types
 from numba.extending import overload
 
+from paramdelta.checkpoint.fp8 import MOVED, Codes, has_numbers_only, moved_e4m3, scales_of
 from paramdelta.compiled import (
     compiled,
     f32_bits,
@@ -185,18 +187,34 @@ def _narrow_overload(value: Any, rest: Any, stored: Any) -> Any:
 
 
 @inlined
-def _odd32_for_bf16(value: Any) -> Any:
-    """Bits of a float64 rounded to odd in float32; below its normal numbers rounded to nearest
-    even, already to a BF16. Fewer steps than `_odd32_of_f64` of an exact value.
-    """
+def _odd32_of_normal(value: Any) -> Any:
+    """Bits of a float64 rounded to odd in float32; not below its normal numbers, but for zero."""
     bits = f64_bits(value)
-    # Adding 1.5 · 2^-81 rounds to multiples of 2^-133, BF16's quantum there.
-    size = f64_from_bits(U64(bits & U64(0x7FFFFFFFFFFFFFFF)))
-    quantised = U64(f64_bits((size + 1.5 * 2.0**-81) - 1.5 * 2.0**-81) | U64(bits & U64(1 << 63)))
-    bits = U64(quantised) if size < LEAST else U64(bits)
     away = U64((1 << 29) - 1)
     carry = U64(U64(bits & away) + away)  # reaches the last bit that stays, if anything falls away
     return f32_bits(F32(f64_from_bits(U64(U64(bits | carry) & U64(0xFFFFFFFFE0000000)))))
+
+
+@inlined
+def _with_bf16_subnormals(value: Any) -> Any:
+    """A float64, which below BF16's normal numbers is rounded, to nearest even, to one of BF16."""
+    bits = f64_bits(value)
+    # Adding 1.5 · 2^-81 rounds to multiples of 2^-133, BF16's quantum there.
+    size = f64_from_bits(U64(bits & U64(0x7FFFFFFFFFFFFFFF)))
+    rounded = U64(f64_bits((size + 1.5 * 2.0**-81) - 1.5 * 2.0**-81) | U64(bits & U64(1 << 63)))
+    return f64_from_bits(U64(rounded) if size < LEAST else U64(bits))
+
+
+def _narrow_normal(value: Any, stored: Any) -> Any:
+    """`_narrow_exact` of what is zero, or normal in float32."""
+    raise NotImplementedError
+
+
+@overload(_narrow_normal, strict=False)
+def _narrow_normal_overload(value: Any, stored: Any) -> Any:
+    if stored == types.uint16:
+        return lambda value, stored: _bf16_from_f32_bits(_odd32_of_normal(value))
+    return lambda value, stored: _narrow_exact(value, stored)
 
 
 def _narrow_exact(value: Any, stored: Any) -> Any:
@@ -213,7 +231,7 @@ def _narrow_exact_overload(value: Any, stored: Any) -> Any:
     if stored == types.float32:
         return lambda value, stored: F32(value)
     if stored == types.uint16:
-        return lambda value, stored: _bf16_from_f32_bits(_odd32_for_bf16(value))
+        return lambda value, stored: _narrow_normal(_with_bf16_subnormals(value), stored)
     return lambda value, stored: _narrow(value, value - value, stored)
 
 
@@ -352,6 +370,80 @@ def mix_exact(new: Array, post: Array, base: Array, out: Array, wide: Any) -> bo
             _mix_carefully(n, p, b, o, wide)
         finite &= _all_finite(o)
     return finite
+
+
+# -- operands in FP8 -------------------------------------------------------------------------------
+
+
+@inlined
+def _exponent(scale: Any) -> Any:
+    """The binary exponent of a scale; far off where it is zero, not finite or not a float32."""
+    bits = f64_bits(scale)
+    exponent = I64(U64(bits >> U64(52)) & U64(0x7FF)) - I64(1023)
+    return exponent if U64(bits & U64((1 << 29) - 1)) == U64(0) else I64(-5000)
+
+
+@inlined
+def _add_exactly(one: Any, two: Any, three: Any) -> Any:
+    """Whether products of these scales with codes of E4M3 are sure to be added exactly, and no sum
+    is below the normal numbers of float32, but for zero.
+
+    With a scale's exponent e, its product is a multiple of 2^(e − 32), for the code is one of 2^-9
+    and the scale of 2^(e − 23); and it is below 2^(e + 10), so that no sum of three reaches
+    2^(e + 12). Where the exponents differ by 9 at the most, all sums fit in 53 bits; where none is
+    below -94, no multiple is below 2^-126.
+    """
+    e, f, g = _exponent(one), _exponent(two), _exponent(three)
+    least, most = min(e, f, g), max(e, f, g)
+    return least >= -94 and most < 128 and most - least <= 9
+
+
+@inlined
+def _add_codes(
+    new: Any, post: Any, base: Any, start: Any, stop: Any, n: Any, p: Any, b: Any, out: Any
+) -> Any:
+    of_new, of_post, of_base = n * MOVED, p * MOVED, b * MOVED
+    # Indices without a sign: numba counts negative ones from the end, which forbids vectors.
+    for i in range(U64(start), U64(stop)):
+        n = F64(moved_e4m3(new[i])) * of_new
+        p = F64(moved_e4m3(post[i])) * of_post
+        b = F64(moved_e4m3(base[i])) * of_base
+        total = n + (p - b)
+        zero = p if f64_bits(n) == f64_bits(b) else (n if f64_bits(p) == f64_bits(b) else 0.0)
+        out[i] = _narrow_normal(zero if total == 0.0 else total, out[i])
+
+
+@compiled
+def mix_codes(new: Codes, post: Codes, base: Codes, out: Array) -> bool:
+    """`mix_exact` of one run of three matrices in FP8, the same bits; out of their codes, so that
+    no float64 goes through memory.
+
+    False if some number is not finite, or the scales do not say that all sums are exact: then the
+    caller decodes, and repeats the work with `mix_exact`.
+    """
+    if not (has_numbers_only(new) and has_numbers_only(post) and has_numbers_only(base)):
+        return False
+    row, column, at = 0, new.column, 0
+    while at < out.size:
+        of_new, of_post, of_base = scales_of(new, row), scales_of(post, row), scales_of(base, row)
+        x, y, z = column // new.width, column // post.width, column // base.width
+        end = min(new.columns, column + out.size - at)
+        while column < end:
+            right = min((x + 1) * new.width, (y + 1) * post.width, (z + 1) * base.width, end)
+            stop = at + right - column
+            n, p, b = of_new[x], of_post[y], of_base[z]
+            if not _add_exactly(n, p, b):
+                return False
+            _add_codes(new.codes, post.codes, base.codes, at, stop, n, p, b, out)
+            at, column = stop, right
+            x += 1 if right == (x + 1) * new.width else 0
+            y += 1 if right == (y + 1) * post.width else 0
+            z += 1 if right == (z + 1) * base.width else 0
+        row, column = row + 1, 0
+    return _all_finite(out)
+
+
+# -- any scale, any number of Δ --------------------------------------------------------------------
 
 
 @compiled

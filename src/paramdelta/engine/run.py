@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from paramdelta.checkpoint.blockscaled import BlockScaled
 from paramdelta.checkpoint.tensor import Starts, Tensor, View
 from paramdelta.dtypes import DTYPES, FP8_SIDE
 from paramdelta.engine import sparsify
@@ -138,8 +139,29 @@ class Worker:
 
     def _mix(self, tensor: OutputTensor, start: int, stop: int, result: npt.NDArray[Any]) -> None:
         """Fill ``result`` with a run of a tensor's elements; report what is not finite."""
-        fetched = self._read(tensor.views, start, stop)
-        self._sum(tensor, [fetched[place] for place in tensor.places], start, result)
+        if tensor.coded and self._add_codes(tensor, start, stop, result):
+            return
+        step = self.run if tensor.coded else stop - start  # codes take less room than numbers
+        for first in range(start, stop, step):
+            last = min(first + step, stop)
+            fetched = self._read(tensor.views, first, last)
+            operands = [fetched[place] for place in tensor.places]
+            self._sum(tensor, operands, first, result[first - start : last - start])
+
+    def _add_codes(
+        self, tensor: OutputTensor, start: int, stop: int, result: npt.NDArray[Any]
+    ) -> bool:
+        """Fill ``result`` from the codes of FP8 operands; False if that cannot be done."""
+        from paramdelta.engine import kernels
+
+        runs = [
+            view.codes(start, stop, buffer[: stop - start], self.inputs.fetch)
+            for view, buffer in zip(tensor.views, self.buffers, strict=False)
+            if isinstance(view, BlockScaled)
+        ]
+        new, post, base = (runs[place] for place in tensor.places)
+        plus, minus = (post, base) if tensor.pairs[0].scale == 1 else (base, post)
+        return bool(kernels.mix_codes(new, plus, minus, result))
 
     def _read(self, views: Sequence[View], start: int, stop: int) -> list[npt.NDArray[Any]]:
         """A run of each operand's elements, in the buffers."""

@@ -118,7 +118,8 @@ def cut(plan: Plan, buffer: int) -> Iterator[Slice]:
 
 
 def _elements(tensor: OutputTensor, buffer: int) -> int:
-    widest = max(DTYPES[tensor.dtype].size, *(t.view.kind.size for t in tensor.terms))
+    sizes = (1,) if tensor.coded else (term.view.kind.size for term in tensor.terms)
+    widest = max(DTYPES[tensor.dtype].size, *sizes)
     most = max(1, buffer // widest)
     row = tensor.elements // tensor.shape[0] if len(tensor.shape) > 1 else 1
     return most // row * row if row <= most else most

@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from paramdelta.checkpoint.blockscaled import BlockScaled
 from paramdelta.checkpoint.checkpoint import Checkpoint, SourceFile
 from paramdelta.checkpoint.tensor import View
 from paramdelta.dtypes import DTYPES
@@ -76,6 +77,12 @@ class OutputTensor:
     def sparse(self) -> bool:
         """Whether elements of a Δ are left out: then the output is no sum of whole operands."""
         return self.ties is not None or any(pair.sparsity is not None for pair in self.pairs)
+
+    @property
+    def coded(self) -> bool:
+        """Whether it is one whole Δ of matrices in FP8, which can be added as they are stored."""
+        one = len(self.pairs) == 1 and abs(self.pairs[0].scale) == 1 and not self.sparse
+        return one and all(isinstance(v, BlockScaled) and v.can_be_added for v in self.views)
 
     @property
     def mixed(self) -> bool:
