@@ -63,7 +63,7 @@ def convolutions():
     return nn.ModuleDict(layers).double()
 
 
-def trained(model, folder: Path, **config):
+def trained(model, folder: Path, safe=True, **config):
     """Save an adapter whose every trained number is a random one; base and merged tensors."""
     torch = pytest.importorskip("torch")
     peft = pytest.importorskip("peft")
@@ -76,7 +76,7 @@ def trained(model, folder: Path, **config):
             for parameter in adapted.parameters():
                 if parameter.requires_grad:
                     parameter.copy_(torch.randn_like(parameter))
-        adapted.save_pretrained(folder)
+        adapted.save_pretrained(folder, safe_serialization=safe)
         merged = adapted.merge_and_unload().state_dict()
     return base, {name: value.numpy() for name, value in merged.items()}
 
@@ -87,6 +87,7 @@ def read(view, fetch):
 
 
 @pytest.mark.hf
+@pytest.mark.parametrize("stored", ["adapter_model.safetensors", "adapter_model.bin"])
 @pytest.mark.parametrize(
     ("make", "config"),
     [
@@ -115,12 +116,14 @@ def read(view, fetch):
     ],
     ids=lambda value: getattr(value, "__name__", str(value)),
 )
-def test_the_same_as_peft_merges(tmp_path, make, config):
+def test_the_same_as_peft_merges(tmp_path, make, config, stored):
     """Base + Δ, or what replaces it, is what PEFT's merge_and_unload makes: in float64, to 1e-12.
 
     Both sum at most 9 products of numbers about 1; the sums differ in a few of 2⁻⁵³.
     """
-    base, merged = trained(make(), tmp_path / "adapter", **config)
+    safe = stored.endswith("safetensors")
+    base, merged = trained(make(), tmp_path / "adapter", safe, **config)
+    assert (tmp_path / "adapter" / stored).is_file()
     inputs = Inputs()
     found = open_adapter(locate(str(tmp_path / "adapter")), "post")
     deltas = found.oriented({name: value.shape for name, value in base.items()})
@@ -547,12 +550,18 @@ def test_names_are_only_names(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"a"}
 
 
-def test_absent_weights_and_pickles_are_told_apart(tmp_path):
-    """A pickle is refused with the way to safetensors; nothing at all is a download unfinished."""
+def test_absent_weights(tmp_path):
+    """Neither file is a download unfinished."""
     (tmp_path / "adapter_config.json").write_text(json.dumps(CONFIG))
     with pytest.raises(CheckpointError, match="no weights"):
         open_adapter(Location(str(tmp_path), tmp_path), "post")
+
+
+def test_a_pickle_is_read_where_nothing_better_is(tmp_path):
+    """adapter_model.bin is not looked at beside safetensors; alone it has to be a state dict."""
+    found = opened(tmp_path, None, pair(Q))
     (tmp_path / "adapter_model.bin").write_bytes(b"x")
-    with pytest.raises(CheckpointError, match="pickle") as error:
+    assert open_adapter(Location(str(tmp_path), tmp_path), "post").deltas == found.deltas
+    (tmp_path / "adapter_model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="pickle"):
         open_adapter(Location(str(tmp_path), tmp_path), "post")
-    assert "save_pretrained" in error.value.remedy

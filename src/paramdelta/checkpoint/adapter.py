@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from paramdelta.checkpoint.checkpoint import INDEX, WEIGHTS, Checkpoint, read_header, read_json
+from paramdelta.checkpoint.checkpoint import INDEX, WEIGHTS, Checkpoint, read_json, read_weights
 from paramdelta.checkpoint.tensor import Fetch, Part, Tensor, Transposed, View, float64, rectangles
 from paramdelta.errors import CheckpointError
 from paramdelta.storage.location import Location
@@ -253,21 +253,15 @@ def open_adapter(location: Location, role: str) -> Adapter:
     where = str(folder / CONFIG)
     config = read_json(folder / CONFIG)
     _check(config, where)
-    path = folder / ADAPTER
-    if not path.is_file():
-        pickled = (folder / PICKLE).is_file()
+    path = next((p for p in (folder / ADAPTER, folder / PICKLE) if p.is_file()), None)
+    if path is None:
         raise CheckpointError(
-            "the adapter's weights are a PyTorch pickle, which is not read for adapters"
-            if pickled
-            else "the adapter has no weights",
+            "the adapter has no weights",
             where=str(folder),
-            expected=ADAPTER,
-            got=PICKLE if pickled else "neither it nor " + PICKLE,
-            remedy="load it with PEFT and save it again: save_pretrained writes safetensors"
-            if pickled
-            else "finish the download",
+            expected=f"{ADAPTER} or {PICKLE}",
+            remedy="finish the download",
         )
-    source, found = read_header(path)
+    source, found, _ = read_weights(path)
     tensors = {tensor.name: tensor for tensor in found}
     named = folder / "config.json"
     checkpoint = Checkpoint(
@@ -308,11 +302,11 @@ _METHOD = re.compile(
 
 
 def _sorted(
-    tensors: Mapping[str, Tensor], where: str
-) -> tuple[dict[str, dict[str, Tensor]], dict[str, Tensor]]:
+    tensors: Mapping[str, View], where: str
+) -> tuple[dict[str, dict[str, View]], dict[str, View]]:
     """Pairs of factors by module, and whole tensors by name, both as the model calls them."""
-    halves: dict[str, dict[str, Tensor]] = {}
-    replaced: dict[str, Tensor] = {}
+    halves: dict[str, dict[str, View]] = {}
+    replaced: dict[str, View] = {}
     unknown = []
     for stored, tensor in tensors.items():
         name = stored.removeprefix(_PREFIX)
@@ -347,7 +341,7 @@ def _sorted(
 
 
 def _low_rank(
-    name: str, module: str, pair: Mapping[str, Tensor], scaling: "_Scaling", where: str
+    name: str, module: str, pair: Mapping[str, View], scaling: "_Scaling", where: str
 ) -> LowRank:
     """The Δ of one module's weight."""
     embedding = pair.keys() == _EMBEDDING

@@ -100,13 +100,9 @@ def open_checkpoint(address: str, role: str) -> Checkpoint:
     sources: list[SourceFile] = []
     ignored: list[str] = []
     for path in files:
-        found: Sequence[View]
-        if path.suffix in _PICKLES:
-            source, found, others = _read_pickle(path)
-            ignored += others
-        else:
-            source, found = read_header(path)
+        source, found, others = read_weights(path)
         sources.append(source)
+        ignored += others
         for tensor in found:
             if tensor.name in tensors:
                 raise CheckpointError(
@@ -166,7 +162,12 @@ def _read_header(path: Path) -> tuple[SourceFile, list[Tensor], dict[str, str]]:
     return source, tensors, metadata
 
 
-def _read_pickle(path: Path) -> tuple[SourceFile, Sequence[View], Sequence[str]]:
+def read_weights(path: Path) -> tuple[SourceFile, Sequence[View], Sequence[str]]:
+    """One weight file, a pickle by its ending or safetensors: what identifies it, its tensors, and
+    what it holds beside them; raises as `open_checkpoint`.
+    """
+    if path.suffix not in _PICKLES:
+        return *read_header(path), ()
     status = path.stat()
     contents = read_pickle(path)
     source = SourceFile(path, status.st_size, status.st_mtime_ns, contents.sha256)
