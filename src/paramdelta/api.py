@@ -259,12 +259,6 @@ def sweep(
             check_room(folders, len(todo) * layout.size - (len(todo) - 1) * common)
         members = Members(part, layout, folders, fresh=fresh)
 
-        def look(now: Progress) -> None:
-            nonlocal looked
-            looked = now.moved
-            if progress is not None:
-                progress(now)
-
         def watch(now: Progress) -> None:
             nonlocal last
             last = now
@@ -277,7 +271,7 @@ def sweep(
 
         try:
             try:
-                part = trimmed(part, members.wants, budget, look)
+                part, looked = trimmed(part, members.wants, budget, progress)
                 threads.carry_out(part.joint, members.wants, budget, worker, watch)
             finally:
                 members.flush()

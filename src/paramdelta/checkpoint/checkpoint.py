@@ -120,7 +120,11 @@ def open_checkpoint(address: str, role: str) -> Checkpoint:
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file of at most 64 MB; raises CheckpointError or StorageError."""
-    data = read_bytes(path)
+    return parse_json(read_bytes(path), path)
+
+
+def parse_json(data: bytes, path: Path) -> dict[str, Any]:
+    """A JSON object from the bytes of the file at ``path``; raises CheckpointError."""
     try:
         if len(data) > _MAX_JSON:
             raise ValueError(f"{len(data)} bytes are too many")

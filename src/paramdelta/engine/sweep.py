@@ -20,14 +20,14 @@ def trimmed(
     wants: Callable[[Slice], bool],
     budget: Budget,
     progress: Callable[[Progress], None] | None = None,
-) -> Sweep:
-    """A sweep with the thresholds that its sparse tensors need: they are the Δ's, at any scale, and
-    looked for once; raises as `threads.run`.
+) -> tuple[Sweep, int]:
+    """A sweep with the thresholds that its sparse tensors need, and how many bytes were read for
+    them: they are the Δ's, at any scale, and looked for once; raises as `threads.run`.
     """
     fullest = max(sweep.members, key=lambda plan: sum(len(t.pairs) for t in plan.tensors))
-    found = threads.trimmed(fullest, wants, budget, progress)
+    found, read = threads.trimmed(fullest, wants, budget, progress)
     if found is fullest:
-        return sweep
+        return sweep, read
     members = tuple(
         replace(
             member,
@@ -38,7 +38,7 @@ def trimmed(
         )
         for member in sweep.members
     )
-    return replace(sweep, members=members)
+    return replace(sweep, members=members), read
 
 
 def _with_thresholds(tensor: OutputTensor, found: OutputTensor) -> OutputTensor:

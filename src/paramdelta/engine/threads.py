@@ -45,19 +45,11 @@ def run(
     every worker has finished its slice.
     """
     report = Report()
-    looked = 0  # bytes
-
-    def look(now: Progress) -> None:
-        nonlocal looked
-        looked = now.moved
-        if progress is not None:
-            progress(now)
+    plan, looked = trimmed(plan, sink.wants, budget, progress)
 
     def watch(now: Progress) -> None:
         if progress is not None:
             progress(replace(now, moved=looked + now.moved))
-
-    plan = trimmed(plan, sink.wants, budget, look)
 
     def worker(inputs: Inputs) -> Worker:
         return Worker(plan, budget, inputs, sink, report)
@@ -71,12 +63,12 @@ def trimmed(
     wants: Callable[[Slice], bool],
     budget: Budget,
     progress: Callable[[Progress], None] | None = None,
-) -> Plan:
-    """A plan with the thresholds that its sparse tensors need, of those that are still to be made;
-    raises as `run`.
+) -> tuple[Plan, int]:
+    """A plan with the thresholds that its sparse tensors need, of those that are still to be made,
+    and how many bytes were read for them; raises as `run`.
     """
     if not any(p.sparsity is not None and p.sparsity.trims for t in plan.tensors for p in t.pairs):
-        return plan
+        return plan, 0
     raise_open_file_limit()
     inputs = Inputs()
 
@@ -87,7 +79,7 @@ def trimmed(
 
     wanted = frozenset(piece.tensor for piece in cut(plan, budget.buffer) if wants(piece))
     try:
-        return with_thresholds(plan, wanted, budget, inputs, say)
+        return with_thresholds(plan, wanted, budget, inputs, say), inputs.read
     finally:
         inputs.close()
 

@@ -78,7 +78,7 @@ class OutputTensor:
         """Whether elements of a Δ are left out: then the output is no sum of whole operands."""
         return self.ties is not None or any(pair.sparsity is not None for pair in self.pairs)
 
-    @property
+    @cached_property
     def coded(self) -> bool:
         """Whether it is one whole Δ of matrices in FP8, which can be added as they are stored."""
         one = len(self.pairs) == 1 and abs(self.pairs[0].scale) == 1 and not self.sparse

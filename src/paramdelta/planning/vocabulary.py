@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from paramdelta.checkpoint.checkpoint import Checkpoint, read_json
+from paramdelta.checkpoint.checkpoint import Checkpoint, parse_json, read_json
 from paramdelta.checkpoint.tensor import ABSENT
 from paramdelta.errors import CheckpointError, UsageError
 from paramdelta.planning.sentencepiece import pieces
@@ -56,9 +56,7 @@ class Vocabulary:
         return token_id in self.special or bool(_MARKED.fullmatch(self.tokens[token_id]))
 
 
-def read_vocabulary(
-    checkpoint: Checkpoint, known: dict[bytes, Vocabulary] | None = None
-) -> Vocabulary | None:
+def read_vocabulary(checkpoint: Checkpoint, known: dict[bytes, Vocabulary]) -> Vocabulary | None:
     """The checkpoint's tokens, from the first of tokenizer.json, tokenizer.model or spiece.model,
     vocab.json and vocab.txt that is there. None where there is no tokenizer.
 
@@ -70,11 +68,12 @@ def read_vocabulary(
     """
     try:
         path = checkpoint.companion("tokenizer.json")
-        if path is None or known is None:
+        if path is None:
             return _read(checkpoint)
-        digest = hashlib.sha256(read_bytes(path)).digest()
-        if digest not in known and (found := _read(checkpoint)) is not None:
-            known[digest] = found
+        data = read_bytes(path)
+        digest = hashlib.sha256(data).digest()
+        if digest not in known:
+            known[digest] = _of_tokenizer(parse_json(data, path))
         return known[digest]
     except (TypeError, ValueError, KeyError, AttributeError, IndexError) as error:
         raise CheckpointError(
@@ -85,14 +84,17 @@ def read_vocabulary(
         ) from None
 
 
+def _of_tokenizer(tokenizer: Mapping[str, Any]) -> Vocabulary:
+    """The tokens of a tokenizer.json."""
+    tokens = _by_id(tokenizer["model"].get("vocab", {}))
+    added = tokenizer.get("added_tokens") or []
+    tokens |= {int(token["id"]): str(token["content"]) for token in added}
+    special = frozenset(int(token["id"]) for token in added if token.get("special"))
+    return Vocabulary(tokens, special)
+
+
 def _read(checkpoint: Checkpoint) -> Vocabulary | None:
-    if path := checkpoint.companion("tokenizer.json"):
-        tokenizer = read_json(path)
-        tokens = _by_id(tokenizer["model"].get("vocab", {}))
-        added = tokenizer.get("added_tokens") or []
-        tokens |= {int(token["id"]): str(token["content"]) for token in added}
-        special = frozenset(int(token["id"]) for token in added if token.get("special"))
-        return Vocabulary(tokens, special)
+    """The tokens of the files that tokenizers had before tokenizer.json."""
     added = _added_tokens(checkpoint)
     special = frozenset(added)
     for name in ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model"):
