@@ -44,6 +44,19 @@ def is_loadable(folder: Path) -> bool:
     return True
 
 
+def run_or_kill(command: list[str], seconds: float) -> tuple[subprocess.Popen, str]:
+    """A command that ended by itself, or was killed after so many seconds; what it printed."""
+    process = subprocess.Popen(command, stdout=subprocess.PIPE)
+    try:
+        process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+    stdout = process.stdout.read().decode()
+    process.stdout.close()
+    return process, stdout
+
+
 def kill_and_resume(tmp_path: Path, runs: int, seed: int, dtype: str = "auto") -> None:
     """``runs`` times: start, kill at random moments until it ends by itself, compare."""
     base = llama(hidden=256, layers=6, vocab=2000)
@@ -55,6 +68,8 @@ def kill_and_resume(tmp_path: Path, runs: int, seed: int, dtype: str = "auto") -
     options = [f"--{n}={tmp_path / n.replace('-base', '')}" for n in ("post", "base", "new-base")]
     options += ["--shard-size", "2MB", "--memory", "80MB", "--workers", "2", "--dtype", dtype]
 
+    # What is timed must not compile: the runs that are killed have compiled code.
+    subprocess.run([*COMMAND, *options, "--out", str(tmp_path / "first" / "out")], check=True)
     began = time.monotonic()
     subprocess.run([*COMMAND, *options, "--out", str(tmp_path / "whole" / "out")], check=True)
     duration = time.monotonic() - began
@@ -64,16 +79,8 @@ def kill_and_resume(tmp_path: Path, runs: int, seed: int, dtype: str = "auto") -
     kills = resumed = 0
     for _ in range(runs):
         while True:
-            process = subprocess.Popen(
-                [*COMMAND, *options, "--out", str(out), "--json"], stdout=subprocess.PIPE
-            )
-            try:
-                process.wait(chance.uniform(0.3, 1.1) * duration)
-            except subprocess.TimeoutExpired:
-                os.kill(process.pid, signal.SIGKILL)
-                process.wait()
-            stdout = process.stdout.read().decode()
-            process.stdout.close()
+            command = [*COMMAND, *options, "--out", str(out), "--json"]
+            process, stdout = run_or_kill(command, chance.uniform(0.3, 1.1) * duration)
             if process.returncode == 0:
                 resumed += '"bytes_resumed": 0,' not in stdout.splitlines()[-1]
                 break
@@ -111,6 +118,8 @@ def kill_and_resume_a_sweep(tmp_path: Path, runs: int, seed: int) -> None:
     options += ["--preset", "linear-only", "--scale", "0.5,1,1.5", "--shard-size", "2MB"]
     command = [*PROGRAM, "sweep", *options, "--memory", "80MB", "--workers", "2", "--json"]
 
+    # What is timed must not compile: the runs that are killed have compiled code.
+    subprocess.run([*command, "--out", str(tmp_path / "first")], check=True)
     began = time.monotonic()
     arguments = [*command, "--out", str(tmp_path / "whole")]
     whole = subprocess.run(arguments, check=True, capture_output=True, text=True).stdout
@@ -122,14 +131,8 @@ def kill_and_resume_a_sweep(tmp_path: Path, runs: int, seed: int) -> None:
     kills = kept = resumed = 0
     for _ in range(runs):
         while True:
-            process = subprocess.Popen([*command, "--out", str(out)], stdout=subprocess.PIPE)
-            try:
-                process.wait(chance.uniform(0.5, 1.1) * duration)
-            except subprocess.TimeoutExpired:
-                os.kill(process.pid, signal.SIGKILL)
-                process.wait()
-            stdout = process.stdout.read().decode()
-            process.stdout.close()
+            arguments = [*command, "--out", str(out)]
+            process, stdout = run_or_kill(arguments, chance.uniform(0.5, 1.1) * duration)
             for path in out.glob("scale-*"):
                 (path / "journal.jsonl").unlink(missing_ok=True)  # killed right after the rename
                 assert digest(path) == expected[path.name]
