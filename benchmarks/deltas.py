@@ -29,9 +29,9 @@ import zstandard
 from benchmarks import machine
 from benchmarks.meter import ROOT
 from examples.minilm.prepare import WHEELS, unpack
-from paramdelta.checkpoint import delta, planes
-from paramdelta.checkpoint.checkpoint import open_checkpoint
-from paramdelta.checkpoint.tensor import float64
+from paramdelta.formats import delta, planes
+from paramdelta.formats.checkpoint import open_checkpoint
+from paramdelta.formats.view import float64
 from paramdelta.planning.lineage import fetch
 from paramdelta.version import __version__
 

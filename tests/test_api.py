@@ -24,7 +24,7 @@ from paramdelta import (
     read_recipe,
     verify,
 )
-from paramdelta.checkpoint.checkpoint import read_header
+from paramdelta.formats.checkpoint import read_header
 from paramdelta.output.files import staging_folder
 from paramdelta.output.verify import rounded
 from paramdelta.recipe import read_scale

@@ -23,8 +23,8 @@ from paramdelta import (
     sweep,
     verify,
 )
-from paramdelta.checkpoint.checkpoint import open_checkpoint
 from paramdelta.engine.sweep import SweepWorker
+from paramdelta.formats.checkpoint import open_checkpoint
 from paramdelta.output.files import staging_folder
 from paramdelta.output.layout import make_layout
 from paramdelta.planning.sweep import make_sweep

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from paramdelta.checkpoint.tensor import Fetch, Starts, Tensor
+from paramdelta.formats.view import Fetch, Starts, Tensor
 
 NAMES = {"uint16": "BF16", "float32": "F32", "float64": "F64", "int16": "F16", "uint8": "F8_E4M3"}
 

@@ -6,8 +6,6 @@ from functools import partial
 from pathlib import Path
 from time import perf_counter
 
-from paramdelta.checkpoint.adapter import is_adapter
-from paramdelta.checkpoint.checkpoint import DELTA
 from paramdelta.dtypes import FP8_BLOCK, parse_dtype
 from paramdelta.engine import threads
 from paramdelta.engine.run import Inputs, Report
@@ -16,6 +14,8 @@ from paramdelta.engine.slices import Budget, share_out
 from paramdelta.engine.sweep import SweepWorker, trimmed
 from paramdelta.engine.threads import Progress, default_workers
 from paramdelta.errors import Interrupted, MisfitError, UsageError
+from paramdelta.formats.adapter import is_adapter
+from paramdelta.formats.checkpoint import DELTA
 from paramdelta.output import extract as extraction
 from paramdelta.output import lora
 from paramdelta.output import verify as verification

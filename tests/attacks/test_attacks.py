@@ -2,8 +2,8 @@
 
 import pytest
 
-from paramdelta.checkpoint.checkpoint import open_checkpoint
 from paramdelta.errors import CheckpointError
+from paramdelta.formats.checkpoint import open_checkpoint
 from tests.attacks.hostile import ATTACKS
 from tests.cli.test_app import run
 

@@ -28,9 +28,9 @@ from paramdelta import (
     read_recipe,
     verify,
 )
-from paramdelta.checkpoint.checkpoint import DELTA, open_checkpoint
-from paramdelta.checkpoint.delta import BLOCK, open_delta
 from paramdelta.cli.app import main
+from paramdelta.formats.checkpoint import DELTA, open_checkpoint
+from paramdelta.formats.delta import BLOCK, open_delta
 from paramdelta.output import staging as staged
 from paramdelta.output.staging import staging_folder
 from paramdelta.planning.lineage import fetch
@@ -101,7 +101,7 @@ def test_any_bits_survive(tmp_path_factory, dtype):
                 assert got.tolist() == expected.tolist()
 
     def wide(bits, dtype):
-        from paramdelta.checkpoint.tensor import float64
+        from paramdelta.formats.view import float64
 
         with np.errstate(all="ignore"):
             return float64(bits.view(VIEWS[dtype]), dtype)
@@ -423,7 +423,8 @@ MEASURE = """
 import resource, sys
 import numpy, numba, zstandard
 from paramdelta import api
-from paramdelta.checkpoint import delta, planes
+from paramdelta.arithmetic import planes
+from paramdelta.formats import delta
 from paramdelta.output import extract
 delta.encode(numpy.ones(3), numpy.zeros(3))
 made = api.plan_extract(sys.argv[1], sys.argv[2])
@@ -502,8 +503,9 @@ MIX = """
 import resource, sys
 import numpy, numba, zstandard
 from paramdelta import Delta, Recipe, api
-from paramdelta.checkpoint import delta, planes
-from paramdelta.engine import kernels
+from paramdelta.arithmetic import planes
+from paramdelta.formats import delta
+from paramdelta.arithmetic import kernels
 block, _ = delta.encode(numpy.ones(3), numpy.zeros(3))
 delta._decode(memoryview(block), 0, numpy.zeros(3, numpy.uint64))
 new, wide = numpy.zeros(8, numpy.uint16), numpy.zeros(8)

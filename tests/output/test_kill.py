@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from paramdelta.checkpoint.checkpoint import open_checkpoint
 from paramdelta.errors import CheckpointError
+from paramdelta.formats.checkpoint import open_checkpoint
 from tests.checkpoints import fp8, llama, moved, save
 
 PROGRAM = [sys.executable, "-c", "from paramdelta.cli.app import main; main()"]

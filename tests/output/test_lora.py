@@ -21,8 +21,8 @@ from paramdelta import (
     extract_adapter,
     mix,
 )
-from paramdelta.checkpoint.adapter import CONFIG, open_adapter
-from paramdelta.checkpoint.checkpoint import open_checkpoint
+from paramdelta.formats.adapter import CONFIG, open_adapter
+from paramdelta.formats.checkpoint import open_checkpoint
 from paramdelta.output import lora
 from paramdelta.output import staging as staged
 from paramdelta.output.staging import staging_folder
@@ -379,7 +379,7 @@ MEASURE = """
 import resource, sys
 import numpy, numba
 from paramdelta import api
-from paramdelta.engine import kernels, sketch
+from paramdelta.arithmetic import kernels, sketch
 from paramdelta.output import lora
 from paramdelta.planning.linear import linear
 a = numpy.zeros(8)

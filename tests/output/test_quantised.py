@@ -12,9 +12,9 @@ import pytest
 from typer.testing import CliRunner
 
 from paramdelta import Delta, MisfitError, Recipe, StorageError, UsageError, mix, plan, verify
-from paramdelta.checkpoint.checkpoint import open_checkpoint
 from paramdelta.cli.app import app
 from paramdelta.engine.slices import MAX_BUFFER, cut, share_out
+from paramdelta.formats.checkpoint import open_checkpoint
 from paramdelta.output.files import Files, staging_folder
 from tests.checkpoints import bf16, fp8, save
 from tests.engine.test_threads import grown_and_projected, linux, sparse

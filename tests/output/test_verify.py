@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from paramdelta import MisfitError, mix, verify
-from paramdelta.checkpoint.adapter import LowRank
-from paramdelta.checkpoint.checkpoint import read_header
-from paramdelta.checkpoint.tensor import ABSENT, Part, Rows, Transposed, Wide, Zeros
 from paramdelta.engine.run import Inputs
+from paramdelta.formats.adapter import LowRank
+from paramdelta.formats.checkpoint import read_header
+from paramdelta.formats.view import ABSENT, Part, Rows, Transposed, Wide, Zeros
 from paramdelta.output.verify import _compare, _value, exact_value, rounded
 from paramdelta.planning.plan import OutputTensor, Pair
 from tests.checkpoints import bf16, encode, llama

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from paramdelta.api import Extracted, ExtractedAdapter, Mix, Swept
-from paramdelta.checkpoint.tensor import View
 from paramdelta.engine.slices import Budget
 from paramdelta.engine.threads import Progress
+from paramdelta.formats.view import View
 from paramdelta.output.layout import Layout
 from paramdelta.output.verify import Verification
 from paramdelta.planning.explanation import Explanation, stored

@@ -10,11 +10,11 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from paramdelta.checkpoint.blockscaled import BlockScaled
-from paramdelta.checkpoint.tensor import Starts, Tensor, View
 from paramdelta.dtypes import DTYPES, FP8_SIDE
 from paramdelta.engine import sparsify
 from paramdelta.engine.slices import BLOCK, Budget, Slice
+from paramdelta.formats.blockscaled import BlockScaled
+from paramdelta.formats.view import Starts, Tensor, View
 from paramdelta.planning.plan import OutputTensor, Plan
 from paramdelta.storage.local import File, page_buffer
 
@@ -126,7 +126,7 @@ class Worker:
         self, tensor: OutputTensor, piece: Slice, beside: Slice, values: npt.NDArray[np.float64]
     ) -> None:
         """Hand the codes of a slice's sums, and their scales, to the sink."""
-        from paramdelta.engine import kernels
+        from paramdelta.arithmetic import kernels
 
         columns = tensor.shape[1]
         rows = values.reshape(-1, columns)
@@ -152,7 +152,7 @@ class Worker:
         self, tensor: OutputTensor, start: int, stop: int, result: npt.NDArray[Any]
     ) -> bool:
         """Fill ``result`` from the codes of FP8 operands; False if that cannot be done."""
-        from paramdelta.engine import kernels
+        from paramdelta.arithmetic import kernels
 
         runs = [
             view.codes(start, stop, buffer[: stop - start], self.inputs.fetch)
@@ -216,7 +216,7 @@ def combine(
     tensor's dtype, or float64 where it is still to be quantised. ``high`` and ``low``: float64
     scratch of `BLOCK` elements.
     """
-    from paramdelta.engine import kernels  # compiled code, not needed for planning
+    from paramdelta.arithmetic import kernels  # compiled code, not needed for planning
 
     broken = None
     if len(tensor.pairs) == 1 and abs(tensor.pairs[0].scale) == 1:

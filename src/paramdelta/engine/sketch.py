@@ -18,8 +18,8 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from paramdelta.checkpoint.tensor import Fetch, View
 from paramdelta.errors import CheckpointError
+from paramdelta.formats.view import Fetch, View
 from paramdelta.planning.plan import Pair
 
 Array: TypeAlias = npt.NDArray[np.float64]
@@ -158,7 +158,7 @@ def difference(
     Raises:
         CheckpointError: numbers that are infinite or NaN; ``where`` names the checkpoints.
     """
-    from paramdelta.engine import kernels  # compiled code, not needed for planning
+    from paramdelta.arithmetic import kernels  # compiled code, not needed for planning
 
     height = height_of(columns)
     for first in range(0, pair.post.elements // columns, height):

@@ -30,7 +30,7 @@ def combine(
 
     ``operands`` and ``out``: as for `engine.run.combine`.
     """
-    from paramdelta.engine import masking  # compiled code, not needed for planning
+    from paramdelta.arithmetic import masks  # compiled code, not needed for planning
 
     high, low, weights = (np.empty((2, BLOCK)) for _ in range(3))
     ties = tensor.ties
@@ -45,7 +45,7 @@ def combine(
             threshold = left.threshold if left is not None and left.trims else 0.0
             if threshold is None:
                 raise AssertionError(f"{tensor.name}: the thresholds were not looked for")
-            masking.gather(
+            masks.gather(
                 post[block],
                 base[block],
                 pair.coefficient,
@@ -58,7 +58,7 @@ def combine(
                 low,
                 weights,
             )
-        finite &= masking.settle(
+        finite &= masks.settle(
             operands[0][block],
             high,
             low,

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from paramdelta.checkpoint.tensor import View
 from paramdelta.engine.run import Inputs
 from paramdelta.engine.slices import DIGIT, FOUND, Budget
+from paramdelta.formats.view import View
 from paramdelta.planning.plan import OutputTensor, Pair, Plan
 from paramdelta.storage.local import page_buffer
 
@@ -85,7 +85,7 @@ class _Search:
 
     def threshold(self, tensor: OutputTensor, pair: Pair) -> float:
         """The least magnitude of one Δ that is kept."""
-        from paramdelta.engine import masking
+        from paramdelta.arithmetic import masks
 
         assert pair.sparsity is not None
         if not hasattr(self.own, "counts"):
@@ -105,7 +105,7 @@ class _Search:
                     self.fetch(view, start, stop, buffer)
                     for view, buffer in zip((pair.post, pair.base), self.own.buffers, strict=True)
                 )
-                masking.look(post, base, prefix, width, step, counts, found, state)
+                masks.look(post, base, prefix, width, step, counts, found, state)
             inside, used = state.tolist()
             if inside <= FOUND:
                 return _float(int(np.partition(found[:inside], inside - rank)[inside - rank]))

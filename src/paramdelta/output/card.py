@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from paramdelta.checkpoint.checkpoint import Checkpoint
+from paramdelta.formats.checkpoint import Checkpoint
 from paramdelta.output.lock import renamed
 from paramdelta.planning.plan import Plan
 from paramdelta.units import show_count

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from paramdelta.checkpoint.checkpoint import read_json
+from paramdelta.formats.checkpoint import read_json
 from paramdelta.planning.companions import Companion
 from paramdelta.storage.local import read_bytes, write_bytes, write_text
 

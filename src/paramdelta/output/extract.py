@@ -23,14 +23,14 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from paramdelta.checkpoint.checkpoint import DELTA, Checkpoint
-from paramdelta.checkpoint.delta import BLOCK, FORMAT, MOST, VERSION, encode
-from paramdelta.checkpoint.tensor import View, float64
 from paramdelta.dtypes import DTYPES
 from paramdelta.engine.run import Inputs
 from paramdelta.engine.slices import OVERHEAD
 from paramdelta.engine.threads import TICK, Progress
 from paramdelta.errors import UsageError
+from paramdelta.formats.checkpoint import DELTA, Checkpoint
+from paramdelta.formats.delta import BLOCK, FORMAT, MOST, VERSION, encode
+from paramdelta.formats.view import View, float64
 from paramdelta.output.card import delta_card
 from paramdelta.output.companions import write_companions
 from paramdelta.output.files import PART

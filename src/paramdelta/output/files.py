@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from paramdelta.checkpoint.checkpoint import INDEX, SourceFile
 from paramdelta.dtypes import DTYPES
 from paramdelta.engine.slices import Slice
 from paramdelta.errors import StorageError, UsageError
+from paramdelta.formats.checkpoint import INDEX, SourceFile
 from paramdelta.output.journal import Journal
 from paramdelta.output.layout import Layout, Shard
 from paramdelta.output.lock import LOCK

@@ -5,8 +5,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from paramdelta.checkpoint.checkpoint import WEIGHTS
 from paramdelta.errors import UsageError
+from paramdelta.formats.checkpoint import WEIGHTS
 from paramdelta.planning.plan import OutputTensor, Plan
 from paramdelta.storage.local import BLOCK
 from paramdelta.units import show_size

@@ -9,8 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from paramdelta.checkpoint.checkpoint import Checkpoint, read_json
 from paramdelta.errors import CheckpointError, MisfitError, UsageError
+from paramdelta.formats.checkpoint import Checkpoint, read_json
 from paramdelta.planning.plan import Plan
 from paramdelta.recipe import Delta, Recipe
 from paramdelta.version import __version__

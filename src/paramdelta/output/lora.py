@@ -24,8 +24,6 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from paramdelta.checkpoint.adapter import ADAPTER, CONFIG
-from paramdelta.checkpoint.tensor import View, float64
 from paramdelta.dtypes import DTYPES
 from paramdelta.engine.run import Inputs
 from paramdelta.engine.sketch import (
@@ -40,6 +38,8 @@ from paramdelta.engine.sketch import (
 from paramdelta.engine.slices import BLOCK, OVERHEAD
 from paramdelta.engine.threads import TICK, Progress
 from paramdelta.errors import MisfitError, UsageError
+from paramdelta.formats.adapter import ADAPTER, CONFIG
+from paramdelta.formats.view import View, float64
 from paramdelta.output.companions import write_companions
 from paramdelta.output.files import PART
 from paramdelta.output.staging import whole_or_nothing
@@ -444,7 +444,7 @@ class _Writer:
 
     def _stored(self, values: Array, module: Module) -> tuple[Array, npt.NDArray[Any]]:
         """A factor as its stored numbers are worth, and as `dtypes` views them; rounded once."""
-        from paramdelta.engine import kernels
+        from paramdelta.arithmetic import kernels
 
         flat = np.ascontiguousarray(values).reshape(-1)
         out = np.empty(flat.size, DTYPES[self.dtype].numpy)

@@ -6,10 +6,10 @@ import threading
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from paramdelta.checkpoint.checkpoint import open_checkpoint
 from paramdelta.engine.run import Sink
 from paramdelta.engine.slices import Slice
 from paramdelta.errors import CheckpointError, MisfitError, ParamDeltaError
+from paramdelta.formats.checkpoint import open_checkpoint
 from paramdelta.output.files import Files
 from paramdelta.output.layout import Layout
 from paramdelta.output.lock import LOCK, lock_text, read_lock

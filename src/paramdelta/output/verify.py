@@ -20,11 +20,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from paramdelta.checkpoint import delta
-from paramdelta.checkpoint.adapter import LowRank
-from paramdelta.checkpoint.blockscaled import BlockScaled
-from paramdelta.checkpoint.checkpoint import Checkpoint, open_checkpoint
-from paramdelta.checkpoint.tensor import (
+from paramdelta.dtypes import DTYPES, FP8_SIDE
+from paramdelta.errors import MisfitError
+from paramdelta.formats import delta
+from paramdelta.formats.adapter import LowRank
+from paramdelta.formats.blockscaled import BlockScaled
+from paramdelta.formats.checkpoint import Checkpoint, open_checkpoint
+from paramdelta.formats.view import (
     Part,
     Rows,
     Tensor,
@@ -33,8 +35,6 @@ from paramdelta.checkpoint.tensor import (
     Wide,
     Zeros,
 )
-from paramdelta.dtypes import DTYPES, FP8_SIDE
-from paramdelta.errors import MisfitError
 from paramdelta.output.lock import locked_recipe, read_lock
 from paramdelta.planning.plan import OutputTensor, Pair, Plan
 from paramdelta.planning.planner import make_plan

@@ -8,7 +8,7 @@ the shorter form is read, and rounded, once.
 from dataclasses import replace
 from fractions import Fraction
 
-from paramdelta.checkpoint.tensor import View, Zeros
+from paramdelta.formats.view import View, Zeros
 from paramdelta.planning.plan import OutputTensor, Pair
 
 

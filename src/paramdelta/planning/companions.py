@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from paramdelta.checkpoint.checkpoint import Checkpoint, read_json
 from paramdelta.dtypes import torch_name
+from paramdelta.formats.checkpoint import Checkpoint, read_json
 from paramdelta.planning.roles import role_tokens
 from paramdelta.planning.settlement import Settlement
 

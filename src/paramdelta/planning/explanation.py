@@ -5,8 +5,8 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from paramdelta.checkpoint.tensor import Tensor, View
 from paramdelta.errors import UsageError
+from paramdelta.formats.view import Tensor, View
 from paramdelta.planning.coefficients import matching, near
 from paramdelta.planning.plan import OutputTensor, Plan
 

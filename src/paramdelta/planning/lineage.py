@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from paramdelta.checkpoint.tensor import Starts, Tensor, View
+from paramdelta.formats.view import Starts, Tensor, View
 from paramdelta.storage.local import File
 
 TENSORS = 8  # matrices that are sampled

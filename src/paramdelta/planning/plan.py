@@ -8,11 +8,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from paramdelta.checkpoint.blockscaled import BlockScaled
-from paramdelta.checkpoint.checkpoint import Checkpoint, SourceFile
-from paramdelta.checkpoint.tensor import View
 from paramdelta.dtypes import DTYPES
 from paramdelta.errors import MisfitError
+from paramdelta.formats.blockscaled import BlockScaled
+from paramdelta.formats.checkpoint import Checkpoint, SourceFile
+from paramdelta.formats.view import View
 from paramdelta.planning.coefficients import Coefficient
 from paramdelta.planning.companions import Companion
 from paramdelta.planning.findings import Finding, Severity

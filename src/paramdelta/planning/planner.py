@@ -7,13 +7,13 @@ questions whether the checkpoints are relatives and whether rows were trained. N
 from dataclasses import replace
 from typing import Any
 
-from paramdelta.checkpoint.adapter import LowRank
-from paramdelta.checkpoint.blockscaled import BlockScaled
-from paramdelta.checkpoint.checkpoint import Checkpoint
-from paramdelta.checkpoint.delta import other_half
-from paramdelta.checkpoint.tensor import View, Zeros
 from paramdelta.dtypes import DTYPES, FP8_BLOCK, FP8_SIDE
 from paramdelta.errors import UsageError
+from paramdelta.formats.adapter import LowRank
+from paramdelta.formats.blockscaled import BlockScaled
+from paramdelta.formats.checkpoint import Checkpoint
+from paramdelta.formats.delta import other_half
+from paramdelta.formats.view import View, Zeros
 from paramdelta.planning import companions, lineage, names
 from paramdelta.planning.architecture import compare_architecture
 from paramdelta.planning.cancellation import cancelled

@@ -9,10 +9,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from paramdelta.checkpoint.blockscaled import BlockScaled
-from paramdelta.checkpoint.tensor import Zeros
 from paramdelta.dtypes import FP8_SIDE
 from paramdelta.errors import CheckpointError
+from paramdelta.formats.blockscaled import BlockScaled
+from paramdelta.formats.view import Zeros
 from paramdelta.planning.plan import OutputTensor
 
 CODES = "F8_E4M3"

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import Any
 
-from paramdelta.checkpoint.checkpoint import Checkpoint
+from paramdelta.formats.checkpoint import Checkpoint
 from paramdelta.planning.vocabulary import Vocabulary
 from paramdelta.storage.local import read_bytes
 

@@ -2,12 +2,12 @@
 
 from dataclasses import dataclass, field, replace
 
-from paramdelta.checkpoint.adapter import is_adapter, open_adapter
-from paramdelta.checkpoint.blockscaled import scaled_weights
-from paramdelta.checkpoint.checkpoint import Checkpoint, open_checkpoint
-from paramdelta.checkpoint.delta import open_delta
-from paramdelta.checkpoint.tensor import View
 from paramdelta.errors import UsageError
+from paramdelta.formats.adapter import is_adapter, open_adapter
+from paramdelta.formats.blockscaled import scaled_weights
+from paramdelta.formats.checkpoint import Checkpoint, open_checkpoint
+from paramdelta.formats.delta import open_delta
+from paramdelta.formats.view import View
 from paramdelta.planning import names
 from paramdelta.planning.coefficients import Coefficient
 from paramdelta.planning.findings import Findings, Severity

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from paramdelta.checkpoint.checkpoint import Checkpoint
-from paramdelta.checkpoint.tensor import Tensor
 from paramdelta.errors import UsageError
+from paramdelta.formats.checkpoint import Checkpoint
+from paramdelta.formats.view import Tensor
 from paramdelta.planning.plan import OutputTensor, Pair, Plan
 from paramdelta.planning.planner import make_plan
 from paramdelta.planning.quantised import CODES

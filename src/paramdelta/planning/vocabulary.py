@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from paramdelta.checkpoint.checkpoint import Checkpoint, parse_json, read_json
-from paramdelta.checkpoint.tensor import ABSENT
 from paramdelta.errors import CheckpointError, UsageError
+from paramdelta.formats.checkpoint import Checkpoint, parse_json, read_json
+from paramdelta.formats.view import ABSENT
 from paramdelta.planning.sentencepiece import pieces
 from paramdelta.storage.local import read_bytes
 

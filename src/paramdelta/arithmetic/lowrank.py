@@ -8,7 +8,7 @@ bytes. Eight products at a time make it as fast as one thread of OpenBLAS.
 
 from typing import Any
 
-from paramdelta.compiled import compiled
+from paramdelta.arithmetic.compiled import compiled
 
 STRIP = 256  # columns that go through all rows together: eight strips fit in the nearest cache
 

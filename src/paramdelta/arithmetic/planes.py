@@ -14,7 +14,7 @@ import numpy as np
 from numba import types
 from numba.extending import intrinsic
 
-from paramdelta.compiled import compiled
+from paramdelta.arithmetic.compiled import compiled
 
 U64 = np.uint64
 

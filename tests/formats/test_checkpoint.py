@@ -6,8 +6,8 @@ import shutil
 import numpy as np
 import pytest
 
-from paramdelta.checkpoint.checkpoint import open_checkpoint
 from paramdelta.errors import CheckpointError, StorageError, UsageError
+from paramdelta.formats.checkpoint import open_checkpoint
 from tests.checkpoints import encode, llama, save
 
 

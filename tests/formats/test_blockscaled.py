@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from paramdelta.checkpoint.blockscaled import BlockScaled, scaled_weights
 from paramdelta.errors import CheckpointError
+from paramdelta.formats.blockscaled import BlockScaled, scaled_weights
 from tests.numbers import fp8_values
 from tests.views import Store
 

@@ -24,8 +24,7 @@ import numpy.typing as npt
 from numba import types
 from numba.extending import overload
 
-from paramdelta.checkpoint.fp8 import MOVED, Codes, has_numbers_only, moved_e4m3, scales_of
-from paramdelta.compiled import (
+from paramdelta.arithmetic.compiled import (
     compiled,
     f32_bits,
     f32_from_bits,
@@ -33,6 +32,7 @@ from paramdelta.compiled import (
     f64_from_bits,
     inlined,
 )
+from paramdelta.arithmetic.fp8 import MOVED, Codes, has_numbers_only, moved_e4m3, scales_of
 from paramdelta.dtypes import FP8_SIDE
 
 Array = npt.NDArray[Any]

@@ -9,9 +9,9 @@ import safetensors.numpy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from paramdelta.checkpoint.header import header_length, parse_header
 from paramdelta.dtypes import DTYPES
 from paramdelta.errors import CheckpointError
+from paramdelta.formats.safetensors import header_length, parse_header
 
 
 def parse(data: bytes):

@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paramdelta.checkpoint import adapter as module
-from paramdelta.checkpoint.adapter import KEPT, LowRank, is_adapter, open_adapter
-from paramdelta.checkpoint.tensor import Tensor, Transposed
 from paramdelta.engine.run import Inputs
 from paramdelta.errors import CheckpointError
+from paramdelta.formats import adapter as module
+from paramdelta.formats.adapter import KEPT, LowRank, is_adapter, open_adapter
+from paramdelta.formats.view import Tensor, Transposed
 from paramdelta.storage.location import Location, locate
 from tests.checkpoints import bf16, encode, llama, save
 from tests.views import one_by_one

@@ -14,11 +14,11 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from paramdelta.checkpoint import delta
-from paramdelta.checkpoint.delta import BLOCK, KEPT, MOST, Difference, encode, other_half
-from paramdelta.checkpoint.tensor import Part, Rows, Tensor, Transposed, Wide, Zeros, float64
 from paramdelta.engine.run import combine
 from paramdelta.errors import CheckpointError
+from paramdelta.formats import delta
+from paramdelta.formats.delta import BLOCK, KEPT, MOST, Difference, encode, other_half
+from paramdelta.formats.view import Part, Rows, Tensor, Transposed, Wide, Zeros, float64
 from paramdelta.planning.plan import OutputTensor, Pair
 from tests.numbers import BITS, VIEWS, array, patterns
 

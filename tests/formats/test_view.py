@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from paramdelta.checkpoint.tensor import (
+from paramdelta.formats.view import (
     ABSENT,
     Part,
     Rows,

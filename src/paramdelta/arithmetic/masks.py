@@ -5,8 +5,8 @@ As in `engine.kernels`; see `engine.sparsify` for what they are for.
 
 from typing import Any
 
-from paramdelta.compiled import compiled, f64_bits, inlined
-from paramdelta.engine.kernels import (
+from paramdelta.arithmetic.compiled import compiled, f64_bits, inlined
+from paramdelta.arithmetic.kernels import (
     F64,
     I64,
     U64,

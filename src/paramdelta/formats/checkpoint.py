@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from paramdelta.checkpoint.header import header_length, parse_header
-from paramdelta.checkpoint.pickle import read_pickle
-from paramdelta.checkpoint.tensor import Tensor, View
 from paramdelta.errors import CheckpointError, UsageError
+from paramdelta.formats.safetensors import header_length, parse_header
+from paramdelta.formats.torch_pickle import read_pickle
+from paramdelta.formats.view import Tensor, View
 from paramdelta.storage.local import File, read_bytes
 from paramdelta.storage.location import Location, locate
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from paramdelta.compiled import compiled, f32_bits, f32_from_bits, inlined
+from paramdelta.arithmetic.compiled import compiled, f32_bits, f32_from_bits, inlined
 
 I8, I32, U32, U64 = np.int8, np.int32, np.uint32, np.uint64
 F32, F64 = np.float32, np.float64

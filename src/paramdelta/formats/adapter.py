@@ -19,9 +19,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from paramdelta.checkpoint.checkpoint import INDEX, WEIGHTS, Checkpoint, read_json, read_weights
-from paramdelta.checkpoint.tensor import Fetch, Part, Tensor, Transposed, View, float64, rectangles
 from paramdelta.errors import CheckpointError
+from paramdelta.formats.checkpoint import INDEX, WEIGHTS, Checkpoint, read_json, read_weights
+from paramdelta.formats.view import Fetch, Part, Tensor, Transposed, View, float64, rectangles
 from paramdelta.storage.location import Location
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ class LowRank(View):
         self, rows: range, columns: range, deep: range, out: "Array", row: int, fetch: Fetch
     ) -> None:
         """Add the products of one run of `up`'s columns to rows of ``out`` from ``row`` on."""
-        from paramdelta.checkpoint import lowrank  # compiled code, not needed for planning
+        from paramdelta.arithmetic import lowrank  # compiled code, not needed for planning
 
         up = float64(_block(self.up, rows, deep, fetch), self.up.dtype)
         for some in _cut(columns, BLOCK // EIGHT):

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from paramdelta.checkpoint.tensor import Tensor
+from paramdelta.arithmetic import kernels
 from paramdelta.dtypes import DTYPES
-from paramdelta.engine import kernels
 from paramdelta.engine.run import combine
 from paramdelta.engine.slices import BLOCK
+from paramdelta.formats.view import Tensor
 from paramdelta.planning.plan import OutputTensor, Pair
 from tests.numbers import BITS, array, decode, nearest, patterns, ulp
 

@@ -27,9 +27,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, cast
 
-from paramdelta.checkpoint.tensor import Tensor, Transposed, View
 from paramdelta.dtypes import DTYPES
 from paramdelta.errors import CheckpointError
+from paramdelta.formats.view import Tensor, Transposed, View
 from paramdelta.storage.local import File
 
 MAX_PICKLE = 64_000_000  # bytes; 160 a tensor are usual

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from paramdelta.engine.kernels import quantise
+from paramdelta.arithmetic.kernels import quantise
 from tests.numbers import fp8_values
 
 VALUES = fp8_values("F8_E4M3")

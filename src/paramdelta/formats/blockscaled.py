@@ -13,14 +13,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from paramdelta.checkpoint.tensor import Fetch, Tensor, View
 from paramdelta.errors import CheckpointError
+from paramdelta.formats.view import Fetch, Tensor, View
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from paramdelta.checkpoint.fp8 import Codes
+    from paramdelta.arithmetic.fp8 import Codes
 
 _SCALES = ("_scale_inv", "_scale")  # behind the name of the weight
 _SCALE_DTYPES = ("F32", "BF16", "F16", "F64", "F8_E8M0")
@@ -59,7 +59,7 @@ class BlockScaled(View):
         """Read a run of FP8 numbers and the scales of the blocks that it touches; multiply."""
         import numpy as np
 
-        from paramdelta.checkpoint import fp8  # compiled code, not needed for planning
+        from paramdelta.arithmetic import fp8  # compiled code, not needed for planning
 
         codes = memoryview(bytearray(stop - start))
         fp8.decode(self.codes(start, stop, codes, fetch), np.frombuffer(into, np.float64))
@@ -73,7 +73,7 @@ class BlockScaled(View):
         """A run of elements as they are stored, in ``into``, and the scales of its blocks."""
         import numpy as np
 
-        from paramdelta.checkpoint.fp8 import Codes
+        from paramdelta.arithmetic.fp8 import Codes
 
         self.weight.read(start, stop, into, fetch)
         columns, (height, width) = self.shape[1], self.block

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paramdelta import Delta, Recipe, mix, plan, verify
-from paramdelta.checkpoint.fp8 import Codes, decode
+from paramdelta.arithmetic import kernels
+from paramdelta.arithmetic.fp8 import Codes, decode
 from paramdelta.dtypes import DTYPES
-from paramdelta.engine import kernels
 from tests.checkpoints import bf16, fp8, save
 from tests.numbers import decode as number
 from tests.numbers import fp8_values, nearest

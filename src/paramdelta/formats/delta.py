@@ -36,7 +36,8 @@ from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from paramdelta.checkpoint.checkpoint import (
+from paramdelta.errors import CheckpointError
+from paramdelta.formats.checkpoint import (
     DELTA,
     Checkpoint,
     SourceFile,
@@ -44,8 +45,7 @@ from paramdelta.checkpoint.checkpoint import (
     read_json,
     read_metadata,
 )
-from paramdelta.checkpoint.tensor import Fetch, Part, Rows, Tensor, Transposed, View, Wide, Zeros
-from paramdelta.errors import CheckpointError
+from paramdelta.formats.view import Fetch, Part, Rows, Tensor, Transposed, View, Wide, Zeros
 from paramdelta.storage.location import Location
 
 if TYPE_CHECKING:
@@ -138,7 +138,7 @@ def encode(post: "npt.NDArray[np.float64]", base: "npt.NDArray[np.float64]") -> 
     """One block of at most `BLOCK` elements, and in how many halves it is (0 to 2)."""
     import numpy as np
 
-    from paramdelta.checkpoint import planes  # compiled code, not needed for planning
+    from paramdelta.arithmetic import planes  # compiled code, not needed for planning
 
     words = np.empty((2, post.size), np.uint64)
     masks, frames = [], []
@@ -183,7 +183,7 @@ def _decode(block: memoryview, half: int, words: "npt.NDArray[np.uint64]") -> No
     """Fill ``words`` with the bits of one half's numbers; raises ValueError."""
     import numpy as np
 
-    from paramdelta.checkpoint import planes
+    from paramdelta.arithmetic import planes
 
     words[:] = 0
     for plane, frame in frames_of(block, half):

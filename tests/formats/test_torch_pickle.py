@@ -15,10 +15,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from paramdelta import Delta, Recipe, mix, verify
-from paramdelta.checkpoint.checkpoint import open_checkpoint
-from paramdelta.checkpoint.pickle import read_pickle
-from paramdelta.checkpoint.tensor import Tensor, Transposed
 from paramdelta.errors import CheckpointError, ParamDeltaError
+from paramdelta.formats.checkpoint import open_checkpoint
+from paramdelta.formats.torch_pickle import read_pickle
+from paramdelta.formats.view import Tensor, Transposed
 from paramdelta.storage.local import File
 from tests.attacks.hostile import archive, legacy, plain, state, storage, tensor, torch_file
 from tests.checkpoints import encode
@@ -342,7 +342,7 @@ def test_neither_torch_nor_the_pickles_code_is_used(tmp_path):
     call = b"cos\nsystem\n" + plain((f"touch {marker}",)) + b"R"
     bad.write_bytes(archive(state(a=tensor(), b=call)))
     code = (
-        "import sys; from paramdelta.checkpoint.checkpoint import open_checkpoint as o\n"
+        "import sys; from paramdelta.formats.checkpoint import open_checkpoint as o\n"
         f"print(len(o({str(good)!r}, 'post').tensors), 'torch' in sys.modules)\n"
         f"o({str(bad)!r}, 'post')"
     )
