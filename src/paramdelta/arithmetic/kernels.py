@@ -11,9 +11,9 @@ rounded sums: proved algorithms using rounding to odd", IEEE Trans. Comp. 2008).
 - `mix_codes`: the same of operands in FP8, which are decoded on the way.
 - `begin`, `add`, `finish`: any number of Δ at any scale, in double-double accumulators.
 - `subtract`: a Δ by itself, in float64.
-- `quantise`: float64 into FP8 with a scale a block.
+- `quantize`: float64 into FP8 with a scale a block.
 
-Arrays are one-dimensional and contiguous, of equal length (`quantise` takes matrices); BF16 travels
+Arrays are one-dimensional and contiguous, of equal length (`quantize` takes matrices); BF16 travels
 as uint16 and F16 as int16 (see `paramdelta.dtypes`). Every kernel releases the GIL.
 """
 
@@ -531,7 +531,7 @@ def _divided(row: Any, scale: Any, codes: Any) -> Any:
 
 
 @compiled
-def quantise(values: Array, codes: Array, scales: Array) -> int:
+def quantize(values: Array, codes: Array, scales: Array) -> int:
     """``values ≈ codes · scales``, a scale for each block of 128 × 128; cut blocks at the edges.
 
     ``values``: float64 (R, C). ``codes``: uint8 (R, C), E4M3 (OCP OFP8). ``scales``: float32

@@ -20,7 +20,16 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from paramdelta.errors import CheckpointError
 from paramdelta.formats.checkpoint import INDEX, WEIGHTS, Checkpoint, read_weights
-from paramdelta.formats.view import Fetch, Part, Tensor, Transposed, View, float64, rectangles
+from paramdelta.formats.view import (
+    Fetch,
+    Part,
+    Tensor,
+    Transposed,
+    View,
+    cache_of,
+    float64,
+    rectangles,
+)
 from paramdelta.storage.files import Files
 
 if TYPE_CHECKING:
@@ -70,9 +79,19 @@ class LowRank(View):
         shape = self.shape[::-1]
         return replace(self, shape=shape, up=_turned(self.down), down=_turned(self.up))
 
+    @property
+    def is_stored(self) -> bool:
+        """Only the factors are."""
+        return False
+
     def scratch(self, size: int) -> int:
-        """Blocks of both factors, and of what is kept of one."""
-        return KEPT + 3 * 8 * BLOCK
+        """Blocks of both factors."""
+        return 3 * 8 * BLOCK
+
+    @property
+    def caches(self) -> dict[str, int]:
+        """Blocks of one factor; those of the factors' own views."""
+        return {**self.up.caches, **self.down.caches, "low rank": KEPT}
 
     def read(self, start: int, stop: int, into: memoryview, fetch: Fetch) -> None:
         """Multiply block by block of the factors what the run needs."""
@@ -92,13 +111,14 @@ class LowRank(View):
         """Add the products of one run of `up`'s columns to rows of ``out`` from ``row`` on."""
         from paramdelta.arithmetic import lowrank  # compiled code, not needed for planning
 
+        kept = cache_of(fetch, "low rank", lambda: _Kept(KEPT))
         up = float64(_block(self.up, rows, deep, fetch), self.up.dtype)
         for some in _cut(columns, BLOCK // EIGHT):
             for few in _cut(deep, BLOCK // len(some) // EIGHT * EIGHT):
-                stored = _kept.get((fetch, self.down), (few, some))
+                stored = kept.get(self.down, (few, some))
                 if stored is None:
                     stored = _block(self.down, few, some, fetch)
-                    _kept.put((fetch, self.down), (few, some), stored)
+                    kept.put(self.down, (few, some), stored)
                 down = float64(stored, self.down.dtype)
                 column = some.start - columns.start
                 lowrank.accumulate(up, few.start - deep.start, down, out, row, column)
@@ -166,9 +186,6 @@ class _Kept:
             if key not in mine and self._size + block.nbytes <= self.limit:
                 mine[key] = block
                 self._size += block.nbytes
-
-
-_kept = _Kept(KEPT)
 
 
 # -- the file --------------------------------------------------------------------------------------

@@ -62,14 +62,19 @@ class BlockScaled(View):
         from paramdelta.arithmetic import fp8  # compiled code, not needed for planning
 
         codes = memoryview(bytearray(stop - start))
-        fp8.decode(self.codes(start, stop, codes, fetch), np.frombuffer(into, np.float64))
+        fp8.decode(self.read_packed(start, stop, codes, fetch), np.frombuffer(into, np.float64))
 
     @property
-    def can_be_added(self) -> bool:
-        """Whether `engine.kernels.mix_codes` knows the format, and the blocks are wide enough."""
-        return self.weight.dtype == "F8_E4M3" and self.block[1] >= 32
+    def is_quantized(self) -> bool:
+        """Always."""
+        return True
 
-    def codes(self, start: int, stop: int, into: memoryview, fetch: Fetch) -> "Codes":
+    @property
+    def packed(self) -> str:
+        """E4M3 in blocks that are wide enough for `arithmetic.kernels.mix_codes`."""
+        return "e4m3" if self.weight.dtype == "F8_E4M3" and self.block[1] >= 32 else ""
+
+    def read_packed(self, start: int, stop: int, into: memoryview, fetch: Fetch) -> "Codes":
         """A run of elements as they are stored, in ``into``, and the scales of its blocks."""
         import numpy as np
 

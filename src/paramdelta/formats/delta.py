@@ -43,7 +43,7 @@ from paramdelta.formats.checkpoint import (
     SourceFile,
     read_header,
 )
-from paramdelta.formats.view import Fetch, Part, Rows, Tensor, Transposed, View, Wide, Zeros
+from paramdelta.formats.view import Fetch, Tensor, View, Zeros, cache_of, leaves, mapped
 from paramdelta.storage.files import Files
 
 if TYPE_CHECKING:
@@ -211,13 +211,23 @@ class Difference(View):
         return (self.stream,)
 
     @property
+    def is_stored(self) -> bool:
+        """It is decoded."""
+        return False
+
+    @property
     def identity(self) -> list[Any]:
         """The stream, and which half."""
         return ["delta", self.stream.identity, self.half]
 
     def scratch(self, size: int) -> int:
-        """A block as it is stored, as bytes and as words, and what is kept."""
-        return KEPT + 2 * MOST + 9 * BLOCK
+        """A block as it is stored, as bytes and as words."""
+        return 2 * MOST + 9 * BLOCK
+
+    @property
+    def caches(self) -> dict[str, int]:
+        """Decoded blocks."""
+        return {"delta": KEPT}
 
     def read(self, start: int, stop: int, into: memoryview, fetch: Fetch) -> None:
         """Decode the blocks that the run touches; one that it touches in part is kept a while."""
@@ -225,6 +235,7 @@ class Difference(View):
 
         if start == stop:
             return
+        kept = cache_of(fetch, "delta", lambda: _Kept(KEPT))
         out = np.frombuffer(into, np.uint64, stop - start)
         first, last = start // BLOCK, -(-stop // BLOCK)
         ends = self._ends(first, last, fetch)
@@ -236,12 +247,12 @@ class Difference(View):
             if target.size == end - begin:
                 self._block(number, ends, first, target, fetch)
                 continue
-            key = (fetch, self.stream, self.half, number)
-            words = _kept.get(key)
+            key = (self.stream, self.half, number)
+            words = kept.get(key)
             if words is None:
                 words = np.empty(end - begin, np.uint64)
                 self._block(number, ends, first, words, fetch)
-                _kept.put(key, words)
+                kept.put(key, words)
             target[:] = words[here.start - begin : here.stop - begin]
 
     def _block(
@@ -290,22 +301,13 @@ class Difference(View):
 
 
 def other_half(view: View) -> View:
-    """What is to be taken from a Δ, however it is laid out: zeros, but where it has two halves."""
-    if not any(halves == 2 for halves in _halves(view)):
+    """What is subtracted from a stored Δ, however it is laid out; zeros if it has one half."""
+    found = [leaf for leaf in leaves(view) if isinstance(leaf, Difference)]
+    if not any(leaf.halves == 2 for leaf in found):
         return Zeros("zeros", view.dtype, view.shape)
-    if isinstance(view, Difference):
-        return replace(view, half=1)
-    if isinstance(view, Rows):
-        return replace(view, views=tuple(other_half(inner) for inner in view.views))
-    assert isinstance(view, (Part, Transposed, Wide))
-    return replace(view, view=other_half(view.view))
-
-
-def _halves(view: View) -> list[int]:
-    if isinstance(view, Difference):
-        return [view.halves]
-    inner = view.views if isinstance(view, Rows) else (getattr(view, "view", None),)
-    return [halves for each in inner if each is not None for halves in _halves(each)]
+    return mapped(
+        view, lambda leaf: replace(leaf, half=1) if isinstance(leaf, Difference) else leaf
+    )
 
 
 class _Kept:
@@ -336,9 +338,6 @@ class _Kept:
             while self._size > self.limit:
                 _, oldest = self._blocks.popitem(last=False)
                 self._size -= oldest.nbytes
-
-
-_kept = _Kept(KEPT)
 
 
 # -- the folder ------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ Source: the format's section of the safetensors README and its reference reader.
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -90,6 +90,25 @@ def parse_header(text: bytes, file_size: int, where: str) -> tuple[list[Entry], 
             f"{file_size} bytes",
         )
     return entries, metadata
+
+
+def encode_header(
+    tensors: Iterable[tuple[str, str, Sequence[int], int, int]],
+    metadata: Mapping[str, str],
+    multiple: int,
+    size: int = 0,
+) -> bytes:
+    """The first bytes of a file, up to the data.
+
+    ``tensors``: name, safetensors dtype, shape, first byte in the data and the byte after the last.
+    ``multiple``: the result is padded to a multiple of so many bytes, and to ``size`` at least.
+    """
+    header: dict[str, Any] = {"__metadata__": dict(metadata)}
+    for name, dtype, shape, begin, end in tensors:
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [begin, end]}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (max(-(-(8 + len(text)) // multiple) * multiple, size) - 8 - len(text))
+    return len(text).to_bytes(8, "little") + text
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -11,8 +11,9 @@ import itertools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+from weakref import WeakKeyDictionary
 
 from paramdelta.dtypes import DTYPES, DType
 from paramdelta.storage.blob import Blob
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
     from paramdelta.storage.reader import Reader
 
+CacheType = TypeVar("CacheType")
 Starts: TypeAlias = "int | npt.NDArray[np.int64]"
 Fetch = Callable[["Tensor", Starts, memoryview], None]
 """``fetch(tensor, starts, into)`` fills ``into`` with stored bytes: from element ``starts`` on, or,
@@ -61,6 +63,36 @@ class View(ABC):
         """The stored tensors that it is made of."""
 
     @property
+    def views(self) -> "tuple[View, ...]":
+        """The views that it is made of; empty for a leaf."""
+        return ()
+
+    def with_views(self, views: "Sequence[View]") -> "View":
+        """The same view of other views, as many as `views` has."""
+        return self
+
+    @property
+    def is_stored(self) -> bool:
+        """Whether its numbers are stored in its dtype, and not computed."""
+        return all(view.is_stored for view in self.views)
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether its numbers are codes with scales."""
+        return False
+
+    @property
+    def packed(self) -> str:
+        """The form in which `read_packed` gives runs that kernels add as they are stored; "" if
+        there is none.
+        """
+        return ""
+
+    def read_packed(self, start: int, stop: int, into: memoryview, fetch: Fetch) -> Any:
+        """A run of elements as it is stored; one byte of ``into`` for each."""
+        raise NotImplementedError
+
+    @property
     def nbytes(self) -> int:
         """Bytes that are read to have all of it once."""
         return sum(part.nbytes for part in self.parts)
@@ -68,6 +100,11 @@ class View(ABC):
     def scratch(self, size: int) -> int:
         """Bytes that a thread holds, at the most, beside the ``size`` bytes that it reads."""
         return 0
+
+    @property
+    def caches(self) -> dict[str, int]:
+        """Bytes that all threads of a run hold together, by kind of cache; see `cache_of`."""
+        return {kind: size for view in self.views for kind, size in view.caches.items()}
 
     @property
     @abstractmethod
@@ -96,6 +133,18 @@ class View(ABC):
     def float64(self, start: int, stop: int, fetch: Fetch) -> "npt.NDArray[np.float64]":
         """A run of elements as a new float64 array; exact."""
         return float64(self.array(start, stop, fetch), self.dtype)
+
+
+_CACHES: "WeakKeyDictionary[Fetch, dict[str, Any]]" = WeakKeyDictionary()
+
+
+def cache_of(fetch: Fetch, kind: str, make: Callable[[], CacheType]) -> CacheType:
+    """A cache that all readers of one run share. It goes when the run's ``fetch`` goes."""
+    caches = _CACHES.setdefault(fetch, {})
+    if kind not in caches:
+        caches.setdefault(kind, make())
+    found: CacheType = caches[kind]
+    return found
 
 
 @dataclass(frozen=True)
@@ -154,6 +203,11 @@ class Zeros(View):
         return ()
 
     @property
+    def is_stored(self) -> bool:
+        """Nothing is."""
+        return False
+
+    @property
     def identity(self) -> list[Any]:
         """Nothing to tell."""
         return ["zeros"]
@@ -166,7 +220,7 @@ class Zeros(View):
 
 @dataclass(frozen=True)
 class Derived(View):
-    """Another view, seen otherwise; what is stored, and what reading costs, is that view's."""
+    """Base class for views that wrap one view; stored parts and costs are those of that view."""
 
     view: View
 
@@ -174,6 +228,15 @@ class Derived(View):
     def parts(self) -> tuple[Tensor, ...]:
         """Those of the view."""
         return self.view.parts
+
+    @property
+    def views(self) -> tuple[View, ...]:
+        """The view."""
+        return (self.view,)
+
+    def with_views(self, views: Sequence[View]) -> "Derived":
+        """The same of another view."""
+        return replace(self, view=views[0])
 
     @property
     def nbytes(self) -> int:
@@ -243,7 +306,7 @@ class Rows(View):
     tensors of one vocabulary); None: all rows in order.
     """
 
-    views: tuple[View, ...]
+    sources: tuple[View, ...]
     rows: bytes | None = None
 
     @classmethod
@@ -258,20 +321,29 @@ class Rows(View):
     @property
     def width(self) -> int:
         """Elements of one row of the views."""
-        return self.views[0].width
+        return self.sources[0].width
+
+    @property
+    def views(self) -> tuple[View, ...]:
+        """All of them."""
+        return self.sources
+
+    def with_views(self, views: Sequence[View]) -> "Rows":
+        """The same rows of other views."""
+        return replace(self, sources=tuple(views))
 
     @property
     def parts(self) -> tuple[Tensor, ...]:
         """Those of all views."""
-        return tuple(part for view in self.views for part in view.parts)
+        return tuple(part for view in self.sources for part in view.parts)
 
     @property
     def nbytes(self) -> int:
         """Bytes of the rows that are there."""
         if self.rows is None:
-            return sum(view.nbytes for view in self.views)
+            return sum(view.nbytes for view in self.sources)
         present = self.elements // max(1, self.width) - int((self._map() == ABSENT).sum())
-        size = self.views[0].nbytes // max(1, self.views[0].shape[0])
+        size = self.sources[0].nbytes // max(1, self.sources[0].shape[0])
         return present * size
 
     @property
@@ -280,7 +352,7 @@ class Rows(View):
         import hashlib
 
         digest = hashlib.sha256(self.rows).hexdigest() if self.rows is not None else None
-        return ["rows", [view.identity for view in self.views], digest]
+        return ["rows", [view.identity for view in self.sources], digest]
 
     def _map(self) -> "npt.NDArray[np.int32]":
         import numpy as np
@@ -290,9 +362,9 @@ class Rows(View):
     def scratch(self, size: int) -> int:
         """That of the views, of which one is read at a time, their rows and the places of them."""
         if self.rows is None:
-            return max(view.scratch(size) for view in self.views)
+            return max(view.scratch(size) for view in self.sources)
         runs = 200 * (size // max(1, self.width * self.kind.size) + 2)
-        return size + runs + max(view.scratch(size) for view in self.views)
+        return size + runs + max(view.scratch(size) for view in self.sources)
 
     def read(self, start: int, stop: int, into: memoryview, fetch: Fetch) -> None:
         """Read run by run: rows that follow each other in one view are one read. Rows that for the
@@ -305,7 +377,7 @@ class Rows(View):
         if is_whole and len(runs) >= MANY and last - first <= ALONE * len(runs):
             self._gather(first, last, into, fetch)
             return
-        ends = list(itertools.accumulate(view.elements for view in self.views))
+        ends = list(itertools.accumulate(view.elements for view in self.sources))
         for first, last, source in runs:
             # Of the rows from `first` to `last`, the elements that were asked for.
             begin, end = max(start, first * width), min(stop, last * width)
@@ -318,9 +390,9 @@ class Rows(View):
             end += (source - first) * width
             at = bisect.bisect_right(ends, begin)
             while begin < end:
-                offset = ends[at] - self.views[at].elements
+                offset = ends[at] - self.sources[at].elements
                 here = min(end, ends[at])
-                self.views[at].read(begin - offset, here - offset, target, fetch)
+                self.sources[at].read(begin - offset, here - offset, target, fetch)
                 target = target[(here - begin) * size :]
                 begin, at = here, at + 1
 
@@ -345,7 +417,7 @@ class Rows(View):
         target = np.frombuffer(into, np.uint8).reshape(len(rows), -1)
         target[rows == ABSENT] = 0
         begin = 0
-        for view in self.views:
+        for view in self.sources:
             end = begin + view.elements // self.width
             here = np.flatnonzero((begin <= rows) & (rows < end))
             if len(here):
@@ -381,6 +453,21 @@ class Transposed(Derived):
             starts = np.arange(columns.start, columns.stop) * width + rows.start
             self.view.gather(starts, block.data.cast("B"), fetch)
             np.frombuffer(target, kind).reshape(len(rows), len(columns))[:] = block.T
+
+
+def mapped(view: View, change: Callable[[View], View]) -> View:
+    """The same composition of other leaves."""
+    if not view.views:
+        return change(view)
+    return view.with_views([mapped(inner, change) for inner in view.views])
+
+
+def leaves(view: View) -> Iterator[View]:
+    """The views at the bottom of a composition."""
+    if not view.views:
+        yield view
+    for inner in view.views:
+        yield from leaves(inner)
 
 
 def rectangles(

@@ -92,7 +92,7 @@ def explain(plan: Plan, pattern: str) -> tuple[Explanation, ...]:
 
 def _explain(plan: Plan, tensor: OutputTensor, owners: dict[Blob, list[str]]) -> Explanation:
     written: list[tuple[str, tuple[int, str], int]] = []
-    left = {pair.number: pair.sparsity for pair in tensor.pairs if pair.sparsity is not None}
+    left = {pair.number: pair.filters for pair in tensor.pairs if pair.filters}
     reasons: list[tuple[str, float | None, str]] = []
     several = len(plan.lineages) > 1
     for number, chosen in enumerate(tensor.asked, 1):
@@ -100,8 +100,8 @@ def _explain(plan: Plan, tensor: OutputTensor, owners: dict[Blob, list[str]]) ->
         if chosen is None:
             reasons.append((f"Δ{tag}", None, "the tensor has no such Δ"))
             continue
-        sparsity = left.get(number - 1)
-        thinned = f"; {sparsity}" if sparsity is not None else ""
+        filters = " and of these ".join(map(str, left.get(number - 1, ())))
+        thinned = f"; of its elements, {filters}" if filters else ""
         reasons.append((f"Δ{tag}", chosen.scale, f"{chosen}{thinned}"))
         if chosen.scale != 0:
             apart = plan.lineages[number - 1][1] is None

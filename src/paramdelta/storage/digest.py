@@ -12,12 +12,15 @@ against an attacker: nobody should trust a file because of it.
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import xxhash
 
 from paramdelta.errors import MisfitError
 from paramdelta.storage.blob import Blob
+
+Leaves: TypeAlias = Mapping[str, Mapping[int, str]]
+"""Block digests in hexadecimal, by file and number of the block."""
 
 ALGORITHM = "xxh3-128-tree"
 BLOCK = 1 << 20  # bytes
@@ -56,6 +59,11 @@ class TreeDigest:
                 self.leaves[number] = xxhash.xxh3_128_digest(part)
             else:
                 self._add(number, begin - first, part)
+
+    @property
+    def unread(self) -> int:
+        """Bytes of the blocks that have no digest yet."""
+        return sum(length for _, length in self.missing)
 
     @property
     def missing(self) -> list[tuple[int, int]]:
@@ -110,7 +118,7 @@ class Digests:
     """
 
     def __init__(self, known: Mapping[str, Mapping[int, bytes]] | None = None) -> None:
-        self.known = dict(known or {})
+        self.known: Mapping[str, Mapping[int, bytes]] = known or {}
         self._files: dict[str, TreeDigest] = {}
         self._told: dict[str, set[int]] = {}
         self._lock = threading.Lock()

@@ -1,26 +1,22 @@
-"""A randomised singular value decomposition of a Δ that is never held whole.
+"""A randomized singular value decomposition of a matrix that is never held whole.
 
 Halko, Martinsson and Tropp, "Finding structure with randomness", SIAM Review 53 (2011): the range
-finder with power iterations (algorithm 4.4) and the decomposition in what it found (5.1). The
-matrix is asked for its rows in blocks, from the first to the last, `Aim.passes` times; beside a
-block only thin matrices are held, (R + C) × (rank + 10).
+finder with power iterations (algorithm 4.4) and the decomposition in its range (5.1). The matrix is
+asked for its rows in blocks, from the first to the last, `Aim.passes` times. Beside a block only
+thin matrices are held, (R + C) × (rank + 10).
 
-Blocks are the same for every run, for they follow from the shape alone, and sums go through them
-in order. So the same machine with the same libraries makes the same bytes, whatever the memory and
-the number of threads. Another processor, or another number of cores for numpy's BLAS, may sum
-within a block in another order, and the last bits differ.
+Blocks follow from the shape alone, and sums go through them in order. So the same machine with the
+same libraries makes the same bytes, whatever the memory and the number of threads. Another
+processor, or another number of threads of numpy's BLAS, may sum within a block in another order,
+and the last bits differ.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-
-from paramdelta.errors import CheckpointError
-from paramdelta.formats.view import Fetch, View
-from paramdelta.planning.plan import Pair
 
 Array: TypeAlias = npt.NDArray[np.float64]
 Blocks: TypeAlias = Callable[[], Iterable[tuple[int, Array]]]
@@ -132,53 +128,3 @@ def held(shape: tuple[int, int], width: int) -> int:
     rows, columns = shape
     # Basis and product of the rows' side, two of the columns', and the copies of one basis.
     return 8 * width * (2 * rows + 2 * columns + 2 * max(rows, columns) + 4 * width)
-
-
-# -- the Δ -----------------------------------------------------------------------------------------
-
-
-def height_of(columns: int) -> int:
-    """Rows of a block."""
-    return max(1, BLOCK // columns)
-
-
-def block_held(views: Iterable[View], columns: int) -> int:
-    """Bytes that are held for a block of post − base: both stored and wide, and a product."""
-    size = height_of(columns) * columns
-    return size * (3 * 8 + 8) + max(view.scratch(size * view.kind.size) for view in views)
-
-
-def difference(
-    pair: Pair, columns: int, fetch: Fetch, where: str, watch: Callable[[int], None]
-) -> Iterator[tuple[int, Array]]:
-    """post − base in float64, in rows of so many columns, block by block.
-
-    ``watch`` is told how many elements each had.
-
-    Raises:
-        CheckpointError: numbers that are infinite or NaN; ``where`` names the checkpoints.
-    """
-    from paramdelta.arithmetic import kernels  # compiled code, not needed for planning
-
-    height = height_of(columns)
-    for first in range(0, pair.post.elements // columns, height):
-        start, stop = first * columns, min((first + height) * columns, pair.post.elements)
-        block = np.empty(stop - start)
-        post, base = (view.array(start, stop, fetch) for view in (pair.post, pair.base))
-        if not kernels.subtract(post, base, block):
-            raise _not_finite(pair, block, start, where)
-        yield first, block.reshape(-1, columns)
-        watch(stop - start)
-
-
-def _not_finite(pair: Pair, block: npt.NDArray[Any], start: int, where: str) -> CheckpointError:
-    bad = np.flatnonzero(~np.isfinite(block))
-    row, column = divmod(start + int(bad[0]), pair.post.width)
-    return CheckpointError(
-        f"the Δ of tensor {pair.post.name!r} is not finite, and has no singular values",
-        where=where,
-        expected="numbers",
-        got=f"{block[bad[0]]} in row {row}, column {column}, and {len(bad) - 1} more near it",
-        remedy="get the checkpoints again; if they are meant to be so, only an exact Δ can hold "
-        "it (extract without --as lora)",
-    )
