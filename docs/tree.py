@@ -23,10 +23,11 @@ def render() -> str:
 
 
 def _tree(folder: Path, indent: str) -> list[str]:
-    lines = []
-    for path in sorted(folder.glob("*.py")):
-        if path.name != "__init__.py":
-            lines.append(f"{indent}{path.name:<{28 - len(indent)}}{_first_line(path)}")
+    lines = [
+        f"{indent}{path.name:<{28 - len(indent)}}{_first_line(path)}"
+        for path in sorted(folder.glob("*.py"))
+        if path.name != "__init__.py"
+    ]
     packages = [path.parent for path in folder.glob("*/__init__.py")]
     packages.sort(key=lambda p: (ORDER.index(p.name) if p.name in ORDER else len(ORDER), p.name))
     for package in packages:
