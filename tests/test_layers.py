@@ -8,7 +8,7 @@ import paramdelta
 PACKAGE = Path(paramdelta.__file__).parent
 LAYERS = (
     ("version",), ("errors",), ("units", "dtypes", "text"), ("arithmetic",), ("storage",),
-    ("formats",), ("encodings", "schemes"), ("schedule", "recipe", "mergekit"), ("planning",),
+    ("formats",), ("encodings", "schemes"), ("schedule",), ("recipe",), ("mergekit",), ("planning",),
     ("engine",), ("output",), ("jobs",), ("api",), ("check", "demo"), ("cli",),
 )  # fmt: skip
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
@@ -37,9 +37,11 @@ def test_every_import_goes_to_the_left():
         own = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
         if own == "__init__":
             continue
-        for name in imports(path):
-            if name in LEVEL and name != own and LEVEL[name] >= LEVEL[own] > 0:
-                wrong.append(f"{path.relative_to(PACKAGE)} imports {name}")
+        wrong += [
+            f"{path.relative_to(PACKAGE)} imports {name}"
+            for name in imports(path)
+            if name in LEVEL and name != own and LEVEL[name] >= LEVEL[own] > 0
+        ]
     assert wrong == []
 
 
