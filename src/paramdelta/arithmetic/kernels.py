@@ -7,8 +7,7 @@ correctly rounded result (Boldo and Melquiond, "Emulation of FMA and correctly r
 algorithms using rounding to odd", IEEE Trans. Comp. 2008).
 
 - `mix_exact`: one Δ at scale 1 in a single pass. 16-bit operands are added as float32, wider ones
-as
-  float64. F16, BF16 and F32 results are the correctly rounded exact sum.
+  as float64. F16, BF16 and F32 results are the correctly rounded exact sum.
 - `mix_codes`: the same for FP8 operands, which are decoded on the way.
 - `begin`, `add`, `finish`: any number of Δs at any scale, in double-double accumulators.
 - `subtract`: a Δ by itself, in float64.
