@@ -143,8 +143,10 @@ def _block(weight: Tensor, scale: Tensor, config: Mapping[str, Any], where: str)
     blocks = _block_size(config)
     if blocks is not None and scale.shape == (-(-rows // blocks[0]), -(-columns // blocks[1])):
         return blocks
-    said = f"blocks of {blocks[0]} × {blocks[1]} (config.json)" if blocks else "one per tensor or
-    row" raise CheckpointError(
+    said = "one per tensor or row"
+    if blocks:
+        said = f"blocks of {blocks[0]} × {blocks[1]} (config.json)"
+    raise CheckpointError(
         f"the scales of tensor {weight.name!r} do not fit it",
         where=where,
         expected=f"{said} for a weight of shape {list(weight.shape)}",
