@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from paramdelta.errors import CheckpointError, UsageError
+from paramdelta.formats import magic
 from paramdelta.formats.safetensors import header_length, parse_header
 from paramdelta.formats.torch_pickle import read_pickle
 from paramdelta.formats.view import Tensor, View
@@ -167,10 +168,21 @@ def _read_header(path: Path) -> tuple[SourceFile, list[Tensor], dict[str, str]]:
 
 
 def read_weights(path: Path) -> tuple[SourceFile, Sequence[View], Sequence[str]]:
-    """One weight file, a pickle by its ending or safetensors: what identifies it, its tensors, and
-    what it holds beside them; raises as `open_checkpoint`.
+    """One weight file: what identifies it, its tensors, and what it holds beside them.
+
+    Its first bytes say what it is; its suffix only where they do not. Raises as `open_checkpoint`.
     """
-    if path.suffix not in _PICKLES:
+    file = File(path)
+    try:
+        size = file.size()
+        kind = magic.identify(file.read(0, min(magic.HEAD, size)), size, path.name)
+    finally:
+        file.close()
+    kind.check(str(path))
+    reader = kind.reader
+    if reader is None:
+        reader = magic.Reader.TORCH if path.suffix in _PICKLES else magic.Reader.SAFETENSORS
+    if reader is magic.Reader.SAFETENSORS:
         return *read_header(path), ()
     status = path.stat()
     contents = read_pickle(path)
