@@ -1,13 +1,13 @@
 """A checkpoint: its index, its shards, and where the bytes of every tensor are. Headers only."""
 
 import hashlib
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from paramdelta import documents
 from paramdelta.errors import CheckpointError, UsageError
 from paramdelta.formats import magic
 from paramdelta.formats.safetensors import header_length, parse_header
@@ -129,11 +129,9 @@ def parse_json(data: bytes, path: Path) -> dict[str, Any]:
     try:
         if len(data) > _MAX_JSON:
             raise ValueError(f"{len(data)} bytes are too many")
-        value = json.loads(data)
+        value = documents.parse_json(data)
         if not isinstance(value, dict):
             raise ValueError("it is not an object")
-    except RecursionError:
-        raise CheckpointError("not valid JSON", where=str(path), got="nested too deeply") from None
     except ValueError as error:
         raise CheckpointError("not valid JSON", where=str(path), got=str(error)) from None
     return value
@@ -247,7 +245,8 @@ def _weight_map(index: Path) -> dict[str, str]:
                 got=repr(name)[:80],
                 remedy="do not use this checkpoint unless you know where it comes from",
             )
-    missing = sorted(n for n in set(weight_map.values()) if not (index.parent / n).is_file())
+    there = {path.name for path in index.parent.iterdir() if path.is_file()}
+    missing = sorted(set(weight_map.values()) - there)
     if missing:
         raise CheckpointError(
             f"{len(missing)} of {len(set(weight_map.values()))} shards are absent",
