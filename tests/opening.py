@@ -33,9 +33,9 @@ def stored_delta(address: str | Path) -> StoredDelta:
     return open_delta(files(address), "post")
 
 
-def contents(path: str | Path) -> Contents:
+def contents(path: str | Path, key: str | None = None) -> Contents:
     """What a pickle holds."""
-    return read_pickle(Reader(), local_blob(Path(path)))
+    return read_pickle(Reader(), local_blob(Path(path)), key)
 
 
 def header(path: str | Path) -> list[Tensor]:

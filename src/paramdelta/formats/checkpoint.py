@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from paramdelta.errors import CheckpointError, UsageError
+from paramdelta.formats import magic
 from paramdelta.formats.safetensors import header_length, parse_header
 from paramdelta.formats.torch_pickle import read_pickle
 from paramdelta.formats.view import Tensor, View
@@ -98,7 +99,7 @@ def open_checkpoint(files: Files, role: str) -> Checkpoint:
     sources: list[SourceFile] = []
     ignored: list[str] = []
     for blob in blobs:
-        source, found, others = read_weights(files.reader, blob)
+        source, found, others = read_weights(files.reader, blob, files.location.branch)
         sources.append(source)
         ignored += others
         for tensor in found:
@@ -133,14 +134,24 @@ def read_header(reader: Reader, blob: Blob) -> tuple[SourceFile, list[Tensor], d
     return SourceFile(blob, digest), tensors, metadata
 
 
-def read_weights(reader: Reader, blob: Blob) -> tuple[SourceFile, Sequence[View], Sequence[str]]:
-    """One weight file, a pickle by its suffix or safetensors: what identifies it, its tensors, and
-    what else it holds; raises as `open_checkpoint`.
+def read_weights(
+    reader: Reader, blob: Blob, branch: str | None = None
+) -> tuple[SourceFile, Sequence[View], Sequence[str]]:
+    """One weight file: what identifies it, its tensors, and what else it holds.
+
+    Its first bytes say what it is; its suffix only if they do not. ``branch``: the set of weights
+    that is meant in a pickle that holds several. Raises as `open_checkpoint`.
     """
-    if not blob.name.endswith(_PICKLES):
+    kind = magic.identify(reader.get(blob, 0, min(magic.HEAD, blob.size)), blob.size, blob.name)
+    kind.check(str(blob))
+    format_ = kind.reader
+    if format_ is None:
+        torch = blob.name.endswith(_PICKLES)
+        format_ = magic.Reader.TORCH if torch else magic.Reader.SAFETENSORS
+    if format_ is magic.Reader.SAFETENSORS:
         source, tensors, _ = read_header(reader, blob)
         return source, tensors, ()
-    contents = read_pickle(reader, blob)
+    contents = read_pickle(reader, blob, branch)
     return SourceFile(blob, contents.sha256), contents.tensors, contents.ignored
 
 
