@@ -13,8 +13,9 @@ from typing import Any
 
 from paramdelta.dtypes import torch_name
 from paramdelta.formats.checkpoint import Checkpoint, read_json
-from paramdelta.planning.roles import role_tokens
+from paramdelta.planning.facts import role_tokens
 from paramdelta.planning.settlement import Settlement
+from paramdelta.planning.smallfiles import small_files
 
 ROLES = ("bos_token_id", "eos_token_id", "pad_token_id")
 _TOKENIZER = re.compile(
@@ -249,10 +250,10 @@ def _posts_tokenizer(
 
 def _roles(new: Checkpoint, post: Checkpoint, settlement: Settlement) -> dict[str, str]:
     """Post's special-token roles, as far as the output has the tokens."""
-    known, before = settlement.ids, role_tokens(new)
+    known, before = settlement.ids, role_tokens(small_files(new))
     return {
         role: token
-        for role, token in role_tokens(post).items()
+        for role, token in role_tokens(small_files(post)).items()
         if token in known and before.get(role) != token
     }
 

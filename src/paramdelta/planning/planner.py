@@ -23,10 +23,21 @@ from paramdelta.planning.findings import Findings, Severity
 from paramdelta.planning.heads import settle_head
 from paramdelta.planning.plan import OutputTensor, Pair, Plan
 from paramdelta.planning.quantised import CODES, quantization_config, with_scales
-from paramdelta.planning.settlement import Case, Settlement, picked, settle
+from paramdelta.planning.settlement import (
+    Case,
+    Settlement,
+    by_rows,
+    fitting,
+    on_axis,
+    picked,
+    settle,
+)
+from paramdelta.planning.smallfiles import small_files
 from paramdelta.planning.sources import Lineage, Source, Sources
-from paramdelta.planning.tokens import tell_rows
-from paramdelta.planning.vocabulary import Vocabulary, has_rows_of_tokens, read_vocabulary
+from paramdelta.planning.tokenaxes import token_axes
+from paramdelta.planning.tokenizer import Known, read_vocabulary
+from paramdelta.planning.tokens import tell_doubts, tell_rows
+from paramdelta.planning.vocabulary import Opaque, Vocabulary
 from paramdelta.recipe import Recipe
 
 COPIED = "copied from the new base"
@@ -61,6 +72,11 @@ class _Planner:
         self.share()
         self.settlement = self.settle()
         self.names, tied = settle_head(self.sources, self.findings, self.recipe.head)
+        self.axes = token_axes(
+            {name: self.new.views[name].shape for name in self.names},
+            self.new.checkpoint.config,
+            self.settlement.new.size if self.settlement.new is not None else None,
+        )
         self.schedule()
         tensors = [self.asked(self.output(name)) for name in self.names]
         quantised = self.quantise(tensors)
@@ -68,8 +84,9 @@ class _Planner:
         likeness = self.relatives()
         for source in self.sources.others:
             compare_architecture(self.new.checkpoint, source.checkpoint, self.findings)
-        embedding = next((name for name in self.names if has_rows_of_tokens(name)), None)
+        embedding = next((n for n in self.axes if len(self.new.views[n].shape) == 2), None)
         cases = self.rows_of(embedding) if embedding is not None else ()
+        tell_doubts(self.settlement, self.sources, self.axes, self.findings)
         dtypes = {t.dtype for t in tensors if DTYPES[t.dtype].mixable}
         dtype = next(iter(dtypes)) if len(dtypes) == 1 and quantised is None else None
         post = self.lineages[0].post.checkpoint
@@ -246,14 +263,13 @@ class _Planner:
             self.unmixable(name, new)
             return OutputTensor(name, new.dtype, new.shape, new, why=f"{new.dtype}, not a weight")
         target = self.target(new)
-        of_tokens = has_rows_of_tokens(name)
         pairs = [
             pair
             for number, each in enumerate(self.lineages)
             for pair in self.pairs(name, each, number)
         ]
         known = self.settlement.mode != "unknown"
-        if of_tokens and known and not self.settlement.plain(self.heights(name)):
+        if name in self.axes and known and not self.settlement.plain(self.heights(name)):
             return self.by_token(name, target, new, pairs)
         kept = tuple(pair for pair in pairs if self.fits(pair, new))
         return OutputTensor(name, target, new.shape, new, kept, "" if kept else NO_DELTA)
@@ -426,57 +442,70 @@ class _Planner:
 
     def settle(self) -> Settlement:
         """Read the vocabularies and decide how their rows correspond."""
-        mode = self.recipe.vocabulary
-        read: dict[bytes, Vocabulary] = {}
-        known = [read_vocabulary(self.new.checkpoint, read)]
+        recipe, where = self.recipe, str(self.lineages[0].post)
+        if recipe.vocabulary == "id" and not recipe.graft and not recipe.take:
+            return settle([None] * (2 * len(self.lineages) + 1), "id", (), (), where)
+        read: Known = {}
+        known = [self.vocabulary(self.new, read)]
         for each in self.lineages:
-            for source in (each.post, each.base):
-                found = read_vocabulary(source.checkpoint, read) if source is not None else None
-                known.append(found)
+            known += [self.vocabulary(source, read) for source in (each.post, each.base)]
             if each.post.is_stored:  # its rows are post's
                 known[-1] = known[-2]
             if each.is_adapter and known[-2] is None and known[-1] is None:
                 known[-2:] = [known[0]] * 2  # nothing says that it has tokens of its own
-        return settle(known, mode, self.recipe.graft, self.recipe.take, str(self.lineages[0].post))
+        return settle(known, recipe.vocabulary, recipe.graft, recipe.take, where)
+
+    def vocabulary(self, source: Source | None, read: Known) -> Vocabulary | Opaque | None:
+        """The tokens of a source; None if it has no tokenizer."""
+        if source is None:
+            return None
+        checkpoint = source.checkpoint
+        return read_vocabulary(small_files(checkpoint), checkpoint.config, read)
 
     def heights(self, name: str) -> list[int]:
-        """Rows of a tensor in every source that has it, the new base's first."""
+        """Rows of tokens of a tensor in every source that has it, the new base's first."""
+        axis = self.axes[name]
         found = (view for s in self.sources.all for view in (s.views.get(name), s.deltas.get(name)))
-        return [view.shape[0] for view in found if view is not None and view.shape]
+        return [view.shape[axis] for view in found if view is not None and len(view.shape) > axis]
 
     def by_token(self, name: str, target: str, new: View, pairs: list[Pair]) -> OutputTensor:
         """An output tensor whose rows correspond by the settlement."""
-        rows = new.shape[0]
+        axis = self.axes[name]
+        turned = by_rows(new, axis)
+        rows, *rest = turned.shape
         height = self.settlement.height(rows)
-        shape = (height, *new.shape[1:])
-        operand = new
+        shape = (height, *rest)
+        operand = turned
         first = self.lineages[0].post.views.get(name)
-        if first is not None and first.shape[1:] == new.shape[1:]:
-            outright = self.settlement.outright(height, rows, first.shape[0])
+        if first is not None and fitting(first.shape, new.shape, axis):
+            own = by_rows(first, axis)
+            outright = self.settlement.outright(height, rows, own.shape[0])
             if outright is not None:
-                operand = picked(name, shape, (new, first), outright)
+                operand = picked(name, shape, (turned, own), outright)
         kept = []
         for pair in pairs:
             each = self.lineages[pair.number]
             if self.settlement.mode == "new-base":
                 continue
-            if pair.post.shape[1:] != new.shape[1:] or pair.base.shape[1:] != new.shape[1:]:
+            if not all(fitting(v.shape, new.shape, axis) for v in (pair.post, pair.base)):
                 self.fits(pair, new)
                 continue
-            post = self.settlement.rows(each.at, height, rows, pair.post.shape[0])
-            base = self.settlement.rows(each.at + 1, height, rows, pair.base.shape[0])
+            ours, theirs = by_rows(pair.post, axis), by_rows(pair.base, axis)
+            post = self.settlement.rows(each.at, height, rows, ours.shape[0])
+            base = self.settlement.rows(each.at + 1, height, rows, theirs.shape[0])
             absent = (post < 0) | (base < 0)
             post[absent] = base[absent] = -1
             kept.append(
                 replace(
                     pair,
-                    post=picked(name, shape, (pair.post,), post),
-                    base=picked(name, shape, (pair.base,), base),
+                    post=on_axis(picked(name, shape, (ours,), post), axis),
+                    base=on_axis(picked(name, shape, (theirs,), base), axis),
                 )
             )
         as_is = self.settlement.mode == "new-base"
         why = "vocabulary of the new base" if as_is else "" if kept else NO_DELTA
-        return OutputTensor(name, target, shape, operand, tuple(kept), why)
+        operand = new if operand is turned else on_axis(operand, axis)
+        return OutputTensor(name, target, operand.shape, operand, tuple(kept), why)
 
     def rows_of(self, embedding: str) -> tuple[Case, ...]:
         """The rows of tokens by their fate, with findings."""
@@ -487,10 +516,9 @@ class _Planner:
     def grown(self, tensors: list[OutputTensor]) -> int | None:
         """Rows of the output's embedding if they are more than the new base's, else None."""
         heights = [
-            tensor.shape[0]
+            tensor.shape[self.axes[tensor.name]]
             for tensor in tensors
-            if has_rows_of_tokens(tensor.name)
-            and tensor.shape[0] != self.new.views[tensor.name].shape[0]
+            if tensor.name in self.axes and tensor.shape != self.new.views[tensor.name].shape
         ]
         return max(heights, default=None)
 

@@ -1,6 +1,7 @@
 """What the user should know of the rows of tokens: which correspond, and which are missing."""
 
 import shlex
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -8,6 +9,7 @@ from paramdelta.planning import lineage
 from paramdelta.planning.findings import Findings, Severity
 from paramdelta.planning.roles import needed
 from paramdelta.planning.settlement import Case, Settlement
+from paramdelta.planning.smallfiles import small_files
 from paramdelta.planning.sources import Lineage, Source, Sources
 from paramdelta.planning.vocabulary import first_tokens
 
@@ -57,8 +59,79 @@ def tell_rows(
                 allowed="the rows of the tokens that both have are mixed",
             )
     tell_missing(settlement, each, findings)
+    tell_rowless(settlement, each, heights, findings)
     recommend_takes(settlement, sources.new, each, embedding, findings)
     return settlement.cases(heights)
+
+
+def tell_doubts(
+    settlement: Settlement, sources: Sources, axes: Mapping[str, int], findings: Findings
+) -> None:
+    """Say where rows correspond by number although nothing shows that they are the same tokens."""
+    everyone = [sources.new, *(s for each in sources.lineages for s in (each.post, each.base))]
+    for source, doubt in zip(everyone, settlement.doubts, strict=False):
+        if source is None or doubt is None or not axes:
+            continue
+        if doubt.missing:
+            findings.add(
+                Severity.NOTE,
+                "tokenizer-missing",
+                f"{doubt.why}; rows of tokens correspond by number",
+                source,
+            )
+        else:
+            findings.add(
+                Severity.REFUSED,
+                "tokenizer-unknown",
+                f"which row is which token cannot be told: {doubt.why}",
+                source,
+                remedy="save the tokenizer with transformers, which writes a tokenizer.json; or "
+                "--vocabulary id, if all tokenizers are the same; or --vocabulary new-base",
+                allowed="rows of tokens correspond by number",
+            )
+
+
+def tell_rowless(
+    settlement: Settlement, each: Lineage, heights: list[int], findings: Findings
+) -> None:
+    """Tokens of the output's tokenizer that the output has no row for."""
+    new, post = settlement.new, settlement.post
+    if new is None or post is None:
+        return
+    lost = [
+        post.tokens[i]
+        for i in (*settlement.grafts.values(), *settlement.takes.values())
+        if i >= heights[1]
+    ]
+    if lost:
+        findings.add(
+            Severity.REFUSED,
+            "row-missing",
+            f"post's embedding has {heights[1]} rows and none for {', '.join(lost[:4])}",
+            each.post,
+            remedy="leave --graft or --take out for it",
+        )
+    rows = settlement.height(heights[0])
+    known = {post.ids[t]: i for i, t in new.tokens.items() if i >= rows and t in post.ids}
+    vital = needed(small_files(each.post.checkpoint), post, known)
+    if vital:
+        options = " ".join(f"--take {shlex.quote(post.tokens[i])}" for i in vital)
+        findings.add(
+            Severity.REFUSED,
+            "tokens-without-rows",
+            f"the new base's embedding has {rows} rows and none for {len(vital)} tokens that "
+            f"post's conversations need: {', '.join(first_tokens(post, vital))}",
+            each.post,
+            remedy=f"{options}: adds post's rows",
+            allowed="the output's tokenizer has tokens that the model cannot read",
+        )
+    elif rest := sum(i >= rows for i in new.tokens):
+        findings.add(
+            Severity.NOTE,
+            "tokens-without-rows",
+            f"the new base's tokenizer has {rest} tokens for which its embedding has no row",
+            each.post if settlement.same else "new base",
+        )
 
 
 def tell_missing(settlement: Settlement, each: Lineage, findings: Findings) -> None:
@@ -67,7 +140,7 @@ def tell_missing(settlement: Settlement, each: Lineage, findings: Findings) -> N
     missing = settlement.only_in_post
     if post is None or not missing:
         return
-    vital = needed(each.post.checkpoint, post, missing)
+    vital = needed(small_files(each.post.checkpoint), post, missing)
     if vital:
         options = " ".join(f"--graft {shlex.quote(post.tokens[i])}" for i in vital)
         findings.add(
@@ -100,13 +173,15 @@ def recommend_takes(
     ours, theirs = base.views.get(embedding), each.post.views.get(embedding)
     if new is None or post is None or ours is None or theirs is None:
         return
+    if len(ours.shape) != 2 or ours.shape[1:] != theirs.shape[1:]:
+        return
     shared = [
         (new.ids[post.tokens[i]], i)
         for i in sorted(post.special)
         if post.tokens[i] in new.ids and i < theirs.shape[0]
     ]
     shared = [(i, j) for i, j in shared if i < ours.shape[0] and i not in settlement.takes]
-    if not shared or len(ours.shape) != 2:
+    if not shared:
         return
     usual = np.linspace(0, min(new.size, ours.shape[0]) - 1, NEIGHBOURS).astype(int).tolist()
     neighbours = float(np.median([lineage.row_norm(ours, row) for row in usual]))
