@@ -31,8 +31,10 @@ from paramdelta.planning.plan import Plan
 from paramdelta.planning.planner import make_plan
 from paramdelta.planning.sweep import Sweep, make_sweep
 from paramdelta.recipe import Delta, Recipe
+from paramdelta.storage import files as storage_files
 from paramdelta.storage.local import write_text
 from paramdelta.storage.location import locate
+from paramdelta.storage.reader import Reader
 from paramdelta.units import parse_size
 
 SHARD_SIZE = "5GB"
@@ -171,7 +173,7 @@ def mix(
     shard_bytes = parse_size(shard_size)
     layout = make_layout(plan, shard_bytes)
     budget = budget_for(plan, memory, workers)
-    check_output(out, [source.location.path for source in plan.sources], overwrite)
+    check_output(out, local_paths(plan), overwrite)
     if not fresh:
         check_space(out, layout)
     files = Files(plan, layout, out, fresh=fresh)
@@ -251,7 +253,7 @@ def sweep(
     if todo:
         part, folders = made.only(todo), [outs[number] for number in todo]
         budget = share_out(part.joint, parse_size(memory), workers or default_workers(), len(todo))
-        sources = [source.location.path for source in made.plans[0].sources]
+        sources = local_paths(made.plans[0])
         for folder in folders:
             check_output(folder, sources, overwrite)
         if not fresh:
@@ -299,9 +301,15 @@ def sweep(
     )
 
 
+def local_paths(plan: Plan) -> list[Path]:
+    """The sources of a plan that are on this machine."""
+    paths = (source.location.path for source in plan.sources)
+    return [path for path in paths if path is not None]
+
+
 def _write_small_files(plan: Plan, out: Path, shard_bytes: int, folder: Path) -> None:
     """All but weights and index; ``folder``: where ``out`` is in the making."""
-    write_companions(plan.companions, folder)
+    write_companions(plan.companions, folder, Reader())
     write_text(folder / "README.md", model_card(plan, out))
     write_text(folder / LOCK, lock_text(plan, shard_bytes))
 
@@ -337,8 +345,9 @@ def plan_extract(
 
     Tensors that only post has are stored whole. Raises as `plan`, and UsageError for an adapter.
     """
-    location = locate(str(post))
-    if location.folder is not None and is_adapter(location.folder):
+    with Reader() as reader:
+        adapter = is_adapter(storage_files.Files(locate(str(post)), reader))
+    if adapter:
         raise UsageError(
             "an adapter is a Δ by itself, and smaller than what extract would store",
             where=str(post),
@@ -389,7 +398,7 @@ def extract(
             expected="tensors of the same names that are not the same file's",
         )
     count, _ = extraction.share_out(plan, parse_size(memory), workers or default_workers())
-    check_output(out, [source.location.path for source in plan.sources], overwrite, DELTA)
+    check_output(out, local_paths(plan), overwrite, DELTA)
     watch = _Watch(progress)
 
     try:
@@ -439,7 +448,7 @@ def extract_adapter(
     plan.check()
     parts = linear(plan, embeddings)
     count, _ = lora.share_out(parts, aim, parse_size(memory), workers or default_workers())
-    check_output(out, [source.location.path for source in plan.sources], overwrite, lora.LORA)
+    check_output(out, local_paths(plan), overwrite, lora.LORA)
     watch = _Watch(progress)
 
     def card(made: lora.MadeAdapter) -> str:

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from paramdelta.arithmetic import kernels, sketch
+from paramdelta.arithmetic import kernels
 from paramdelta.dtypes import DTYPES
+from paramdelta.engine import sketch
 from paramdelta.engine.sketch import Aim, factorise, height_of, missed
 from paramdelta.formats.view import float64
 

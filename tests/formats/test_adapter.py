@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from paramdelta.engine.run import Inputs
 from paramdelta.errors import CheckpointError
 from paramdelta.formats import adapter as module
-from paramdelta.formats.adapter import KEPT, LowRank, is_adapter, open_adapter
+from paramdelta.formats.adapter import KEPT, LowRank, is_adapter
 from paramdelta.formats.view import Tensor, Transposed
-from paramdelta.storage.location import Location, locate
+from tests import opening
 from tests.checkpoints import bf16, encode, llama, save
 from tests.views import one_by_one
 
@@ -125,7 +125,7 @@ def test_the_same_as_peft_merges(tmp_path, make, config, stored):
     base, merged = trained(make(), tmp_path / "adapter", safe, **config)
     assert (tmp_path / "adapter" / stored).is_file()
     inputs = Inputs()
-    found = open_adapter(locate(str(tmp_path / "adapter")), "post")
+    found = opening.adapter(tmp_path / "adapter")
     deltas = found.oriented({name: value.shape for name, value in base.items()})
     assert deltas.keys() | found.replaced.keys() <= base.keys()
     result = base | {n: read(tensor, inputs.fetch) for n, tensor in found.replaced.items()}
@@ -150,7 +150,7 @@ def _copies(base, merged):
 def test_the_note_on_axes_is_not_trusted_for_square_weights(tmp_path):
     """PEFT notes fan_in_fan_out of the layer that it adapted last: GPT-2's head, a plain one."""
     base, _ = trained(a_gpt2(), tmp_path / "a", r=2, target_modules=["c_proj", "lm_head"])
-    found = open_adapter(locate(str(tmp_path / "a")), "post")
+    found = opening.adapter(tmp_path / "a")
     assert not found.turned
     square = "transformer.h.0.attn.c_proj.weight"
     deltas = found.oriented({name: value.shape for name, value in base.items()})
@@ -166,7 +166,7 @@ def test_adapters_to_an_altered_base_are_refused(tmp_path, start):
         a_llama().float(), tmp_path / "a", r=2, init_lora_weights=start, target_modules=["q_proj"]
     )
     with pytest.raises(CheckpointError, match="no Δ") as error:
-        open_adapter(locate(str(tmp_path / "a")), "post")
+        opening.adapter(tmp_path / "a")
     assert "path_initial_model_for_weight_conversion" in error.value.remedy
 
 
@@ -191,7 +191,7 @@ def test_real_variants_are_refused(tmp_path, config, reason):
         config = peft.LoraConfig(r=2, target_modules=["q_proj"], **config)
         peft.get_peft_model(a_llama(), config).save_pretrained(tmp_path / "a")
     with pytest.raises(CheckpointError, match=reason):
-        open_adapter(locate(str(tmp_path / "a")), "post")
+        opening.adapter(tmp_path / "a")
 
 
 # -- the view --------------------------------------------------------------------------------------
@@ -370,8 +370,8 @@ def opened(folder: Path, config=None, tensors=None):
     (folder / "adapter_config.json").write_text(text)
     tensors = pair() if tensors is None else tensors
     (folder / "adapter_model.safetensors").write_bytes(encode(tensors))
-    assert is_adapter(folder)
-    return open_adapter(locate(str(folder)), "post")
+    assert is_adapter(opening.files(folder))
+    return opening.adapter(folder)
 
 
 def test_what_is_an_adapter(tmp_path):
@@ -379,7 +379,7 @@ def test_what_is_an_adapter(tmp_path):
     opened(tmp_path / "a")
     assert not is_adapter(save(tmp_path / "m", llama()))
     assert not is_adapter(save(tmp_path / "a", llama()))
-    assert not is_adapter(tmp_path / "a" / "adapter_model.safetensors")
+    assert not is_adapter(opening.files(tmp_path / "a" / "adapter_model.safetensors"))
 
 
 def test_what_an_adapter_says(tmp_path):
@@ -394,7 +394,7 @@ def test_what_an_adapter_says(tmp_path):
     assert [part.name for part in delta.parts] == [f"{PREFIX}{Q}.lora_{x}.weight" for x in "BA"]
     assert delta.nbytes == 4 * (2 * 4 + 6 * 2)
     assert delta.identity[-1] == 2.0
-    (file,) = found.checkpoint.files
+    (file,) = found.checkpoint.sources
     assert file.path == tmp_path / "a" / "adapter_model.safetensors"
     assert len(found.checkpoint.tensors) == 3
     assert found.checkpoint.config == {}
@@ -554,14 +554,14 @@ def test_absent_weights(tmp_path):
     """Neither file is a download unfinished."""
     (tmp_path / "adapter_config.json").write_text(json.dumps(CONFIG))
     with pytest.raises(CheckpointError, match="no weights"):
-        open_adapter(Location(str(tmp_path), tmp_path), "post")
+        opening.adapter(tmp_path)
 
 
 def test_a_pickle_is_read_where_nothing_better_is(tmp_path):
     """adapter_model.bin is not looked at beside safetensors; alone it has to be a state dict."""
     found = opened(tmp_path, None, pair(Q))
     (tmp_path / "adapter_model.bin").write_bytes(b"x")
-    assert open_adapter(Location(str(tmp_path), tmp_path), "post").deltas == found.deltas
+    assert opening.adapter(tmp_path).deltas == found.deltas
     (tmp_path / "adapter_model.safetensors").unlink()
     with pytest.raises(CheckpointError, match="pickle"):
-        open_adapter(Location(str(tmp_path), tmp_path), "post")
+        opening.adapter(tmp_path)

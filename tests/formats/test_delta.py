@@ -6,7 +6,6 @@ import math
 import struct
 import tracemalloc
 import zlib
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,6 +19,8 @@ from paramdelta.formats import delta
 from paramdelta.formats.delta import BLOCK, KEPT, MOST, Difference, encode, other_half
 from paramdelta.formats.view import Part, Rows, Tensor, Transposed, Wide, Zeros, float64
 from paramdelta.planning.plan import OutputTensor, Pair
+from paramdelta.storage.blob import Blob
+from tests import opening
 from tests.numbers import BITS, VIEWS, array, patterns
 
 DTYPES = ("BF16", "F16", "F32", "F64")
@@ -39,7 +40,7 @@ def halves(post, base):
 def mixed(dtype, new, post, base, scale, kinds):
     """``new + scale (post − base)`` by the engine's arithmetic, as bits."""
     views = [
-        Tensor(n, k, a.shape, Path("x"), 0, a.nbytes)
+        Tensor(n, k, a.shape, Blob("x", 0, ""), 0, a.nbytes)
         for n, k, a in zip("npb", (dtype, *kinds), (new, post, base), strict=True)
     ]
     tensor = OutputTensor(
@@ -153,7 +154,7 @@ def stream(post, base):
 
 def view_of(data, used, shape):
     """The view on a stream."""
-    stored = Tensor("w", "U8", (len(data),), Path("delta.safetensors"), 0, len(data))
+    stored = Tensor("w", "U8", (len(data),), Blob("delta.safetensors", 0, ""), 0, len(data))
     return Difference("w", "F64", shape, stored, 0, used)
 
 
@@ -332,9 +333,8 @@ def folder_of(path, *, about=None, metadata=None, tensors=None):
 
 def opened(path):
     """The Δ of a folder."""
-    from paramdelta.storage.location import locate
 
-    return delta.open_delta(locate(str(path)), "post")
+    return opening.stored_delta(path)
 
 
 def test_a_folder_is_opened(tmp_path):

@@ -16,10 +16,9 @@ from hypothesis import strategies as st
 
 from paramdelta import Delta, Recipe, mix, verify
 from paramdelta.errors import CheckpointError, ParamDeltaError
-from paramdelta.formats.checkpoint import open_checkpoint
-from paramdelta.formats.torch_pickle import read_pickle
 from paramdelta.formats.view import Tensor, Transposed
 from paramdelta.storage.local import File
+from tests import opening
 from tests.attacks.hostile import archive, legacy, plain, state, storage, tensor, torch_file
 from tests.checkpoints import encode
 
@@ -45,13 +44,7 @@ def save(path, value, zipped=True, protocol=2):
 def content(view):
     """All bytes of a view, read as the engine reads them."""
     data = bytearray(view.elements * view.kind.size)
-    file = File(view.parts[0].file)
-
-    def fetch(stored, starts, into):
-        stored.fetch_from(file, starts, into)
-
-    view.read(0, view.elements, memoryview(data), fetch)
-    file.close()
+    view.read(0, view.elements, memoryview(data), opening.fetch)
     return bytes(data)
 
 
@@ -62,7 +55,7 @@ def raw(value):
 
 def check(path, expected):
     """The file holds just these tensors."""
-    found = {view.name: view for view in read_pickle(path).tensors}
+    found = {view.name: view for view in opening.contents(path).tensors}
     assert list(found) == list(expected)
     for name, value in expected.items():
         assert found[name].shape == tuple(value.shape)
@@ -120,8 +113,8 @@ def test_every_shape(tmp_path, zipped):
 def test_a_turned_tensor_is_read_in_any_run(tmp_path, zipped):
     """Slices that begin and end inside a row."""
     value = torch.arange(35, dtype=torch.float32).reshape(5, 7).T
-    (view,) = read_pickle(save(tmp_path / "x.bin", {"a": value}, zipped)).tensors
-    file = File(view.parts[0].file)
+    (view,) = opening.contents(save(tmp_path / "x.bin", {"a": value}, zipped)).tensors
+    file = File(view.parts[0].blob.url)
 
     def fetch(stored, starts, into):
         stored.fetch_from(file, starts, into)
@@ -146,7 +139,7 @@ def test_other_views_are_refused(tmp_path, view):
     """Where the elements do not follow each other, the message says so and what to do."""
     path = save(tmp_path / "x.bin", {"a": view})
     with pytest.raises(CheckpointError, match=r"tensor 'a'(.|\n)*save the tensors contiguous"):
-        read_pickle(path)
+        opening.contents(path)
 
 
 @FORMATS
@@ -166,7 +159,7 @@ def test_training_checkpoints(tmp_path, wrapper, zipped):
         "device": torch.device("cpu"),
         "shape": torch.Size([3]),
     }
-    contents = read_pickle(save(tmp_path / "x.pt", held, zipped))
+    contents = opening.contents(save(tmp_path / "x.pt", held, zipped))
     assert [view.name for view in contents.tensors] == ["a"]
     assert contents.ignored == (
         "optimizer (dict of 1)", "args (object)", "epoch (int)", "best (object)", "loss (tensor)",
@@ -174,7 +167,7 @@ def test_training_checkpoints(tmp_path, wrapper, zipped):
         f"{wrapper}/steps (int)", f"{wrapper}/nothing (None)",
         f"{wrapper}/'\\x1b[2J' (int)",
     )  # fmt: skip
-    contents = read_pickle(save(tmp_path / "x.pt", {"model": {"state_dict": weights}}, zipped))
+    contents = opening.contents(save(tmp_path / "x.pt", {"model": {"state_dict": weights}}, zipped))
     assert [view.name for view in contents.tensors] == ["a"]
 
 
@@ -182,14 +175,14 @@ def test_a_whole_model_is_refused(tmp_path):
     """A pickled module needs its class; the message names it and says how to go on."""
     path = save(tmp_path / "x.pt", torch.nn.Linear(2, 2))
     with pytest.raises(CheckpointError, match=r"torch\.nn\.modules\.linear\.Linear") as error:
-        read_pickle(path)
+        opening.contents(path)
     assert "state_dict()" in str(error.value)
 
 
 def test_a_lone_tensor_is_refused(tmp_path):
     """One tensor has no name."""
     with pytest.raises(CheckpointError, match="no dict of tensors"):
-        read_pickle(save(tmp_path / "x.pt", torch.ones(2)))
+        opening.contents(save(tmp_path / "x.pt", torch.ones(2)))
 
 
 # -- folders ---------------------------------------------------------------------------------------
@@ -220,10 +213,10 @@ def test_shards_one_file_and_a_lone_file_agree(tmp_path):
         (tmp_path / "lone" / name).write_bytes(b"never opened")
     file = str(tmp_path / "lone" / "weights.pth")
     for address in (str(several), str(tmp_path / "one"), str(tmp_path / "lone"), file):
-        found = open_checkpoint(address, "post").tensors
+        found = opening.checkpoint(address, "post").tensors
         assert {n: v.shape for n, v in found.items()} == {"a": (2,), "b": (3,), "c": (1,)}
     (several / "pytorch_model.bin.index.json").unlink()
-    assert len(open_checkpoint(str(several), "post").tensors) == 3
+    assert len(opening.checkpoint(several, "post").tensors) == 3
 
 
 def test_safetensors_are_preferred(tmp_path):
@@ -231,9 +224,9 @@ def test_safetensors_are_preferred(tmp_path):
     (tmp_path / "model.safetensors").write_bytes(encode({"a": np.ones(2, np.float32)}))
     for name in ("pytorch_model.bin", "pytorch_model.bin.index.json", "x.pt"):
         (tmp_path / name).write_bytes(b"never opened")
-    assert list(open_checkpoint(str(tmp_path), "post").tensors) == ["a"]
+    assert list(opening.checkpoint(tmp_path, "post").tensors) == ["a"]
     (tmp_path / "model.safetensors").rename(tmp_path / "other.safetensors")
-    assert list(open_checkpoint(str(tmp_path), "post").tensors) == ["a"]
+    assert list(opening.checkpoint(tmp_path, "post").tensors) == ["a"]
 
 
 def test_an_index_that_lies(tmp_path):
@@ -246,13 +239,13 @@ def test_an_index_that_lies(tmp_path):
         else:
             save(second, {"c" if change == "elsewhere" else "a": torch.ones(2)})
         with pytest.raises(CheckpointError):
-            open_checkpoint(str(folder), "post")
+            opening.checkpoint(folder, "post")
 
 
 def test_the_digest_sees_other_weights(tmp_path):
     """An archive's directory holds checksums, so other weights of the same shape differ."""
-    one = read_pickle(save(tmp_path / "x.pt", {"a": torch.ones(1000)}))
-    other = read_pickle(save(tmp_path / "x.pt", {"a": torch.zeros(1000)}))
+    one = opening.contents(save(tmp_path / "x.pt", {"a": torch.ones(1000)}))
+    other = opening.contents(save(tmp_path / "x.pt", {"a": torch.zeros(1000)}))
     assert one.sha256 != other.sha256
 
 
@@ -283,7 +276,7 @@ def test_opening_reads_no_weights(tmp_path, monkeypatch):
     path = tmp_path / "x.pt"
     sparse_archive(path, state(**tensors), [count * 4, count * 4, 4])
     meter = Meter(monkeypatch)
-    found = {view.name: view for view in read_pickle(path).tensors}
+    found = {view.name: view for view in opening.contents(path).tensors}
     assert [found[n].size for n in names] == [count * 4] * 2
     assert content(found["small"]) == struct.pack("<f", 7)
     assert meter.count < 100_000
@@ -295,7 +288,7 @@ def test_opening_reads_no_weights(tmp_path, monkeypatch):
         file.write(start + struct.pack("<q", count))
         file.truncate(len(start) + 8 + count * 4)
     meter.count = 0
-    (view,) = read_pickle(path).tensors
+    (view,) = opening.contents(path).tensors
     assert (view.offset, view.size) == (len(start) + 8, count * 4)
     assert meter.count < 100_000
 
@@ -376,7 +369,7 @@ def opened_or_refused(path, data):
     """Nothing but a ParamDeltaError comes out, or tensors that lie inside the file."""
     path.write_bytes(data)
     try:
-        contents = read_pickle(path)
+        contents = opening.contents(path)
     except ParamDeltaError:
         return
     for view in contents.tensors:
@@ -426,7 +419,7 @@ def test_noise_is_refused(tmp_path, data):
     """Random bytes."""
     (tmp_path / "x.pt").write_bytes(data)
     with pytest.raises(CheckpointError):
-        read_pickle(tmp_path / "x.pt")
+        opening.contents(tmp_path / "x.pt")
 
 
 # -- mixing ----------------------------------------------------------------------------------------
@@ -436,7 +429,7 @@ def mixed(tmp_path, post, base, new, name="out"):
     """Mix files, verify the output, and give its tensors."""
     mix(Recipe(str(new), (Delta(str(post), str(base)),)), str(tmp_path / name))
     verify(str(tmp_path / name))
-    found = open_checkpoint(str(tmp_path / name), "output").tensors
+    found = opening.checkpoint(tmp_path / name, "output").tensors
     return {n: np.frombuffer(content(v), "<f4").reshape(v.shape) for n, v in found.items()}
 
 
@@ -460,7 +453,7 @@ def test_a_real_pair(tmp_path):
     """
     files = [OWNGPT / "gpt_finetuned.pt", OWNGPT / "gpt_pretrained.pt"]
     post, base = (torch.load(f, weights_only=True)["model_state_dict"] for f in files)
-    opened = open_checkpoint(str(files[0]), "post")
+    opened = opening.checkpoint(files[0], "post")
     assert opened.ignored == ("config (dict of 6)",)
     check(files[0], post)
     same = mixed(tmp_path, *files, files[1], "same")

@@ -96,5 +96,5 @@ def plan(
         show.plan(made, budget, layout, free, tensors)
     made.check()
     if out is not None:
-        check_output(out, [source.location.path for source in made.sources], overwrite=True)
+        check_output(out, api.local_paths(made), overwrite=True)
         check_space(out, layout)

@@ -526,7 +526,7 @@ def _finding(finding: Finding, all_tensors: bool) -> None:
 
 def _place(view: View) -> str:
     """Where an operand comes from: the folders of its parts."""
-    return "+".join(dict.fromkeys(part.file.parent.name for part in view.parts)) or "0"
+    return "+".join(dict.fromkeys(part.blob.folder for part in view.parts)) or "0"
 
 
 def _dtypes(tensors: Any) -> str:

@@ -4,7 +4,6 @@ import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -14,9 +13,10 @@ from paramdelta.dtypes import DTYPES, FP8_SIDE
 from paramdelta.engine import sparsify
 from paramdelta.engine.slices import BLOCK, Budget, Slice
 from paramdelta.formats.blockscaled import BlockScaled
-from paramdelta.formats.view import Starts, Tensor, View
+from paramdelta.formats.view import View, fetch_from
 from paramdelta.planning.plan import OutputTensor, Plan
-from paramdelta.storage.local import File, page_buffer
+from paramdelta.storage.local import page_buffer
+from paramdelta.storage.reader import Reader
 
 
 class Sink(Protocol):
@@ -52,31 +52,21 @@ class Report:
 class Inputs:
     """The weight files of a plan, each opened once, when it is first needed.
 
-    ``read``: bytes that were read. ``once``: whether the same bytes are not read again, so that
-    files that were not in the page cache need not stay there.
+    ``once``: no byte is read twice; see `Reader`. ``fetch``: reads stored tensors.
     """
 
     def __init__(self, once: bool = True) -> None:
-        self.read = 0
-        self.once = once
-        self._files: dict[Path, File] = {}
-        self._lock = threading.Lock()
+        self.reader = Reader(once=once)
+        self.fetch = fetch_from(self.reader)
 
-    def fetch(self, tensor: Tensor, starts: Starts, into: memoryview) -> None:
-        """Fill ``into`` with a stored tensor's bytes, as `checkpoint.tensor.Fetch` says."""
-        with self._lock:
-            self.read += len(into)
-            file = self._files.get(tensor.file)
-            if file is None:
-                opened = File.open_once if self.once else File
-                file = self._files[tensor.file] = opened(tensor.file)
-        tensor.fetch_from(file, starts, into)
+    @property
+    def read(self) -> int:
+        """Bytes that were read."""
+        return self.reader.count
 
     def close(self) -> None:
         """Close all files."""
-        for file in self._files.values():
-            file.close()
-        self._files.clear()
+        self.reader.close()
 
 
 class Worker:

@@ -42,11 +42,9 @@ from paramdelta.formats.checkpoint import (
     Checkpoint,
     SourceFile,
     read_header,
-    read_json,
-    read_metadata,
 )
 from paramdelta.formats.view import Fetch, Part, Rows, Tensor, Transposed, View, Wide, Zeros
-from paramdelta.storage.location import Location
+from paramdelta.storage.files import Files
 
 if TYPE_CHECKING:
     import numpy as np
@@ -284,7 +282,7 @@ class Difference(View):
     def _error(self, what: str, expected: str, got: str) -> CheckpointError:
         return CheckpointError(
             f"a stored Δ is damaged: {what}",
-            where=f"{self.stream.file}, tensor {self.name!r}",
+            where=f"{self.stream.blob}, tensor {self.name!r}",
             expected=expected,
             got=got,
             remedy="get it again, or extract it again",
@@ -371,23 +369,21 @@ def _name(source: Any) -> str:
     return name if isinstance(name, str) else "?"
 
 
-def open_delta(location: Location, role: str) -> StoredDelta:
+def open_delta(files: Files, role: str) -> StoredDelta:
     """Read a stored Δ's description and headers.
 
     Raises:
-        CheckpointError: no stored Δ, or a damaged or hostile one.
+        CheckpointError: not a stored Δ, or a damaged or hostile one.
         StorageError: a file cannot be read.
     """
-    folder = location.path
-    where = str(folder / DELTA)
-    if not (folder / DELTA).is_file():
-        raise CheckpointError(
-            "no stored Δ here", where=str(folder), expected=f"a folder with {DELTA}"
-        )
-    about = read_json(folder / DELTA)
+    folder = files.location.url
+    if DELTA not in files:
+        raise CheckpointError("no stored Δ here", where=folder, expected=f"a folder with {DELTA}")
+    about = files.json(DELTA)
+    where = str(files[DELTA])
     if about.get("delta_version") != VERSION:
         raise CheckpointError(
-            "this stored Δ cannot be understood",
+            "unknown version of a stored Δ",
             where=where,
             expected=f"delta_version {VERSION}",
             got=f"delta_version {about.get('delta_version')!r}",
@@ -397,17 +393,15 @@ def open_delta(location: Location, role: str) -> StoredDelta:
     whole: dict[str, View] = {}
     sources: list[SourceFile] = []
     for name in _files(about, where):
-        path = folder / name
-        if not path.is_file():
-            raise CheckpointError("a file of the Δ is absent", where=str(path))
-        source, tensors = read_header(path)
+        if name not in files:
+            raise CheckpointError("a file of the Δ is missing", where=f"{folder}, {name}")
+        blob = files[name]
+        source, tensors, metadata = read_header(files.reader, blob)
         sources.append(source)
-        described = _described(read_metadata(path), str(path))
+        described = _described(metadata, str(blob))
         for tensor in tensors:
             if tensor.name in deltas or tensor.name in whole:
-                raise CheckpointError(
-                    f"tensor {tensor.name!r} stands in two files", where=str(folder)
-                )
+                raise CheckpointError(f"tensor {tensor.name!r} is in two files", where=folder)
             info = described.pop(tensor.name, None)
             if info is None:
                 whole[tensor.name] = tensor
@@ -415,14 +409,12 @@ def open_delta(location: Location, role: str) -> StoredDelta:
                 deltas[tensor.name] = _difference(tensor, info)
         if described:
             raise CheckpointError(
-                f"the Δ of tensor {next(iter(described))!r} is absent", where=str(path)
+                f"the Δ of tensor {next(iter(described))!r} is missing", where=str(blob)
             )
-    named = folder / "config.json"
     views: dict[str, View] = {**deltas, **whole}
-    config = read_json(named) if named.is_file() else {}
-    return StoredDelta(
-        Checkpoint(role, location, views, tuple(sources), config), deltas, whole, about
-    )
+    config = files.json("config.json")
+    checkpoint = Checkpoint(role, files.location, views, tuple(sources), files, config)
+    return StoredDelta(checkpoint, deltas, whole, about)
 
 
 def _files(about: Mapping[str, Any], where: str) -> list[str]:
@@ -482,7 +474,7 @@ def _difference(stream: Tensor, info: Mapping[str, Any]) -> Difference:
     ):
         raise CheckpointError(
             f"the stream of tensor {stream.name!r} cannot hold a Δ of its shape",
-            where=str(stream.file),
+            where=str(stream.blob),
             expected=f"U8, {(_ENTRY + _SIZES) * blocks} to {(_ENTRY + MOST) * blocks} bytes "
             f"for {list(shape)}",
             got=f"{stream.dtype} {list(stream.shape)}",

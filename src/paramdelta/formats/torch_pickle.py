@@ -24,13 +24,13 @@ import pickletools
 import struct
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import IO, Any, cast
 
 from paramdelta.dtypes import DTYPES
 from paramdelta.errors import CheckpointError
 from paramdelta.formats.view import Tensor, Transposed, View
-from paramdelta.storage.local import File
+from paramdelta.storage.blob import Blob
+from paramdelta.storage.reader import Reader
 
 MAX_PICKLE = 64_000_000  # bytes; 160 a tensor are usual
 MAX_DIRECTORY = 16_000_000  # bytes; 80 a tensor are usual
@@ -90,20 +90,29 @@ class _Opaque:
     """Stands for a value that is no weight. Holds nothing, does nothing."""
 
 
-def read_pickle(path: Path) -> Contents:
+class _File:
+    """A blob to read from, and its URL for messages."""
+
+    def __init__(self, reader: Reader, blob: Blob) -> None:
+        self.reader = reader
+        self.blob = blob
+        self.path = blob.url
+
+    def read(self, offset: int, length: int) -> bytes:
+        """``length`` bytes from ``offset``."""
+        return self.reader.get(self.blob, offset, length)
+
+
+def read_pickle(reader: Reader, blob: Blob) -> Contents:
     """Find the tensors of a file that `torch.save` wrote.
 
     Raises:
         CheckpointError: damaged, hostile, or in need of code to be understood.
         StorageError: the file cannot be read.
     """
-    file = File(path)
-    try:
-        size = file.size()
-        read = _read_archive if file.read(0, min(4, size)) == b"PK\3\4" else _read_legacy
-        held, offsets, digest = read(file, size)
-    finally:
-        file.close()
+    file, size, path = _File(reader, blob), blob.size, blob.url
+    read = _read_archive if file.read(0, min(4, size)) == b"PK\3\4" else _read_legacy
+    held, offsets, digest = read(file, size)
     state, ignored = _state_dict(held, path)
     tensors = []
     for name, value in state.items():
@@ -112,14 +121,14 @@ def read_pickle(path: Path) -> Contents:
         where = f"{path}, tensor {_short(name)}"
         if not isinstance(name, str) or name == "__metadata__" or not _is_text(name):
             raise _error("a tensor's name is none", where, "a string", _short(name))
-        tensors.append(_view(name, value, offsets, where, path))
+        tensors.append(_view(name, value, offsets, where, blob))
     return Contents(tuple(tensors), tuple(ignored), digest)
 
 
 # -- what the object means -------------------------------------------------------------------------
 
 
-def _state_dict(held: Any, path: Path) -> tuple[dict[Any, Any], list[str]]:
+def _state_dict(held: Any, path: str) -> tuple[dict[Any, Any], list[str]]:
     """The dict of tensors in what was saved, and what stands beside it and in it."""
     ignored: list[str] = []
     place = ""
@@ -128,7 +137,7 @@ def _state_dict(held: Any, path: Path) -> tuple[dict[Any, Any], list[str]]:
         if len(inner) > 1:
             raise _error(
                 "which of these are the weights cannot be told",
-                str(path),
+                path,
                 "one dict of tensors",
                 ", ".join(map(repr, inner)),
                 "save the one that you mean by itself",
@@ -143,7 +152,7 @@ def _state_dict(held: Any, path: Path) -> tuple[dict[Any, Any], list[str]]:
         keys = ", ".join(_short(key) for key in list(held)[:8]) if isinstance(held, dict) else ""
         raise _error(
             "no dict of tensors here",
-            str(path),
+            path,
             "names and tensors, at the top or under one of " + ", ".join(_WRAPPERS),
             f"a {_kind(held)}" + (f": {keys}" if keys else ""),
             "save model.state_dict()",
@@ -197,12 +206,12 @@ def _is_text(name: str) -> bool:
     return True
 
 
-def _view(name: str, tensor: _Strided, offsets: dict[str, int], where: str, path: Path) -> View:
+def _view(name: str, tensor: _Strided, offsets: dict[str, int], where: str, blob: Blob) -> View:
     """A tensor as the rest of the house knows it, checked against its storage."""
     kind, storage = DTYPES[tensor.dtype], tensor.storage
     elements = math.prod(tensor.shape)
     offset = offsets[storage.key] + tensor.first * kind.size
-    stored = Tensor(name, kind.name, tensor.shape, path, offset, elements * kind.size)
+    stored = Tensor(name, kind.name, tensor.shape, blob, offset, elements * kind.size)
     turned = _is_transposed(tensor)
     if not (elements == 0 or turned or _is_contiguous(tensor)):
         raise _error(
@@ -222,7 +231,7 @@ def _view(name: str, tensor: _Strided, offsets: dict[str, int], where: str, path
         )
     if elements and turned and not _is_contiguous(tensor):
         rows, columns = tensor.shape
-        layout = Tensor(name, kind.name, (columns, rows), path, offset, stored.size)
+        layout = Tensor(name, kind.name, (columns, rows), blob, offset, stored.size)
         return Transposed(name, kind.name, tensor.shape, layout)
     return stored
 
@@ -252,9 +261,9 @@ class _Entry:
     size: int
 
 
-def _read_archive(file: File, size: int) -> tuple[Any, dict[str, int], str]:
+def _read_archive(file: _File, size: int) -> tuple[Any, dict[str, int], str]:
     """The object, the offset of each storage that it uses, and the digest."""
-    where = str(file.path)
+    where = file.path
     start, stop = _directory(file, size, where)
     directory = file.read(start, stop - start)
     entries = _locate(file, list(_entries(directory, where)), start, where)
@@ -311,7 +320,7 @@ def _check_order(little: bool, got: str, where: str) -> None:
         )
 
 
-def _directory(file: File, size: int, where: str) -> tuple[int, int]:
+def _directory(file: _File, size: int, where: str) -> tuple[int, int]:
     """Where the archive's directory begins and ends; right up to it are entries."""
     end = size - 22
     tail = file.read(max(0, end - 76), size - max(0, end - 76))
@@ -387,7 +396,7 @@ def _check_plain(name: bytes, flags: int, method: int, where: str) -> None:
         )
 
 
-def _locate(file: File, entries: list[_Entry], stop: int, where: str) -> dict[str, _Entry]:
+def _locate(file: _File, entries: list[_Entry], stop: int, where: str) -> dict[str, _Entry]:
     """Entries by name, with the places of their bytes: read from their own headers, no overlaps."""
     found: dict[str, _Entry] = {}
     position = 0
@@ -438,7 +447,7 @@ _PROTOCOL = 1001
 class _Head:
     """The start of a file as a stream; no more of the file is read than a block beyond."""
 
-    def __init__(self, file: File, size: int) -> None:
+    def __init__(self, file: _File, size: int) -> None:
         self.file = file
         self.stop = min(size, MAX_PICKLE)
         self.data = bytearray()
@@ -464,9 +473,9 @@ class _Head:
         return self.read((end + 1 if end >= 0 else len(self.data)) - self.position)
 
 
-def _read_legacy(file: File, size: int) -> tuple[Any, dict[str, int], str]:
+def _read_legacy(file: _File, size: int) -> tuple[Any, dict[str, int], str]:
     """The object, the offset of each storage that it uses, and the digest."""
-    where = str(file.path)
+    where = file.path
     head = _Head(file, size)
     stream = cast(IO[bytes], head)  # as much of one as pickletools asks for
     machine = _Machine(where)

@@ -12,16 +12,16 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from paramdelta.dtypes import DTYPES, DType
+from paramdelta.storage.blob import Blob
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from paramdelta.storage.local import File
+    from paramdelta.storage.reader import Reader
 
 Starts: TypeAlias = "int | npt.NDArray[np.int64]"
 Fetch = Callable[["Tensor", Starts, memoryview], None]
@@ -72,7 +72,7 @@ class View(ABC):
     @property
     @abstractmethod
     def identity(self) -> list[Any]:
-        """What determines its elements, as JSON; stored tensors stand as (file, name)."""
+        """What determines its elements, as JSON; stored tensors stand as (blob, name)."""
 
     @abstractmethod
     def read(self, start: int, stop: int, into: memoryview, fetch: Fetch) -> None:
@@ -100,9 +100,9 @@ class View(ABC):
 
 @dataclass(frozen=True)
 class Tensor(View):
-    """A stored tensor: ``size`` bytes from ``offset`` on in ``file``, row-major."""
+    """A stored tensor: ``size`` bytes from ``offset`` of a blob, row-major."""
 
-    file: Path
+    blob: Blob
     offset: int
     size: int
 
@@ -118,8 +118,8 @@ class Tensor(View):
 
     @property
     def identity(self) -> list[Any]:
-        """File and name."""
-        return [self.file, self.name]
+        """Blob and name."""
+        return [self.blob, self.name]
 
     def read(self, start: int, stop: int, into: memoryview, fetch: Fetch) -> None:
         """Fetch the run as it is stored."""
@@ -129,14 +129,19 @@ class Tensor(View):
         """Fetch all runs at once."""
         fetch(self, starts, into)
 
-    def fetch_from(self, file: "File", starts: Starts, into: memoryview) -> None:
-        """What `Fetch` promises, from the opened file; raises as its reads."""
-        size = self.kind.size
+
+def fetch_from(reader: "Reader") -> Fetch:
+    """A `Fetch` that reads stored tensors through a reader."""
+
+    def fetch(tensor: Tensor, starts: Starts, into: memoryview) -> None:
+        size = tensor.kind.size
         if isinstance(starts, int):
-            file.read_once(into, self.offset + starts * size)
+            reader.read(tensor.blob, tensor.offset + starts * size, into)
         else:
-            among = range(self.offset, self.offset + self.size)
-            file.gather(into, self.offset + starts * size, among)
+            among = range(tensor.offset, tensor.offset + tensor.size)
+            reader.read_many(tensor.blob, tensor.offset + starts * size, into, among)
+
+    return fetch
 
 
 @dataclass(frozen=True)

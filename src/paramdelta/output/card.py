@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from paramdelta.errors import ParamDeltaError
 from paramdelta.formats.checkpoint import Checkpoint
 from paramdelta.output.lock import renamed
 from paramdelta.planning.plan import Plan
@@ -161,13 +162,12 @@ def _public(source: Checkpoint) -> str:
 
 def front_matter(source: Checkpoint) -> dict[str, Any]:
     """The metadata of a checkpoint's own card, {} if there is none that can be read."""
-    path = source.companion("README.md")
-    if path is None:
+    if "README.md" not in source.files:
         return {}
     try:
-        match = _FRONT_MATTER.match(path.read_text(encoding="utf-8", errors="replace"))
+        match = _FRONT_MATTER.match(source.files.text("README.md"))
         data = yaml.safe_load(match[1]) if match else None
-    except (OSError, yaml.YAMLError):
+    except (ParamDeltaError, yaml.YAMLError):
         return {}
     return data if isinstance(data, dict) else {}
 
@@ -185,9 +185,9 @@ def _licence(source: Checkpoint, card: dict[str, Any]) -> str:
         licence = ", ".join(map(str, licence))
     if licence:
         return str(licence)
-    file = source.companion("LICENSE") or source.companion("LICENSE.txt")
-    if file is not None:
-        first = file.read_text(encoding="utf-8", errors="replace").strip().splitlines()[:1]
+    name = next((name for name in ("LICENSE", "LICENSE.txt") if name in source.files), None)
+    if name is not None:
+        first = source.files.text(name).strip().splitlines()[:1]
         return f"see its LICENSE ({first[0].strip()})" if first else "see its LICENSE"
     return "not stated"
 

@@ -3,12 +3,14 @@
 import json
 from pathlib import Path
 
-from paramdelta.formats.checkpoint import read_json
 from paramdelta.planning.companions import Companion
-from paramdelta.storage.local import read_bytes, write_bytes, write_text
+from paramdelta.planning.vocabulary import MOST
+from paramdelta.storage.files import parse_json
+from paramdelta.storage.local import write_bytes, write_text
+from paramdelta.storage.reader import Reader
 
 
-def write_companions(companions: tuple[Companion, ...], folder: Path) -> None:
+def write_companions(companions: tuple[Companion, ...], folder: Path, reader: Reader) -> None:
     """Copy each companion into the folder, with its changes if it has any.
 
     Raises:
@@ -18,9 +20,9 @@ def write_companions(companions: tuple[Companion, ...], folder: Path) -> None:
     for companion in companions:
         target = folder / companion.name
         if not companion.changes:
-            write_bytes(target, read_bytes(companion.source))
+            write_bytes(target, reader.small(companion.source, MOST))
             continue
-        content = read_json(companion.source)
+        content = parse_json(reader.small(companion.source, MOST), str(companion.source))
         for key, value in companion.changes:
             if value is None:
                 content.pop(key, None)

@@ -41,6 +41,7 @@ from paramdelta.storage.local import (
     raise_open_file_limit,
     write_text,
 )
+from paramdelta.storage.reader import Reader
 from paramdelta.version import __version__
 
 RUN = 4  # blocks that a thread reads and makes at a time
@@ -129,7 +130,7 @@ def write_delta(
     raise_open_file_limit()
     with whole_or_nothing(out, "extract") as staging:
         made = _Writer(plan, staging, shard_size, workers, progress).write()
-        write_companions(plan.companions, staging)
+        write_companions(plan.companions, staging, Reader())
         write_text(staging / "README.md", delta_card(plan, out, made.base_sha256))
         for name in made.files:
             (staging / (name + PART)).rename(staging / name)
@@ -156,8 +157,8 @@ def _source(source: Checkpoint) -> dict[str, Any]:
     """What a checkpoint was, for strangers: no path of this machine."""
     public = source.location.pinned if source.location.repo else source.location.name
     files = [
-        {"name": f.path.name, "size": f.size, "header_sha256": f.header_sha256}
-        for f in source.files
+        {"name": f.blob.name, "size": f.blob.size, "header_sha256": f.header_sha256}
+        for f in source.sources
     ]
     return {"name": public, "files": files}
 

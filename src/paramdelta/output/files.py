@@ -122,9 +122,9 @@ def identity(plan: Plan, layout: Layout) -> dict[str, Any]:
 def source_identity(file: SourceFile) -> dict[str, Any]:
     """How a source file is recognised: path, size, time of change and digest of its header."""
     return {
-        "path": str(file.path.absolute()),
-        "size": file.size,
-        "modified_ns": file.modified_ns,
+        "path": file.blob.url,
+        "size": file.blob.size,
+        "version": file.blob.version,
         "header_sha256": file.header_sha256,
     }
 

@@ -8,7 +8,7 @@ from typing import Any
 from paramdelta.errors import UsageError
 from paramdelta.formats.checkpoint import WEIGHTS
 from paramdelta.planning.plan import OutputTensor, Plan
-from paramdelta.storage.local import BLOCK
+from paramdelta.storage.local import PAGE
 from paramdelta.units import show_size
 
 METADATA = {"format": "pt"}  # transformers refuses files without it
@@ -65,7 +65,7 @@ def make_layout(plan: Plan, shard_size: int, apart: int | None = None) -> Layout
         if number > first and (size + needed > shard_size or number == apart):
             groups.append((first, number))
             first, size = number, 0
-        size = size or 128 + BLOCK  # the length, the metadata and the padding of the header
+        size = size or 128 + PAGE  # the length, the metadata and the padding of the header
         size += needed
     groups.append((first, len(plan.tensors)))
     shards = []
@@ -92,7 +92,7 @@ def make_header(tensors: Iterable[OutputTensor]) -> bytes:
         }
         offset += tensor.nbytes
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-(8 + len(text)) % BLOCK)
+    text += b" " * (-(8 + len(text)) % PAGE)
     return len(text).to_bytes(8, "little") + text
 
 

@@ -10,9 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from paramdelta.errors import CheckpointError, MisfitError, UsageError
-from paramdelta.formats.checkpoint import Checkpoint, read_json
+from paramdelta.formats.checkpoint import Checkpoint, open_checkpoint
 from paramdelta.planning.plan import Plan
 from paramdelta.recipe import Delta, Recipe
+from paramdelta.storage.files import MOST_JSON, Files, parse_json
+from paramdelta.storage.local import local_blob
+from paramdelta.storage.location import locate
+from paramdelta.storage.reader import Reader
 from paramdelta.version import __version__
 
 LOCK = "paramdelta.lock.json"
@@ -62,8 +66,8 @@ def _source(source: Checkpoint) -> dict[str, Any]:
         "role": source.role,
         "address": source.location.pinned,
         "files": [
-            {"name": f.path.name, "size": f.size, "header_sha256": f.header_sha256}
-            for f in source.files
+            {"name": f.blob.name, "size": f.blob.size, "header_sha256": f.header_sha256}
+            for f in source.sources
         ],
     }
 
@@ -81,7 +85,8 @@ def read_lock(folder: Path) -> dict[str, Any]:
             where=str(folder),
             expected=f"a folder with {LOCK}",
         )
-    lock = read_json(folder / LOCK)
+    with Reader() as reader:
+        lock = parse_json(reader.small(local_blob(folder / LOCK), MOST_JSON), str(folder / LOCK))
     if lock.get("lock_version") != VERSION or not isinstance(lock.get("recipe"), dict):
         raise CheckpointError(
             "the lock cannot be understood",
@@ -90,6 +95,12 @@ def read_lock(folder: Path) -> dict[str, Any]:
             got=f"lock_version {lock.get('lock_version')!r}",
         )
     return lock
+
+
+def open_output(folder: Path) -> Checkpoint:
+    """The weights of an output folder; raises as `open_checkpoint`."""
+    with Reader() as reader:
+        return open_checkpoint(Files(locate(str(folder)), reader), "output")
 
 
 def locked_recipe(lock: dict[str, Any], where: Path) -> Recipe:

@@ -51,6 +51,7 @@ from paramdelta.storage.local import (
     raise_open_file_limit,
     write_text,
 )
+from paramdelta.storage.reader import Reader
 from paramdelta.version import __version__
 
 LORA = "paramdelta.lora.json"  # what was kept, for machines; and the mark of such a folder
@@ -225,7 +226,9 @@ def write_adapter(
     raise_open_file_limit()
     with whole_or_nothing(out, "lora") as staging:
         made = _Writer(plan, parts, aim, dtype, workers, progress).write(staging / (ADAPTER + PART))
-        write_companions(tuple(c for c in plan.companions if c.name not in _MODELS), staging)
+        write_companions(
+            tuple(c for c in plan.companions if c.name not in _MODELS), staging, Reader()
+        )
         write_text(staging / "README.md", card(made))
         write_text(staging / LORA, _description(plan, aim, made))
         (staging / (ADAPTER + PART)).rename(staging / ADAPTER)

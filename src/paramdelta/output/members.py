@@ -9,13 +9,12 @@ from pathlib import Path
 from paramdelta.engine.run import Sink
 from paramdelta.engine.slices import Slice
 from paramdelta.errors import CheckpointError, MisfitError, ParamDeltaError
-from paramdelta.formats.checkpoint import open_checkpoint
 from paramdelta.output.files import Files
 from paramdelta.output.layout import Layout
-from paramdelta.output.lock import LOCK, lock_text, read_lock
+from paramdelta.output.lock import LOCK, lock_text, open_output, read_lock
 from paramdelta.planning.plan import Plan
 from paramdelta.planning.sweep import Sweep
-from paramdelta.storage.local import raise_open_file_limit
+from paramdelta.storage.local import modified_ns, raise_open_file_limit
 
 
 class Members:
@@ -118,14 +117,14 @@ def is_finished(plan: Plan, shard_size: int, out: Path) -> bool:
     headers.
     """
     try:
-        lock, output = read_lock(out), open_checkpoint(str(out), "output")
+        lock, output = read_lock(out), open_output(out)
         made = (out / LOCK).stat().st_mtime_ns
     except (MisfitError, CheckpointError, OSError):
         return False
     wanted = json.loads(lock_text(plan, shard_size))
     if any(lock.get(key) != value for key, value in wanted.items() if key != "versions"):
         return False
-    if any(file.modified_ns > made for file in plan.files):
+    if any(modified_ns(file.blob) > made for file in plan.files):
         return False
     found = {t.name: (t.dtype, t.shape) for t in output.tensors.values()}
     return found == {t.name: (t.dtype, t.shape) for t in plan.tensors}

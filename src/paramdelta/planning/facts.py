@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from paramdelta.planning.smallfiles import TEMPLATES, SmallFiles
+from paramdelta.storage.files import Files
 
 CONFIG = "config.json"
 GENERATION = "generation_config.json"
@@ -23,6 +23,7 @@ SPECIAL = "special_tokens_map.json"
 JINJA = "chat_template.jinja"
 PROCESSOR_TEMPLATE = "chat_template.json"
 PROCESSOR = "processor_config.json"
+TEMPLATES = "additional_chat_templates"  # the folder for chat templates with names
 
 ROLES = (
     "bos_token",
@@ -131,7 +132,7 @@ class Statement:
         return ".".join((self.file, *self.keys))
 
 
-def statements(name: str, files: SmallFiles) -> tuple[Statement, ...]:
+def statements(name: str, files: Files) -> tuple[Statement, ...]:
     """All statements of a fact in a folder, those that transformers believes first.
 
     A null states nothing. Raises CheckpointError or StorageError where a file cannot be read.
@@ -145,7 +146,7 @@ def statements(name: str, files: SmallFiles) -> tuple[Statement, ...]:
             prefix, star, suffix = place.file.partition("*")
             found += [
                 Statement(file, (), files.text(file))
-                for file in files.names
+                for file in sorted(files)
                 if (file.startswith(prefix) and file.endswith(suffix) if star else file == prefix)
             ]
             continue
@@ -164,7 +165,7 @@ def _at(part: Any, path: Sequence[str]) -> Any:
     return part
 
 
-def value(name: str, files: SmallFiles) -> Any:
+def value(name: str, files: Files) -> Any:
     """What transformers takes a fact to be; None if nothing states it."""
     found = statements(name, files)
     return found[0].value if found else None
@@ -234,13 +235,13 @@ def token_text(said: Any) -> str | None:
     return said if isinstance(said, str) else None
 
 
-def role_tokens(files: SmallFiles) -> dict[str, str]:
+def role_tokens(files: Files) -> dict[str, str]:
     """The texts of the special tokens that have a role (`ROLES`), as transformers takes them."""
     found = ((role, token_text(value(role, files))) for role in ROLES)
     return {role: text for role, text in found if text is not None}
 
 
-def extra_tokens(files: SmallFiles) -> tuple[str, ...]:
+def extra_tokens(files: Files) -> tuple[str, ...]:
     """Further special tokens that the tokenizer's files name, in their order."""
     config = files.json(TOKENIZER)
     sources = [config] if "added_tokens_decoder" in config else [config, files.json(SPECIAL)]
@@ -254,7 +255,7 @@ def extra_tokens(files: SmallFiles) -> tuple[str, ...]:
     return tuple(dict.fromkeys(found))
 
 
-def end_ids(files: SmallFiles) -> set[int]:
+def end_ids(files: Files) -> set[int]:
     """All ids that some file says end a turn."""
     found = (id_list(statement.value) for statement in statements("eos_token_id", files))
     return {token_id for ids in found for token_id in ids}
@@ -275,7 +276,7 @@ def same_ids(one: Any, other: Any) -> bool:
 # -- chat templates --------------------------------------------------------------------------------
 
 
-def chat_templates(files: SmallFiles) -> dict[str, str]:
+def chat_templates(files: Files) -> dict[str, str]:
     """The chat templates by name, the usual one "default", as transformers' tokenizers find them.
 
     Without any there, those of a processor. {} if there is none.
@@ -300,7 +301,7 @@ def inline_templates(said: Any) -> dict[str, str]:
     return {str(entry.get("name")): str(entry.get("template")) for entry in named}
 
 
-def template_text(files: SmallFiles) -> str:
+def template_text(files: Files) -> str:
     """The text of every chat template in any place, "" if there is none."""
     texts: list[str] = []
     for statement in statements("chat_template", files):

@@ -5,7 +5,6 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from paramdelta.dtypes import DTYPES
@@ -20,6 +19,7 @@ from paramdelta.planning.lineage import Likeness
 from paramdelta.planning.settlement import Case
 from paramdelta.recipe import Recipe
 from paramdelta.sparsity import Sparsity, Ties
+from paramdelta.storage.blob import Blob
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,7 @@ class Plan:
     @property
     def files(self) -> tuple[SourceFile, ...]:
         """All weight files that are read, each once."""
-        return tuple({f.path: f for source in self.sources for f in source.files}.values())
+        return tuple({f.blob: f for source in self.sources for f in source.sources}.values())
 
     @property
     def bytes_to_read(self) -> int:
@@ -195,11 +195,11 @@ class Plan:
         """Which checkpoint a view is of; the first, where it has several roles; "" for zeros."""
         if not view.parts:
             return ""
-        return self._roles.get(view.parts[0].file, "")
+        return self._roles.get(view.parts[0].blob, "")
 
     @cached_property
-    def _roles(self) -> dict[Path, str]:
-        return {f.path: s.role for s in reversed(self.sources) for f in s.files}
+    def _roles(self) -> dict[Blob, str]:
+        return {f.blob: s.role for s in reversed(self.sources) for f in s.sources}
 
     @property
     def refused(self) -> tuple[Finding, ...]:
@@ -209,7 +209,7 @@ class Plan:
     @property
     def digest(self) -> str:
         """SHA-256 over what determines the output's weights: sources' headers, terms, dtypes."""
-        headers = {file.path: file.header_sha256 for file in self.files}
+        headers = {file.blob: file.header_sha256 for file in self.files}
         lines = [
             [
                 tensor.name,
@@ -308,7 +308,7 @@ def terms(tensors: Iterable[OutputTensor]) -> list[dict[str, Any]]:
             "shape": list(t.shape),
             "terms": [
                 {
-                    "stored": [[str(part.file), part.name] for part in term.view.parts],
+                    "stored": [[str(part.blob), part.name] for part in term.view.parts],
                     "dtype": term.view.dtype,
                     "coefficient": term.coefficient,
                 }

@@ -11,7 +11,6 @@ from paramdelta.dtypes import DTYPES, FP8_BLOCK, FP8_SIDE
 from paramdelta.errors import UsageError
 from paramdelta.formats.adapter import LowRank
 from paramdelta.formats.blockscaled import BlockScaled
-from paramdelta.formats.checkpoint import Checkpoint
 from paramdelta.formats.delta import other_half
 from paramdelta.formats.view import View, Zeros
 from paramdelta.planning import companions, lineage, names
@@ -32,39 +31,42 @@ from paramdelta.planning.settlement import (
     picked,
     settle,
 )
-from paramdelta.planning.smallfiles import small_files
-from paramdelta.planning.sources import Lineage, Source, Sources
+from paramdelta.planning.sources import Lineage, Opener, Source, Sources
 from paramdelta.planning.tokenaxes import token_axes
 from paramdelta.planning.tokenizer import Known, read_vocabulary
 from paramdelta.planning.tokens import tell_doubts, tell_rows
 from paramdelta.planning.vocabulary import Opaque, Vocabulary
 from paramdelta.recipe import Recipe
+from paramdelta.storage.reader import Reader
 
 COPIED = "copied from the new base"
 NO_DELTA = "no Δ for it"
 LOOK = "look whether it is the right checkpoint"
 
 
-def make_plan(recipe: Recipe, opened: dict[str, Checkpoint] | None = None) -> Plan:
+def make_plan(recipe: Recipe, opener: Opener | None = None) -> Plan:
     """Open the checkpoints of a recipe by their headers and decide everything.
 
-    ``opened``: by address, those that a plan before this one opened; this one's are added.
+    ``opener``: opens the checkpoints. Plans that share one open each checkpoint once.
 
     Raises:
         UsageError: an address that is no checkpoint, or a choice that cannot be meant.
         CheckpointError: damaged or hostile files.
         StorageError: something cannot be read or downloaded.
     """
-    return _Planner(recipe, {} if opened is None else opened).plan()
+    if opener is not None:
+        return _Planner(recipe, opener).plan()
+    with Reader() as reader:
+        return _Planner(recipe, Opener(reader)).plan()
 
 
 class _Planner:
     """Collects output tensors and findings; one instance makes one plan."""
 
-    def __init__(self, recipe: Recipe, opened: dict[str, Checkpoint]) -> None:
+    def __init__(self, recipe: Recipe, opener: Opener) -> None:
         self.recipe = recipe
         self.findings = Findings()
-        self.sources = Sources(recipe, opened, self.findings)
+        self.sources = Sources(recipe, opener, self.findings)
         self.new, self.lineages = self.sources.new, self.sources.lineages
 
     def plan(self) -> Plan:
@@ -460,7 +462,7 @@ class _Planner:
         if source is None:
             return None
         checkpoint = source.checkpoint
-        return read_vocabulary(small_files(checkpoint), checkpoint.config, read)
+        return read_vocabulary(checkpoint.files, checkpoint.config, read)
 
     def heights(self, name: str) -> list[int]:
         """Rows of tokens of a tensor in every source that has it, the new base's first."""
@@ -542,7 +544,7 @@ class _Planner:
             for other in others if each.base is not None else ():
                 assert each.base is not None
                 one = each.base
-                like = lineage.likeness(chosen, one.views, other.views)
+                like = lineage.likeness(chosen, one.views, other.views, self.sources.fetch)
                 if like is None:
                     continue
                 result[f"{one.checkpoint.role} ~ {other.checkpoint.role}"] = like

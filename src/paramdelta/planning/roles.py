@@ -3,13 +3,13 @@
 from collections.abc import Iterable
 
 from paramdelta.planning.facts import end_ids, role_tokens, template_text
-from paramdelta.planning.smallfiles import SmallFiles
 from paramdelta.planning.vocabulary import Vocabulary
+from paramdelta.storage.files import Files
 
 NEEDED = ("bos_token", "eos_token", "pad_token")
 
 
-def needed(files: SmallFiles, vocabulary: Vocabulary, ids: Iterable[int]) -> tuple[int, ...]:
+def needed(files: Files, vocabulary: Vocabulary, ids: Iterable[int]) -> tuple[int, ...]:
     """Those of the given ids without which the checkpoint's conversations do not work.
 
     ``files``: what is beside its weights.

@@ -9,12 +9,13 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from paramdelta.errors import UsageError
-from paramdelta.formats.checkpoint import Checkpoint
 from paramdelta.formats.view import Tensor
 from paramdelta.planning.plan import OutputTensor, Pair, Plan
 from paramdelta.planning.planner import make_plan
 from paramdelta.planning.quantised import CODES
+from paramdelta.planning.sources import Opener
 from paramdelta.recipe import Recipe
+from paramdelta.storage.reader import Reader
 
 LEAST_SHARED = 1_000_000  # bytes: for less, the outputs keep the files that a mix would write
 
@@ -91,8 +92,9 @@ def make_sweep(recipe: Recipe, scales: Sequence[float]) -> Sweep:
     for scale in scales:
         if scales.count(scale) > 1:
             raise UsageError(f"scale {scale:g} stands twice", expected="each output once")
-    opened: dict[str, Checkpoint] = {}
-    plans = tuple(make_plan(recipe.times(scale), opened) for scale in scales)
+    with Reader() as reader:
+        opener = Opener(reader)
+        plans = tuple(make_plan(recipe.times(scale), opener) for scale in scales)
     for plan in plans:
         plan.check()
     outlines = [[(t.name, t.dtype, t.shape) for t in plan.tensors] for plan in plans]

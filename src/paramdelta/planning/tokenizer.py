@@ -23,7 +23,6 @@ from paramdelta.planning.facts import (
     role_tokens,
     token_text,
 )
-from paramdelta.planning.smallfiles import SmallFiles
 from paramdelta.planning.tokenizerclasses import (
     CLASSES,
     CODED_SPECIALS,
@@ -38,8 +37,9 @@ from paramdelta.planning.tokenizerclasses import (
 )
 from paramdelta.planning.tokenizerjson import tokenizer_table
 from paramdelta.planning.vocabtable import NumberingError, Table, checked_id, key_id
-from paramdelta.planning.vocabulary import Opaque, Vocabulary
+from paramdelta.planning.vocabulary import MOST, Opaque, Vocabulary
 from paramdelta.planning.wordlist import is_rwkv, rwkv
+from paramdelta.storage.files import Files, parse_json
 
 ADDED = "added_tokens.json"
 _TIKTOKEN = re.compile(r"[^/]+\.tiktoken|tiktoken\.model|tokenizer\.model[^/]*")
@@ -67,7 +67,7 @@ def is_tokenizer_file(name: str) -> bool:
 
 
 def read_vocabulary(
-    files: SmallFiles, config: Mapping[str, Any], known: Known
+    files: Files, config: Mapping[str, Any], known: Known
 ) -> Vocabulary | Opaque | None:
     """The tokens of a tokenizer; None where there is none, `Opaque` where their ids are not known.
 
@@ -86,12 +86,13 @@ def read_vocabulary(
         return Opaque(f"{name}Tokenizer: {_NO_TABLE[name]}", name.encode())
     needs_no_file = name in CLASSES and not CLASSES[name].files
     if FAST in files and not needs_no_file:
-        digest = hashlib.sha256(files.bytes(FAST)).digest()
+        data = files.bytes(FAST, MOST)
+        digest = hashlib.sha256(data).digest()
         if digest not in known:
             with _understood(files, FAST):
-                known[digest] = tokenizer_table(files.json(FAST))
+                known[digest] = tokenizer_table(parse_json(data, str(files[FAST])))
         return _completed(known[digest].copy(), files, said)
-    for file in files.names:
+    for file in _top(files):
         if (table := _self_describing(files, file, name, said)) is not None:
             return _completed(table, files, said)
     chosen = _class_of(name, files)
@@ -99,21 +100,19 @@ def read_vocabulary(
         file, kind = chosen
         try:
             with _understood(files, file):
-                content = files.json(file) if file.endswith(".json") else files.bytes(file)
+                content = _content(files, file)
                 table = Table(kind.layout(content, said), counts=kind.counts)
         except NumberingError as error:
             return _opaque(files, f"{file}: {error}")
         return _completed(table, files, said, kind)
-    present = [file for file in files.names if is_vocabulary_file(file)]
+    present = [file for file in _top(files) if is_vocabulary_file(file)]
     if not present:
         return None
     who = f"{name}Tokenizer" if name else "a tokenizer of an unknown class"
     return _opaque(files, f"how {who} numbers the tokens in {present[0]} is not known")
 
 
-def _self_describing(
-    files: SmallFiles, file: str, name: str, said: Mapping[str, Any]
-) -> Table | None:
+def _self_describing(files: Files, file: str, name: str, said: Mapping[str, Any]) -> Table | None:
     """The vocabulary in a file that states ids whatever the class; None if the file is another."""
     with _understood(files, file):
         if _TEKKEN.fullmatch(file):
@@ -121,15 +120,15 @@ def _self_describing(
             table = Table(ids)
             table.add_all(special)
             return table
-        if _TIKTOKEN.fullmatch(file) and is_tiktoken(files.bytes(file)):
+        if _TIKTOKEN.fullmatch(file) and is_tiktoken(files.bytes(file, MOST)):
             decoder = said.get("added_tokens_decoder")
             if name in (*CODED_SPECIALS, *GENERAL) or decoder or name in CLASSES or not name:
-                table = Table(tiktoken(files.bytes(file)))
+                table = Table(tiktoken(files.bytes(file, MOST)))
                 for number, token in enumerate(CODED_SPECIALS.get(name, ()), table.size):
                     table.add(token, number)
                 return _with_placeholders(table, decoder)
-        if _RWKV.fullmatch(file) and is_rwkv(files.bytes(file)):
-            return Table(rwkv(files.bytes(file)))
+        if _RWKV.fullmatch(file) and is_rwkv(files.bytes(file, MOST)):
+            return Table(rwkv(files.bytes(file, MOST)))
     return None
 
 
@@ -144,7 +143,7 @@ def _with_placeholders(table: Table, decoder: Any) -> Table:
     return table
 
 
-def _class_of(name: str, files: SmallFiles) -> tuple[str, TokenizerClass] | None:
+def _class_of(name: str, files: Files) -> tuple[str, TokenizerClass] | None:
     """The file to read and the class that says what the ids in it are; None if unknown."""
     kind = CLASSES.get(name) or (PIECES if name in GENERAL else None)
     for candidate in (kind, OBJECT) if kind is not None else (OBJECT,):
@@ -152,7 +151,7 @@ def _class_of(name: str, files: SmallFiles) -> tuple[str, TokenizerClass] | None
             return "", candidate
         found = next((file for file in candidate.files if file in files), None)
         if found is None and candidate.files[-1] == PIECE_FILES[-1]:
-            models = [n for n in files.names if n.endswith((".model", ".spm"))]
+            models = [n for n in _top(files) if n.endswith((".model", ".spm"))]
             found = models[0] if len(models) == 1 else None
         if found is not None:
             return found, candidate
@@ -160,7 +159,7 @@ def _class_of(name: str, files: SmallFiles) -> tuple[str, TokenizerClass] | None
 
 
 def _completed(
-    table: Table, files: SmallFiles, said: Mapping[str, Any], kind: TokenizerClass = UNKNOWN
+    table: Table, files: Files, said: Mapping[str, Any], kind: TokenizerClass = UNKNOWN
 ) -> Vocabulary:
     """The vocabulary with the tokens that stand in other files than that of the vocabulary."""
     stated: dict[int, tuple[str, bool]] = {}
@@ -184,6 +183,16 @@ def _completed(
     return Vocabulary(table.tokens(), frozenset(table.special))
 
 
+def _content(files: Files, file: str) -> Any:
+    if not file:
+        return None
+    return files.json(file) if file.endswith(".json") else files.bytes(file, MOST)
+
+
+def _top(files: Files) -> list[str]:
+    return sorted(name for name in files if "/" not in name)
+
+
 def _entries(decoder: Any) -> Iterable[tuple[str, Any]]:
     if decoder is None:
         return ()
@@ -192,27 +201,27 @@ def _entries(decoder: Any) -> Iterable[tuple[str, Any]]:
     return decoder.items()
 
 
-def _opaque(files: SmallFiles, why: str) -> Opaque:
+def _opaque(files: Files, why: str) -> Opaque:
     """A tokenizer that is the same only where all of its files are."""
     digest = hashlib.sha256()
-    for name in files.names:
+    for name in _top(files):
         if is_vocabulary_file(name) or name in (ADDED, SPECIAL) or name.endswith(".py"):
-            digest.update(json.dumps([name, len(files.bytes(name))]).encode())
-            digest.update(files.bytes(name))
+            digest.update(json.dumps([name, len(files.bytes(name, MOST))]).encode())
+            digest.update(files.bytes(name, MOST))
     added = files.json(TOKENIZER).get("added_tokens_decoder")
     digest.update(json.dumps(added, sort_keys=True).encode())
     return Opaque(why, digest.digest())
 
 
 @contextlib.contextmanager
-def _understood(files: SmallFiles, file: str) -> Iterator[None]:
+def _understood(files: Files, file: str) -> Iterator[None]:
     """Turn what malformed content leads to into an error with the place."""
     try:
         yield
     except (TypeError, ValueError, KeyError, AttributeError, IndexError) as error:
         raise CheckpointError(
             "the tokenizer's files cannot be understood",
-            where=files.place(file) if file else files.where,
+            where=str(files[file]) if file else files.location.address,
             got=str(error)[:200] if isinstance(error, ValueError) else repr(error)[:200],
             remedy="get the file again, or choose --vocabulary id",
         ) from None

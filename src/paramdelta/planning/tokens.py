@@ -5,11 +5,11 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from paramdelta.formats.view import Fetch
 from paramdelta.planning import lineage
 from paramdelta.planning.findings import Findings, Severity
 from paramdelta.planning.roles import needed
 from paramdelta.planning.settlement import Case, Settlement
-from paramdelta.planning.smallfiles import small_files
 from paramdelta.planning.sources import Lineage, Source, Sources
 from paramdelta.planning.vocabulary import first_tokens
 
@@ -60,7 +60,7 @@ def tell_rows(
             )
     tell_missing(settlement, each, findings)
     tell_rowless(settlement, each, heights, findings)
-    recommend_takes(settlement, sources.new, each, embedding, findings)
+    recommend_takes(settlement, sources.new, each, embedding, findings, sources.fetch)
     return settlement.cases(heights)
 
 
@@ -113,7 +113,7 @@ def tell_rowless(
         )
     rows = settlement.height(heights[0])
     known = {post.ids[t]: i for i, t in new.tokens.items() if i >= rows and t in post.ids}
-    vital = needed(small_files(each.post.checkpoint), post, known)
+    vital = needed(each.post.checkpoint.files, post, known)
     if vital:
         options = " ".join(f"--take {shlex.quote(post.tokens[i])}" for i in vital)
         findings.add(
@@ -140,7 +140,7 @@ def tell_missing(settlement: Settlement, each: Lineage, findings: Findings) -> N
     missing = settlement.only_in_post
     if post is None or not missing:
         return
-    vital = needed(small_files(each.post.checkpoint), post, missing)
+    vital = needed(each.post.checkpoint.files, post, missing)
     if vital:
         options = " ".join(f"--graft {shlex.quote(post.tokens[i])}" for i in vital)
         findings.add(
@@ -166,7 +166,12 @@ def tell_missing(settlement: Settlement, each: Lineage, findings: Findings) -> N
 
 
 def recommend_takes(
-    settlement: Settlement, base: Source, each: Lineage, embedding: str, findings: Findings
+    settlement: Settlement,
+    base: Source,
+    each: Lineage,
+    embedding: str,
+    findings: Findings,
+    fetch: Fetch,
 ) -> None:
     """Recommend post's rows for special tokens whose rows in the new base nobody trained."""
     new, post = settlement.new, settlement.post
@@ -184,13 +189,12 @@ def recommend_takes(
     if not shared:
         return
     usual = np.linspace(0, min(new.size, ours.shape[0]) - 1, NEIGHBOURS).astype(int).tolist()
-    neighbours = float(np.median([lineage.row_norm(ours, row) for row in usual]))
-    found = [
-        post.tokens[j]
-        for i, j in shared[:SPECIAL]
-        if lineage.row_norm(ours, i) < UNTRAINED * neighbours
-        and lineage.row_norm(theirs, j) >= UNTRAINED * neighbours
-    ]
+    shared = shared[:SPECIAL]
+    norms = lineage.row_norms(ours, [*usual, *(i for i, _ in shared)], fetch)
+    least = UNTRAINED * float(np.median(norms[: len(usual)]))
+    weak = [pair for pair, norm in zip(shared, norms[len(usual) :], strict=True) if norm < least]
+    trained = lineage.row_norms(theirs, [j for _, j in weak], fetch) >= least
+    found = [post.tokens[j] for (_, j), is_trained in zip(weak, trained, strict=True) if is_trained]
     if found:
         findings.add(
             Severity.WARNING,

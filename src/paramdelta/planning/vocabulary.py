@@ -14,6 +14,8 @@ from paramdelta.formats.view import ABSENT
 
 Map = npt.NDArray[np.int32]
 
+MOST = 256_000_000  # bytes of a tokenizer file; the largest have some 40 MB
+
 _PLACEHOLDER = re.compile(r"reserved|unused|extra_id|placeholder", re.IGNORECASE)
 _MARKED = re.compile(r"<.*>|\[.*\]")
 
