@@ -34,7 +34,7 @@ from paramdelta.planning.settlement import (
 from paramdelta.planning.sources import Lineage, Opener, Source, Sources
 from paramdelta.planning.tokenaxes import token_axes
 from paramdelta.planning.tokenizer import Known, read_vocabulary
-from paramdelta.planning.tokens import tell_doubts, tell_rows
+from paramdelta.planning.tokens import tell_doubts, tell_numbers, tell_rows
 from paramdelta.planning.vocabulary import Opaque, Vocabulary
 from paramdelta.recipe import Recipe
 from paramdelta.storage.reader import Reader
@@ -89,6 +89,8 @@ class _Planner:
         embedding = next((n for n in self.axes if len(self.new.views[n].shape) == 2), None)
         cases = self.rows_of(embedding) if embedding is not None else ()
         tell_doubts(self.settlement, self.sources, self.axes, self.findings)
+        if embedding is not None:
+            tell_numbers(self.settlement, self.sources, self.findings, embedding)
         dtypes = {t.dtype for t in tensors if DTYPES[t.dtype].mixable}
         dtype = next(iter(dtypes)) if len(dtypes) == 1 and quantised is None else None
         post = self.lineages[0].post.checkpoint

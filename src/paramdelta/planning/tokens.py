@@ -91,6 +91,26 @@ def tell_doubts(
             )
 
 
+def tell_numbers(settlement: Settlement, sources: Sources, findings: Findings, name: str) -> None:
+    """Say where rows correspond by number, as asked, although there are not equally many.
+
+    ``name``: of a tensor with a row for each token.
+    """
+    ours = sources.new.views[name].shape
+    for source in sources.others if settlement.forced else ():
+        theirs = source.views.get(name)
+        if theirs is not None and theirs.shape != ours:
+            findings.add(
+                Severity.WARNING,
+                "rows-by-number",
+                "rows of tokens correspond by number (--vocabulary id), but there are "
+                f"{theirs.shape[0]} of them here and {ours[0]} in the new base, and tokenizers were "
+                "not compared",
+                source,
+                remedy="leave --vocabulary out unless the same number is the same token",
+            )
+
+
 def tell_rowless(
     settlement: Settlement, each: Lineage, heights: list[int], findings: Findings
 ) -> None:
