@@ -102,7 +102,6 @@ class _Planner:
                 dtype,
                 tied,
                 self.grown(tensors),
-                self.dequantised and quantised is None,
                 quantised,
             ),
         )
@@ -517,14 +516,15 @@ class _Planner:
         shown = [*heights, *heights[-1:] * 2][:3]
         return tell_rows(self.settlement, self.sources, embedding, shown, self.findings)
 
-    def grown(self, tensors: list[OutputTensor]) -> int | None:
-        """Rows of the output's embedding if they are more than the new base's, else None."""
-        heights = [
-            tensor.shape[self.axes[tensor.name]]
-            for tensor in tensors
-            if tensor.name in self.axes and tensor.shape != self.new.views[tensor.name].shape
-        ]
-        return max(heights, default=None)
+    def grown(self, tensors: list[OutputTensor]) -> dict[int, int]:
+        """Rows of tokens in the output, by how many the new base's tensor has, if they are more."""
+        result: dict[int, int] = {}
+        for tensor in tensors:
+            if (axis := self.axes.get(tensor.name)) is not None:
+                rows = self.new.views[tensor.name].shape[axis]
+                if tensor.shape[axis] != rows:
+                    result[rows] = tensor.shape[axis]
+        return result
 
     # -- whole checkpoints -------------------------------------------------------------------------
 

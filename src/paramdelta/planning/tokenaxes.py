@@ -42,12 +42,19 @@ _OTHERS = re.compile(
 class Section:
     """config.json or an object in it that describes a part of the model.
 
-    ``key``: "" for all of it. ``sizes``: of a vocabulary, as it states them itself.
+    ``path``: the keys that lead to it; () for all of it. ``config``: what it says. ``sizes``: of a
+    vocabulary, as it states them itself. ``inner``: the sections within it.
     """
 
-    key: str
+    path: tuple[str, ...]
+    config: Mapping[str, Any]
     sizes: frozenset[int]
     inner: tuple["Section", ...]
+
+    @property
+    def key(self) -> str:
+        """The last of the keys, "" for all of config.json."""
+        return self.path[-1] if self.path else ""
 
     @property
     def stem(self) -> str:
@@ -85,7 +92,7 @@ def token_axes(
     ``shapes``: of all tensors, by name. ``config``: config.json, {} if there is none. ``tokens``:
     how many rows the tokenizer needs; None if it is not known.
     """
-    top = _section("", config)
+    top = _section((), config)
     texts = _text_sections(top, tokens)
     others = _other_sizes(config)
     found: dict[str, int] = {}
@@ -108,6 +115,19 @@ def token_axes(
     return {name: found[name] for name in shapes if name in found}
 
 
+def size_places(config: Mapping[str, Any], tokens: int | None) -> dict[tuple[str, ...], int]:
+    """Where config.json states how many rows the text vocabulary has: by the keys, what it says.
+
+    ``tokens``: as in `token_axes`.
+    """
+    return {
+        (*section.path, key): section.config[key]
+        for section in _text_sections(_section((), config), tokens)
+        for key in SIZES
+        if section.config.get(key) in section.sizes
+    }
+
+
 def fits(size: int, tokens: int | None) -> bool:
     """Whether an embedding of so many rows can be that of a tokenizer.
 
@@ -116,14 +136,16 @@ def fits(size: int, tokens: int | None) -> bool:
     return tokens is None or size >= tokens - max(8, tokens // 50)
 
 
-def _section(key: str, config: Mapping[str, Any]) -> Section:
-    sizes = {config.get(key) for key in SIZES}
+def _section(path: tuple[str, ...], config: Mapping[str, Any]) -> Section:
+    sizes = (config.get(key) for key in SIZES)
     inner = (
-        _section(name, value)
+        _section((*path, name), value)
         for name, value in config.items()
         if isinstance(value, Mapping) and not _MODEL_KEYS.isdisjoint(value)
     )
-    return Section(key, frozenset(s for s in sizes if type(s) is int and s > 1), tuple(inner))
+    return Section(
+        path, config, frozenset(s for s in sizes if type(s) is int and s > 1), tuple(inner)
+    )
 
 
 def _text_sections(top: Section, tokens: int | None) -> tuple[Section, ...]:

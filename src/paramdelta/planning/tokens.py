@@ -103,9 +103,8 @@ def tell_numbers(settlement: Settlement, sources: Sources, findings: Findings, n
             findings.add(
                 Severity.WARNING,
                 "rows-by-number",
-                "rows of tokens correspond by number (--vocabulary id), but there are "
-                f"{theirs.shape[0]} of them here and {ours[0]} in the new base, and tokenizers were "
-                "not compared",
+                "rows of tokens correspond by number (--vocabulary id), without a look at the "
+                f"tokenizers, but there are {theirs.shape[0]} here and {ours[0]} in the new base",
                 source,
                 remedy="leave --vocabulary out unless the same number is the same token",
             )
