@@ -34,7 +34,7 @@ from paramdelta.planning.settlement import (
 from paramdelta.planning.sources import Lineage, Opener, Source, Sources
 from paramdelta.planning.tokenaxes import token_axes
 from paramdelta.planning.tokenizer import Known, read_vocabulary
-from paramdelta.planning.tokens import tell_doubts, tell_numbers, tell_rows
+from paramdelta.planning.tokens import tell_doubts, tell_numbers, tell_rows, with_rows
 from paramdelta.planning.vocabulary import Opaque, Vocabulary
 from paramdelta.recipe import Recipe
 from paramdelta.storage.reader import Reader
@@ -463,7 +463,10 @@ class _Planner:
         if source is None:
             return None
         checkpoint = source.checkpoint
-        return read_vocabulary(checkpoint.files, checkpoint.config, read)
+        found = read_vocabulary(checkpoint.files, checkpoint.config, read)
+        if isinstance(found, Vocabulary) and source is not self.new:
+            return with_rows(found, source, self.findings)
+        return found
 
     def heights(self, name: str) -> list[int]:
         """Rows of tokens of a tensor in every source that has it, the new base's first."""

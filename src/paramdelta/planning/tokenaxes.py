@@ -22,7 +22,7 @@ TEXT_SECTIONS = (*TEXT_PARTS, "encoder", "question_encoder")
 """Keys of sections of config.json that can describe a text model."""
 
 _MODEL_KEYS = {"model_type", "hidden_size", "d_model", "n_embd", "vocab_size", "num_embeddings"}
-_NOT_SIZES = re.compile(r".*(_id|_ids|_token|_index|_map)|.*vocab.*|seed|.*version.*")
+_NOT_SIZES = re.compile(r".*(_id|_ids|_token|_index|_map)|seed|.*version.*")
 
 # By the name of its module: a table that is looked up by token, or a layer that predicts tokens.
 _TOKENS = re.compile(
@@ -95,24 +95,34 @@ def token_axes(
     top = _section((), config)
     texts = _text_sections(top, tokens)
     others = _other_sizes(config)
+    sizes = frozenset().union(*(text.sizes for text in texts))
     found: dict[str, int] = {}
     for name, shape in shapes.items():
-        sizes = _sizes_of(top.of(name), texts)
-        if sizes is None or _OTHERS.search(name):
-            continue
-        for axis in _candidates(shape):
-            if _holds(shape[axis], sizes, tokens, others, _is_called_so(name)):
+        for axis in range(min(len(shape), 2 if len(shape) == 2 else 1)):
+            if not _may_hold(shape[axis], sizes, tokens) or _OTHERS.search(name):
+                continue
+            own = _sizes_of(top.of(name), texts)
+            if own and _holds(shape[axis], own, tokens, others, _is_called_so(name)):
                 found[name] = axis
                 break
     if not any(len(shapes[name]) == 2 for name in found):
         found |= _largest(shapes, top, texts, tokens)
-    for name, shape in shapes.items():  # biases of heads
-        module, _, last = name.rpartition(".")
-        weight = f"{module}.weight"
-        of_head = last == "bias" and found.get(weight) == 0
-        if of_head and shape == shapes[weight][:1]:
-            found[name] = 0
+    for name, axis in list(found.items()):  # the bias of a head
+        bias = f"{name.removesuffix('weight')}bias"
+        if axis == 0 and bias != name and shapes.get(bias) == shapes[name][:1]:
+            found[bias] = 0
     return {name: found[name] for name in shapes if name in found}
+
+
+def rows_of_tokens(
+    shapes: Mapping[str, Shape], config: Mapping[str, Any], tokens: int
+) -> int | None:
+    """How many tokens a model has rows for; None if it has no tensor with rows of tokens.
+
+    Arguments as those of `token_axes`.
+    """
+    axes = token_axes(shapes, config, tokens)
+    return max((shapes[name][axis] for name, axis in axes.items()), default=None)
 
 
 def size_places(config: Mapping[str, Any], tokens: int | None) -> dict[tuple[str, ...], int]:
@@ -167,15 +177,13 @@ def _sizes_of(section: Section, texts: tuple[Section, ...]) -> frozenset[int] | 
     return frozenset().union(*(text.sizes for text in inside))
 
 
-def _other_sizes(config: Mapping[str, Any]) -> frozenset[int] | None:
-    """Lengths that axes of other tensors have; None if there is no config.json to tell."""
-    if not config:
-        return None
+def _other_sizes(config: Mapping[str, Any]) -> frozenset[int]:
+    """Lengths that axes of other tensors have."""
     found: set[int] = set()
     for key, value in config.items():
         if isinstance(value, Mapping):
-            found |= _other_sizes(value) or set()
-        elif type(value) is int and value > 1 and not _NOT_SIZES.fullmatch(key):
+            found |= _other_sizes(value)
+        elif type(value) is int and value > 1 and not _is_no_size(key):
             found |= {value, value + 1, value + 2, 2 * value, 3 * value, 4 * value}
     heads, width = config.get("num_attention_heads"), config.get("head_dim")
     if type(heads) is int and type(width) is int:
@@ -183,30 +191,34 @@ def _other_sizes(config: Mapping[str, Any]) -> frozenset[int] | None:
     return frozenset(found)
 
 
-def _candidates(shape: Shape) -> tuple[int, ...]:
-    return {1: (0,), 2: (0, 1)}.get(len(shape), ())
+def _is_no_size(key: str) -> bool:
+    return key in SIZES or _NOT_SIZES.fullmatch(key) is not None
+
+
+def _near(sizes: frozenset[int]) -> int:
+    """The most rows of a table that is a little larger than what is stated."""
+    most = max(sizes, default=0)
+    return most + max(64, most // 25)
+
+
+def _may_hold(length: int, sizes: frozenset[int], tokens: int | None) -> bool:
+    """Whether it is worth a look at the tensor's name."""
+    return length in sizes or (
+        tokens is not None and fits(length, tokens) and length <= _near(sizes)
+    )
 
 
 def _holds(
     length: int,
     sizes: frozenset[int],
     tokens: int | None,
-    others: frozenset[int] | None,
+    others: frozenset[int],
     is_called_so: bool,
 ) -> bool:
     """Whether an axis of this length is one of tokens."""
-    if others is None or not sizes:
-        return False
     if length in sizes:
         return is_called_so or length not in others
-    near = max(sizes) + max(64, max(sizes) // 100)
-    return (
-        is_called_so
-        and tokens is not None
-        and length not in others
-        and fits(length, tokens)
-        and length <= near
-    )
+    return is_called_so and length not in others and _may_hold(length, sizes, tokens)
 
 
 def _is_called_so(name: str) -> bool:

@@ -11,12 +11,31 @@ from paramdelta.planning.findings import Findings, Severity
 from paramdelta.planning.roles import needed
 from paramdelta.planning.settlement import Case, Settlement
 from paramdelta.planning.sources import Lineage, Source, Sources
-from paramdelta.planning.vocabulary import first_tokens
+from paramdelta.planning.tokenaxes import rows_of_tokens
+from paramdelta.planning.vocabulary import Vocabulary, first_tokens
 
 UNTRAINED = 0.1  # of the median row norm: a row below this was hardly ever trained
 NEIGHBOURS = 65  # rows, spread over the vocabulary, that the median is taken of
 SPECIAL = 512  # special tokens, at most, whose rows are looked at
 SHARED = 0.5  # of a vocabulary: with less in common, one belongs to another family
+
+
+def with_rows(vocabulary: Vocabulary, source: Source, findings: Findings) -> Vocabulary:
+    """Those tokens of a source that it has rows for, with a note if there are others."""
+    shapes = {name: view.shape for name, view in (source.deltas | source.views).items()}
+    rows = rows_of_tokens(shapes, source.checkpoint.config, vocabulary.size)
+    if rows is None or vocabulary.size <= rows:
+        return vocabulary
+    beyond = [i for i in sorted(vocabulary.tokens) if i >= rows]
+    findings.add(
+        Severity.NOTE,
+        "tokens-without-rows",
+        f"the tokenizer has {len(beyond)} tokens for which there is no row (first "
+        f"{', '.join(first_tokens(vocabulary, beyond))}); they are left out",
+        source,
+    )
+    kept = {i: token for i, token in vocabulary.tokens.items() if i < rows}
+    return Vocabulary(kept, frozenset(i for i in vocabulary.special if i < rows))
 
 
 def tell_rows(
@@ -59,7 +78,7 @@ def tell_rows(
                 allowed="the rows of the tokens that both have are mixed",
             )
     tell_missing(settlement, each, findings)
-    tell_rowless(settlement, each, heights, findings)
+    tell_rowless(settlement, sources.new, each, heights, findings)
     recommend_takes(settlement, sources.new, each, embedding, findings, sources.fetch)
     return settlement.cases(heights)
 
@@ -111,28 +130,16 @@ def tell_numbers(settlement: Settlement, sources: Sources, findings: Findings, n
 
 
 def tell_rowless(
-    settlement: Settlement, each: Lineage, heights: list[int], findings: Findings
+    settlement: Settlement, base: Source, each: Lineage, heights: list[int], findings: Findings
 ) -> None:
     """Tokens of the output's tokenizer that the output has no row for."""
     new, post = settlement.new, settlement.post
     if new is None or post is None:
         return
-    lost = [
-        post.tokens[i]
-        for i in (*settlement.grafts.values(), *settlement.takes.values())
-        if i >= heights[1]
-    ]
-    if lost:
-        findings.add(
-            Severity.REFUSED,
-            "row-missing",
-            f"post's embedding has {heights[1]} rows and none for {', '.join(lost[:4])}",
-            each.post,
-            remedy="leave --graft or --take out for it",
-        )
     rows = settlement.height(heights[0])
-    known = {post.ids[t]: i for i, t in new.tokens.items() if i >= rows and t in post.ids}
-    vital = needed(each.post.checkpoint.files, post, known)
+    beyond = [i for i in sorted(new.tokens) if i >= rows]
+    shared = [post.ids[new.tokens[i]] for i in beyond if new.tokens[i] in post.ids]
+    vital = needed(each.post.checkpoint.files, post, shared)
     if vital:
         options = " ".join(f"--take {shlex.quote(post.tokens[i])}" for i in vital)
         findings.add(
@@ -144,12 +151,13 @@ def tell_rowless(
             remedy=f"{options}: adds post's rows",
             allowed="the output's tokenizer has tokens that the model cannot read",
         )
-    elif rest := sum(i >= rows for i in new.tokens):
+    elif beyond:
         findings.add(
             Severity.NOTE,
             "tokens-without-rows",
-            f"the new base's tokenizer has {rest} tokens for which its embedding has no row",
-            each.post if settlement.same else "new base",
+            f"the tokenizer has {len(beyond)} tokens for which there is no row (first "
+            f"{', '.join(first_tokens(new, beyond))}); the model cannot read them",
+            base,
         )
 
 
