@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paramdelta.planning.sentencepiece import pieces
+from paramdelta.planning.sentencepiece import Numbering, pieces
 
 
 def field(number, data):
@@ -47,3 +47,14 @@ def test_the_end_of_a_damaged_model():
     """A length that goes beyond the file is refused."""
     with pytest.raises(ValueError, match="too early"):
         pieces(model(["a", "b"])[:5])
+
+
+@given(st.lists(st.text(min_size=3), min_size=3, unique=True), st.integers(0, 3))
+def test_pieces_follow_the_tokens_in_front(texts, skip):
+    """Whatever the pieces: those that are not skipped, in order, between front and end."""
+    numbering = Numbering(("A", "B"), skip, ("C",))
+    ids = numbering.ids(texts)
+    assert sorted(ids, key=ids.get) == ["A", "B", *texts[skip:], "C"]
+    assert sorted(ids.values()) == list(range(len(ids)))
+    later = Numbering(("A", "B"), skip, at=10).ids(texts)
+    assert [later[text] for text in texts[skip:]] == list(range(10, 10 + len(texts) - skip))

@@ -9,6 +9,8 @@ import binascii
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from paramdelta.planning.vocabtable import key_id
+
 _PRINTABLE = (*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100))
 
 
@@ -51,7 +53,7 @@ def tiktoken(data: bytes) -> dict[str, int]:
         token = _decoded(parts[0])
         if len(parts) != 2 or token is None or not parts[1].isdigit():
             raise ValueError(f"line {number} is not base64 and a rank: {line[:80]!r}")
-        ids[spelled(token)] = int(parts[1][:20])
+        ids[spelled(token)] = key_id(parts[1].decode(), token)
     return ids
 
 

@@ -42,6 +42,7 @@ from paramdelta.planning.wordlist import is_rwkv, rwkv
 from paramdelta.storage.files import Files, parse_json
 
 ADDED = "added_tokens.json"
+MOST_RESERVED = 65_536  # ids without a name, at most, between a tiktoken file and added tokens
 _TIKTOKEN = re.compile(r"[^/]+\.tiktoken|tiktoken\.model|tokenizer\.model[^/]*")
 _TEKKEN = re.compile(r"[^/]*tekken[^/]*\.json")
 _RWKV = re.compile(r"rwkv_vocab[^/]*\.txt|vocab\.txt")
@@ -138,7 +139,10 @@ def _with_placeholders(table: Table, decoder: Any) -> Table:
     Source: ``_convert_from_tiktoken`` of transformers 5, and the code of Kimi K2's tokenizer.
     """
     names = {key_id(key, token): token_text(token) for key, token in _entries(decoder)}
-    for number in range(len(table.ids), max(names, default=-1) + 1):
+    stop = max(names, default=-1) + 1
+    if stop > len(table.ids) + MOST_RESERVED:
+        raise ValueError(f"added_tokens_decoder has the id {stop - 1} after {len(table.ids)} ranks")
+    for number in range(len(table.ids), stop):
         table.add(names.get(number) or f"<|reserved_token_{number}|>", number)
     return table
 

@@ -1,7 +1,7 @@
 """tokenizer.json, the file of the tokenizers library: its tokens and their ids.
 
 The library numbers added tokens itself and ignores the ids that the file states for them: a token
-that the model has keeps the model's id; any other follows the last one. Source:
+that the model has keeps the model's id; the others are numbered on from the model's size. Source:
 ``AddedVocabulary::add_tokens`` of tokenizers 0.23.
 """
 

@@ -54,12 +54,12 @@ class Table:
         self.added: dict[str, int] = {}
         self.special: set[int] = set()
         self.counts = counts
-        self._last = -1  # the largest id of an added token
+        self._new = 0  # added tokens that the model does not have
 
     def copy(self) -> "Table":
         """A table that can grow by itself."""
         other = Table(self.ids, self.size, counts=self.counts)
-        other.added, other.special, other._last = dict(self.added), set(self.special), self._last
+        other.added, other.special, other._new = dict(self.added), set(self.special), self._new
         return other
 
     def add(self, token: str, stated: int | None = None, *, special: bool = True) -> None:
@@ -71,9 +71,9 @@ class Table:
         elif token in self.ids:
             found = self.ids[token]
         else:
-            found = self._next()
+            found = self.size + self._new if self.counts else len(self.ids)
+            self._new += 1
         self.ids[token] = self.added[token] = found
-        self._last = max(self._last, found)
         if special:
             self.special.add(found)
 
@@ -82,11 +82,6 @@ class Table:
         for token in tokens:
             if token not in self.added:
                 self.add(token)
-
-    def _next(self) -> int:
-        if not self.counts:
-            return len(self.ids)
-        return max(self._last + 1, self.size)
 
     def tokens(self) -> dict[int, str]:
         """By id its token; an added token hides another one of the same id."""

@@ -8,6 +8,8 @@ import ast
 import re
 from collections.abc import Iterable
 
+from paramdelta.planning.vocabtable import key_id
+
 _END = re.compile(r"\r\n|\r|\n")
 _RWKV = re.compile(r"(?P<id>\d{1,9}) (?P<token>b?'.*'|b?\".*\") (?P<size>\d{1,9})")
 
@@ -69,5 +71,5 @@ def rwkv(data: bytes) -> dict[str, int]:
         if match is None or not isinstance(token, (str, bytes)):
             raise ValueError(f"line {number} is not an id, a token and a length: {line[:80]!r}")
         text = token if isinstance(token, str) else token.decode("utf-8", "surrogateescape")
-        ids[text] = int(match["id"])
+        ids[text] = key_id(match["id"], text)
     return ids
