@@ -22,10 +22,20 @@ from paramdelta.planning.experts import relaid
 from paramdelta.planning.findings import Findings, Severity
 from paramdelta.planning.heads import settle_head
 from paramdelta.planning.plan import OutputTensor, Plan
-from paramdelta.planning.settlement import Case, Settlement, picked, settle
+from paramdelta.planning.settlement import (
+    Case,
+    Settlement,
+    by_rows,
+    fitting,
+    on_axis,
+    picked,
+    settle,
+)
 from paramdelta.planning.sources import Lineage, Opener, Source, Sources
-from paramdelta.planning.tokens import tell_rows
-from paramdelta.planning.vocabulary import Vocabulary, has_rows_of_tokens, read_vocabulary
+from paramdelta.planning.tokenaxes import token_axes
+from paramdelta.planning.tokenizer import Known, read_vocabulary
+from paramdelta.planning.tokens import tell_doubts, tell_numbers, tell_rows, with_rows
+from paramdelta.planning.vocabulary import Opaque, Vocabulary
 from paramdelta.recipe import Recipe
 from paramdelta.schemes.pair import Pair
 from paramdelta.schemes.sum import SUM
@@ -66,6 +76,11 @@ class _Planner:
         self.share()
         self.settlement = self.settle()
         self.names, tied = settle_head(self.sources, self.findings, self.recipe.head)
+        self.axes = token_axes(
+            {name: self.new.views[name].shape for name in self.names},
+            self.new.checkpoint.config,
+            self.settlement.new.size if self.settlement.new is not None else None,
+        )
         self.schedule()
         tensors = [self.asked(self.output(name)) for name in self.names]
         quantised = self.quantise(tensors)
@@ -73,8 +88,11 @@ class _Planner:
         likeness = self.relatives()
         for source in self.sources.others:
             compare_architecture(self.new.checkpoint, source.checkpoint, self.findings)
-        embedding = next((name for name in self.names if has_rows_of_tokens(name)), None)
+        embedding = next((n for n in self.axes if len(self.new.views[n].shape) == 2), None)
         cases = self.rows_of(embedding) if embedding is not None else ()
+        tell_doubts(self.settlement, self.sources, self.axes, self.findings)
+        if embedding is not None:
+            tell_numbers(self.settlement, self.sources, self.findings, embedding)
         dtypes = {t.dtype for t in tensors if DTYPES[t.dtype].mixable}
         dtype = next(iter(dtypes)) if len(dtypes) == 1 and quantised is None else None
         post = self.lineages[0].post.checkpoint
@@ -86,7 +104,6 @@ class _Planner:
                 dtype,
                 tied,
                 self.grown(tensors),
-                self.dequantised and quantised is None,
                 quantised,
             ),
         )
@@ -254,14 +271,13 @@ class _Planner:
             why = f"{new.dtype}, not a weight"
             return OutputTensor(name, Plain(new.dtype), new.shape, new, why=why)
         target = self.target(new)
-        of_tokens = has_rows_of_tokens(name)
         pairs = [
             pair
             for number, each in enumerate(self.lineages)
             for pair in self.pairs(name, each, number)
         ]
         known = self.settlement.mode != "unknown"
-        if of_tokens and known and not self.settlement.plain(self.heights(name)):
+        if name in self.axes and known and not self.settlement.plain(self.heights(name)):
             return self.by_token(name, target, new, pairs)
         kept = tuple(pair for pair in pairs if self.fits(pair, new))
         return OutputTensor(name, target, new.shape, new, kept, why="" if kept else NO_DELTA)
@@ -445,57 +461,73 @@ class _Planner:
 
     def settle(self) -> Settlement:
         """Read the vocabularies and decide how their rows correspond."""
-        mode = self.recipe.vocabulary
-        read: dict[bytes, Vocabulary] = {}
-        known = [read_vocabulary(self.new.checkpoint, read)]
+        recipe, where = self.recipe, str(self.lineages[0].post)
+        if recipe.vocabulary == "id" and not recipe.graft and not recipe.take:
+            return settle([None] * (2 * len(self.lineages) + 1), "id", (), (), where)
+        read: Known = {}
+        known = [self.vocabulary(self.new, read)]
         for each in self.lineages:
-            for source in (each.post, each.base):
-                found = read_vocabulary(source.checkpoint, read) if source is not None else None
-                known.append(found)
+            known += [self.vocabulary(source, read) for source in (each.post, each.base)]
             if each.post.is_stored:  # its rows are post's
                 known[-1] = known[-2]
             if each.is_adapter and known[-2] is None and known[-1] is None:
                 known[-2:] = [known[0]] * 2  # nothing says that it has tokens of its own
-        return settle(known, mode, self.recipe.graft, self.recipe.take, str(self.lineages[0].post))
+        return settle(known, recipe.vocabulary, recipe.graft, recipe.take, where)
+
+    def vocabulary(self, source: Source | None, read: Known) -> Vocabulary | Opaque | None:
+        """The tokens of a source; None if it has no tokenizer."""
+        if source is None:
+            return None
+        checkpoint = source.checkpoint
+        found = read_vocabulary(checkpoint.files, checkpoint.config, read)
+        if isinstance(found, Vocabulary) and source is not self.new:
+            return with_rows(found, source, self.findings)
+        return found
 
     def heights(self, name: str) -> list[int]:
-        """Rows of a tensor in every source that has it, the new base's first."""
+        """Rows of tokens of a tensor in every source that has it, the new base's first."""
+        axis = self.axes[name]
         found = (view for s in self.sources.all for view in (s.views.get(name), s.deltas.get(name)))
-        return [view.shape[0] for view in found if view is not None and view.shape]
+        return [view.shape[axis] for view in found if view is not None and len(view.shape) > axis]
 
     def by_token(self, name: str, target: Encoding, new: View, pairs: list[Pair]) -> OutputTensor:
         """An output tensor whose rows correspond by the settlement."""
-        rows = new.shape[0]
+        axis = self.axes[name]
+        turned = by_rows(new, axis)
+        rows, *rest = turned.shape
         height = self.settlement.height(rows)
-        shape = (height, *new.shape[1:])
-        operand = new
+        shape = (height, *rest)
+        operand = turned
         first = self.lineages[0].post.views.get(name)
-        if first is not None and first.shape[1:] == new.shape[1:]:
-            outright = self.settlement.outright(height, rows, first.shape[0])
+        if first is not None and fitting(first.shape, new.shape, axis):
+            own = by_rows(first, axis)
+            outright = self.settlement.outright(height, rows, own.shape[0])
             if outright is not None:
-                operand = picked(name, shape, (new, first), outright)
+                operand = picked(name, shape, (turned, own), outright)
         kept = []
         for pair in pairs:
             each = self.lineages[pair.number]
             if self.settlement.mode == "new-base":
                 continue
-            if pair.post.shape[1:] != new.shape[1:] or pair.base.shape[1:] != new.shape[1:]:
+            if not all(fitting(v.shape, new.shape, axis) for v in (pair.post, pair.base)):
                 self.fits(pair, new)
                 continue
-            post = self.settlement.rows(each.at, height, rows, pair.post.shape[0])
-            base = self.settlement.rows(each.at + 1, height, rows, pair.base.shape[0])
+            ours, theirs = by_rows(pair.post, axis), by_rows(pair.base, axis)
+            post = self.settlement.rows(each.at, height, rows, ours.shape[0])
+            base = self.settlement.rows(each.at + 1, height, rows, theirs.shape[0])
             absent = (post < 0) | (base < 0)
             post[absent] = base[absent] = -1
             kept.append(
                 replace(
                     pair,
-                    post=picked(name, shape, (pair.post,), post),
-                    base=picked(name, shape, (pair.base,), base),
+                    post=on_axis(picked(name, shape, (ours,), post), axis),
+                    base=on_axis(picked(name, shape, (theirs,), base), axis),
                 )
             )
         as_is = self.settlement.mode == "new-base"
         why = "vocabulary of the new base" if as_is else "" if kept else NO_DELTA
-        return OutputTensor(name, target, shape, operand, tuple(kept), why=why)
+        operand = new if operand is turned else on_axis(operand, axis)
+        return OutputTensor(name, target, operand.shape, operand, tuple(kept), why=why)
 
     def rows_of(self, embedding: str) -> tuple[Case, ...]:
         """The rows of tokens by their fate, with findings."""
@@ -503,15 +535,15 @@ class _Planner:
         shown = [*heights, *heights[-1:] * 2][:3]
         return tell_rows(self.settlement, self.sources, embedding, shown, self.findings)
 
-    def grown(self, tensors: list[OutputTensor]) -> int | None:
-        """Rows of the output's embedding if they are more than the new base's, else None."""
-        heights = [
-            tensor.shape[0]
-            for tensor in tensors
-            if has_rows_of_tokens(tensor.name)
-            and tensor.shape[0] != self.new.views[tensor.name].shape[0]
-        ]
-        return max(heights, default=None)
+    def grown(self, tensors: list[OutputTensor]) -> dict[int, int]:
+        """Rows of tokens in the output, by how many the new base's tensor has, if they are more."""
+        result: dict[int, int] = {}
+        for tensor in tensors:
+            if (axis := self.axes.get(tensor.name)) is not None:
+                rows = self.new.views[tensor.name].shape[axis]
+                if tensor.shape[axis] != rows:
+                    result[rows] = tensor.shape[axis]
+        return result
 
     # -- whole checkpoints -------------------------------------------------------------------------
 

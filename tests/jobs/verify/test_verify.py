@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from paramdelta.output.verify import _compare, _value, exact_value, rounded
 
 from paramdelta import MisfitError, mix, verify
+
 from paramdelta.formats.adapter import LowRank
 from paramdelta.formats.view import ABSENT, Part, Rows, Transposed, Wide, Zeros
+from paramdelta.output.verify import _compare, _value, exact_value, rounded
 from paramdelta.planning.plan import OutputTensor, Pair
 from tests import opening
 from tests.checkpoints import bf16, encode, llama
@@ -168,9 +169,8 @@ def test_just_below_a_power_of_two(dtype):
     """There the numbers are twice as close: the power itself is wrong for the one below it."""
     from types import SimpleNamespace
 
-    from paramdelta.output.verify import _close
-
     from paramdelta.dtypes import DTYPES
+    from paramdelta.output.verify import _close
 
     tensor = SimpleNamespace(dtype=dtype, pairs=[SimpleNamespace(scale=1.0)], sparse=False)
     step = Fraction(1, 2 ** DTYPES[dtype].digits)  # from the number below 1 to 1
