@@ -197,10 +197,11 @@ class Recipe:
         return self.scheme.density
 
     def filters(self, number: int, tensor: str, density: float) -> tuple[Filter, ...]:
-        """What decides which elements of a Δ (from 0) count in an output tensor."""
+        """The filters of a Δ (from 0) in an output tensor: it is trimmed first, then dropped."""
+        trim = (Trim(density),) if density < 1 else ()
         dare = self.deltas[number].dare
-        drop = () if dare is None else (dare.resolved(number + 1, tensor),)
-        return (*drop, *((Trim(density),) if density < 1 else ()))
+        drop = (dare.resolved(number + 1, tensor),) if dare is not None else ()
+        return (*trim, *drop)
 
     def factor(self, number: int, times: str) -> tuple[int, str]:
         """Sign and size of a Δ's scale, as a factor in a formula. ``number`` counts from 1."""
