@@ -28,7 +28,7 @@ from paramdelta.formats.view import Tensor
 from paramdelta.output.files import staging_folder
 from paramdelta.output.layout import make_layout
 from paramdelta.planning.sweep import make_sweep
-from paramdelta.schedule import preset
+from paramdelta.recipe.schedule import preset
 from tests import opening
 from tests.checkpoints import fp8, llama, moved, save
 from tests.cli.test_app import run

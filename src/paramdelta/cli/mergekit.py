@@ -31,7 +31,7 @@ def import_(
     task_arithmetic, linear, ties, dare_linear and dare_ties; others are no sums of Δ.
     """
     from paramdelta.errors import UsageError
-    from paramdelta.mergekit import import_mergekit
+    from paramdelta.recipe.mergekit import import_mergekit
     from paramdelta.storage.local import write_text
 
     made = import_mergekit(config, layers)

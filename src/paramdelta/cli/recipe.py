@@ -117,7 +117,7 @@ def make_recipe(
     from paramdelta.dtypes import parse_dtype
     from paramdelta.errors import UsageError
     from paramdelta.recipe import Delta, Recipe, read_recipe
-    from paramdelta.schedule import preset as only
+    from paramdelta.recipe.schedule import preset as only
 
     if file is not None:
         if any(option is not None for option in (post, base, delta, new_base, scale, preset)):

@@ -22,7 +22,8 @@ from paramdelta.planning.findings import Finding, Severity
 from paramdelta.planning.plan import Plan, finding_facts, summary
 from paramdelta.planning.sweep import Sweep
 from paramdelta.recipe import Recipe
-from paramdelta.schedule import Schedule
+from paramdelta.recipe.formula import factor, written
+from paramdelta.recipe.schedule import Schedule
 from paramdelta.units import show_count, show_duration, show_size
 
 if TYPE_CHECKING:
@@ -151,7 +152,7 @@ def schedules(recipe: Recipe, plan: Plan | None = None) -> None:
             chosen = tensor.asked[number] if number < len(tensor.asked) else None
             if chosen is not None:
                 counts[id(chosen.rule)] += 1
-        symbol = recipe.factor(number + 1, "")[1]
+        symbol = factor(recipe, number, "")[1]
         typer.echo(f"\n{symbol}: by the first rule that is for a tensor")
         rows = delta.scale.table
         wide = max(len(subject) for subject, _, _ in rows)
@@ -508,7 +509,7 @@ def _formula(plan: Plan) -> str:
         f"({post.location.name}" + (f" − {base.location.name})" if base is not None else ")")
         for post, base in plan.lineages
     ]
-    return plan.recipe.written(plan.new_base.location.name, differences, " · ")
+    return written(plan.recipe, plan.new_base.location.name, differences, " · ")
 
 
 def _finding(finding: Finding, all_tensors: bool) -> None:

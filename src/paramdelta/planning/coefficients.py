@@ -12,7 +12,7 @@ from paramdelta.planning.findings import Findings, Severity
 from paramdelta.planning.presets import is_of, layer_of, stack_of
 from paramdelta.planning.sources import Sources
 from paramdelta.recipe import Recipe
-from paramdelta.schedule import Rule, Schedule, Span
+from paramdelta.recipe.schedule import Rule, Schedule, Span
 
 
 @dataclass(frozen=True)

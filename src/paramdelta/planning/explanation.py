@@ -8,6 +8,7 @@ from paramdelta.errors import UsageError
 from paramdelta.formats.view import Tensor, View
 from paramdelta.planning.coefficients import matching, near
 from paramdelta.planning.plan import OutputTensor, Plan
+from paramdelta.recipe.formula import combined
 from paramdelta.storage.blob import Blob
 
 
@@ -109,7 +110,7 @@ def _explain(plan: Plan, tensor: OutputTensor, owners: dict[Blob, list[str]]) ->
             factor = "" if abs(chosen.scale) == 1 else f"{abs(chosen.scale):g}·"
             written.append((what, (-1 if chosen.scale < 0 else 1, factor), number - 1))
     whats, factors, numbers = zip(*written, strict=True) if written else ((), (), ())
-    formula = plan.recipe.sparsely("Θ'_base", whats, factors, numbers)
+    formula = combined(plan.recipe, "Θ'_base", whats, factors, numbers)
     sums = [Fraction(0)] * len(tensor.views)
     for place, term in zip(tensor.places, tensor.terms, strict=True):
         sums[place] += Fraction(term.coefficient)

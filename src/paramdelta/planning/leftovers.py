@@ -7,7 +7,7 @@ from paramdelta.planning.findings import Findings, Severity
 from paramdelta.planning.pairs import LOOK
 from paramdelta.planning.sources import Lineage, Sources
 from paramdelta.recipe import Recipe
-from paramdelta.schedule import Schedule
+from paramdelta.recipe.schedule import Schedule
 
 
 def report_leftovers(recipe: Recipe, sources: Sources, findings: Findings) -> None:

@@ -11,7 +11,7 @@ from paramdelta.formats.delta import open_delta
 from paramdelta.formats.view import Fetch, View, fetch_from
 from paramdelta.planning import names
 from paramdelta.planning.findings import Findings, Severity
-from paramdelta.recipe import Delta, Recipe
+from paramdelta.recipe import Address, Delta, Recipe
 from paramdelta.storage.files import Files
 from paramdelta.storage.location import locate
 from paramdelta.storage.reader import Reader
@@ -99,14 +99,16 @@ class Opener:
         self._files: dict[str, Files] = {}
         self._checkpoints: dict[str, Checkpoint] = {}
 
-    def files(self, address: str) -> Files:
+    def files(self, address: Address) -> Files:
         """The files at an address; raises UsageError, StorageError."""
+        address = str(address)
         if address not in self._files:
             self._files[address] = Files(locate(address), self.reader)
         return self._files[address]
 
-    def checkpoint(self, address: str, role: str) -> Checkpoint:
+    def checkpoint(self, address: Address, role: str) -> Checkpoint:
         """The checkpoint at an address, under a role; raises as `open_checkpoint`."""
+        address = str(address)
         if address not in self._checkpoints:
             self._checkpoints[address] = open_checkpoint(self.files(address), role)
         return replace(self._checkpoints[address], role=role)
@@ -141,7 +143,7 @@ def _two_models(delta: Delta, number: int, tag: str, opener: Opener, findings: F
     if delta.base is None:
         raise UsageError(
             "a Δ needs the base that post was trained from",
-            where=delta.post,
+            where=delta.address,
             expected="--base (only a LoRA adapter is a Δ by itself)",
         )
     post = _whole(opener.checkpoint(delta.post, f"post{tag}"), findings)
