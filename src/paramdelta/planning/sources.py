@@ -11,7 +11,7 @@ from paramdelta.formats.delta import open_delta
 from paramdelta.formats.view import Fetch, View, fetch_from
 from paramdelta.planning import names
 from paramdelta.planning.findings import Findings, Severity
-from paramdelta.recipe import Address, Delta, Recipe
+from paramdelta.recipe import Delta, Recipe
 from paramdelta.storage.files import Files
 from paramdelta.storage.location import locate
 from paramdelta.storage.reader import Reader
@@ -99,16 +99,14 @@ class Opener:
         self._files: dict[str, Files] = {}
         self._checkpoints: dict[str, Checkpoint] = {}
 
-    def files(self, address: Address) -> Files:
+    def files(self, address: str) -> Files:
         """The files at an address; raises UsageError, StorageError."""
-        address = str(address)
         if address not in self._files:
             self._files[address] = Files(locate(address), self.reader)
         return self._files[address]
 
-    def checkpoint(self, address: Address, role: str) -> Checkpoint:
+    def checkpoint(self, address: str, role: str) -> Checkpoint:
         """The checkpoint at an address, under a role; raises as `open_checkpoint`."""
-        address = str(address)
         if address not in self._checkpoints:
             self._checkpoints[address] = open_checkpoint(self.files(address), role)
         return replace(self._checkpoints[address], role=role)
@@ -122,16 +120,16 @@ def open_sources(recipe: Recipe, opener: Opener, findings: Findings) -> Sources:
         CheckpointError: damaged or hostile files.
         StorageError: something cannot be read or downloaded.
     """
-    new = _whole(opener.checkpoint(recipe.new_base, "new base"), findings)
+    new = _whole(opener.checkpoint(str(recipe.new_base), "new base"), findings)
     lineages: list[Lineage] = []
     for number, delta in enumerate(recipe.deltas):
         tag = f" {number + 1}" if len(recipe.deltas) > 1 else ""
         if delta.delta is not None:
             if number == 0:
                 _check_rows(recipe, delta)
-            post = _stored_delta(opener.files(delta.delta), f"post{tag}", findings)
+            post = _stored_delta(opener.files(delta.address), f"post{tag}", findings)
             lineages.append(Lineage(number, post, None))
-        elif is_adapter(opener.files(delta.post)):
+        elif is_adapter(opener.files(delta.address)):
             lineages.append(_adapter(delta, number, tag, new, opener, findings))
         else:
             lineages.append(_two_models(delta, number, tag, opener, findings))
@@ -146,8 +144,8 @@ def _two_models(delta: Delta, number: int, tag: str, opener: Opener, findings: F
             where=delta.address,
             expected="--base (only a LoRA adapter is a Δ by itself)",
         )
-    post = _whole(opener.checkpoint(delta.post, f"post{tag}"), findings)
-    base = _whole(opener.checkpoint(delta.base, f"base{tag}"), findings)
+    post = _whole(opener.checkpoint(delta.address, f"post{tag}"), findings)
+    base = _whole(opener.checkpoint(str(delta.base), f"base{tag}"), findings)
     return Lineage(number, post, base)
 
 
@@ -155,8 +153,8 @@ def _adapter(
     delta: Delta, number: int, tag: str, new: Source, opener: Opener, findings: Findings
 ) -> Lineage:
     """A Δ that is a LoRA adapter. It needs a base only for the whole tensors that it replaces."""
-    adapter = open_adapter(opener.files(delta.post), f"post{tag}")
-    address = delta.base or (adapter.base if adapter.replaced else None)
+    adapter = open_adapter(opener.files(delta.address), f"post{tag}")
+    address = str(delta.base) if delta.base else adapter.base if adapter.replaced else None
     if adapter.replaced and address is None:
         raise UsageError(
             "the adapter holds whole tensors and does not name its base",
