@@ -2,11 +2,14 @@
 
 import re
 import runpy
+from dataclasses import fields
 from pathlib import Path
 
-import paramdelta.recipe as recipe
 from paramdelta import read_recipe
-from paramdelta.schedule import PRESETS
+from paramdelta.recipe import reader
+from paramdelta.recipe.schedule import PRESETS
+from paramdelta.schemes.dare import Dare
+from paramdelta.schemes.scheme import schemes
 
 ROOT = Path(__file__).parent.parent
 
@@ -54,5 +57,6 @@ def test_keys_in_the_page_are_those_of_a_recipe():
     """The tables of keys name each key of a recipe and of what is in it, and no other."""
     text = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
     named = set(re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE))
-    known = (recipe._RECIPE_KEYS, recipe._DELTA_KEYS, recipe._RULE_KEYS)
-    assert named == {*recipe._DARE_KEYS, *recipe._TIES_KEYS}.union(*known)
+    parameters = {field.name for kind in (Dare, *schemes().values()) for field in fields(kind)}
+    keys = {*reader.RECIPE_KEYS, *reader.DELTA_KEYS, *reader.RULE_KEYS, *schemes()}
+    assert named == keys | parameters

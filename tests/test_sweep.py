@@ -7,10 +7,12 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import pytest
-
 import paramdelta.engine.run as engine
 import paramdelta.output.files as files
+import pytest
+from paramdelta.engine.sweep import SweepWorker
+from paramdelta.output.files import staging_folder
+
 from paramdelta import (
     Delta,
     Interrupted,
@@ -23,12 +25,10 @@ from paramdelta import (
     sweep,
     verify,
 )
-from paramdelta.engine.sweep import SweepWorker
 from paramdelta.formats.view import Tensor
-from paramdelta.output.files import staging_folder
 from paramdelta.output.layout import make_layout
 from paramdelta.planning.sweep import make_sweep
-from paramdelta.schedule import preset
+from paramdelta.recipe.schedule import preset
 from tests import opening
 from tests.checkpoints import fp8, llama, moved, save
 from tests.cli.test_app import run

@@ -28,7 +28,9 @@ from paramdelta.output.companions import contents
 from paramdelta.output.folder import FolderSink
 from paramdelta.output.layout import Layout, make_layout
 from paramdelta.output.lock import LOCK, is_finished, lock_text, run_identity
-from paramdelta.output.place import Place, check_room, find_place
+from paramdelta.output.place import Place, check_room, find_place, free_space
+from paramdelta.planning import explanation
+from paramdelta.planning.explanation import Explanation
 from paramdelta.planning.linear import linear
 from paramdelta.planning.plan import Plan
 from paramdelta.planning.planner import make_plan
@@ -146,6 +148,32 @@ def layout_for(plan: Plan, shard_size: int | str = SHARD_SIZE) -> Layout:
     made = sweep_of_one(plan)
     streams = [stored.stream for stored in made.stored]
     return make_layout(streams, plan.parameters, parse_size(shard_size))
+
+
+def free_disk(out: str | Path) -> int:
+    """Free bytes of the disk that an output would be on."""
+    return free_space(Path(out))[0]
+
+
+def check_place(
+    plan: Plan,
+    out: str | Path,
+    *,
+    shard_size: int | str = SHARD_SIZE,
+    overwrite: bool = False,
+) -> None:
+    """Check that a mix of this plan could be written to a folder: its path and its disk.
+
+    Raises:
+        UsageError, StorageError: as `mix`.
+    """
+    place = find_place(out, local_paths(plan), overwrite, LOCK)
+    check_room(place, layout_for(plan, shard_size).size)
+
+
+def explain(plan: Plan, pattern: str) -> tuple[Explanation, ...]:
+    """What the output tensors are made of whose names a glob matches; raises UsageError."""
+    return explanation.explain(plan, pattern)
 
 
 def plan(recipe: Recipe) -> Plan:

@@ -39,6 +39,17 @@ class ParamDeltaError(Exception):
         self.got = got
         self.remedy = remedy
 
+    def to_dict(self) -> dict[str, str | None]:
+        """The error as plain values, for machines."""
+        return {
+            "kind": type(self).__name__,
+            "what": self.what,
+            "where": self.where,
+            "expected": self.expected,
+            "got": self.got,
+            "remedy": self.remedy,
+        }
+
     def __str__(self) -> str:
         parts = [
             ("where", self.where),

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -108,6 +108,23 @@ class OutputTensor:
         """For each of `terms`, the number of its view among `views`."""
         return tuple(self.views.index(term.view) for term in self.terms)
 
+    def to_dict(self) -> dict[str, Any]:
+        """The tensor and its terms as plain values, for JSON."""
+        return {
+            "name": self.name,
+            "dtype": self.dtype,
+            "shape": list(self.shape),
+            "terms": [
+                {
+                    "stored": [[str(part.blob), part.name] for part in term.view.parts],
+                    "dtype": term.view.dtype,
+                    "coefficient": term.coefficient,
+                }
+                for term in self.terms
+            ],
+            "why": self.why,
+        }
+
     @property
     def elements(self) -> int:
         """How many numbers it holds."""
@@ -211,6 +228,43 @@ class Plan:
         text = json.dumps(lines, default=headers.__getitem__)  # a file stands as its header's hash
         return hashlib.sha256(text.encode()).hexdigest()
 
+    def to_dict(self, *, tensors: bool = False) -> dict[str, Any]:
+        """The plan as plain values, for JSON. ``tensors``: also every output tensor."""
+        plain = {
+            "formula": self.recipe.formula,
+            "digest": self.digest,
+            "parameters": self.parameters,
+            "tensors": len(self.tensors),
+            "mixed": self.mixed,
+            "copied": self.copied,
+            "bytes_to_read": self.bytes_to_read,
+            "bytes_to_write": self.bytes_to_write,
+            "sources": [
+                {
+                    "role": source.role,
+                    "address": source.location.pinned,
+                    "tensors": len(source.tensors),
+                    "parameters": source.parameters,
+                    "bytes": source.nbytes,
+                }
+                for source in self.sources
+            ],
+            "vocabulary": [
+                {"case": case.name, "rows": case.count, "first": list(case.tokens)}
+                for case in self.vocabulary
+            ],
+            "likeness": {
+                pair: {"cosine": like.cosine, "distance": like.distance}
+                for pair, like in self.likeness.items()
+            },
+            "companions": [
+                {"name": c.name, "giver": c.giver, "why": c.why, "changes": dict(c.changes)}
+                for c in self.companions
+            ],
+            "findings": [finding.to_dict() for finding in self.findings],
+        }
+        return plain | {"terms": [t.to_dict() for t in self.tensors]} if tensors else plain
+
     def check(self) -> None:
         """Raise MisfitError if a finding forbids the mix."""
         if not self.refused:
@@ -234,74 +288,3 @@ def _remedy(finding: Finding) -> str | None:
     if finding.allowed:
         ways.append(f"--allow {finding.code} ({finding.allowed})")
     return "; or ".join(ways) or None
-
-
-def summary(plan: Plan) -> dict[str, Any]:
-    """The plan's figures for `--json`: counts, bytes, findings, companions."""
-    return {
-        "formula": plan.recipe.formula,
-        "digest": plan.digest,
-        "parameters": plan.parameters,
-        "tensors": len(plan.tensors),
-        "mixed": plan.mixed,
-        "copied": plan.copied,
-        "bytes_to_read": plan.bytes_to_read,
-        "bytes_to_write": plan.bytes_to_write,
-        "sources": [
-            {
-                "role": s.role,
-                "address": s.location.pinned,
-                "tensors": len(s.tensors),
-                "parameters": s.parameters,
-                "bytes": s.nbytes,
-            }
-            for s in plan.sources
-        ],
-        "vocabulary": [
-            {"case": case.name, "rows": case.count, "first": list(case.tokens)}
-            for case in plan.vocabulary
-        ],
-        "likeness": {
-            pair: {"cosine": like.cosine, "distance": like.distance}
-            for pair, like in plan.likeness.items()
-        },
-        "companions": [
-            {"name": c.name, "giver": c.giver, "why": c.why, "changes": dict(c.changes)}
-            for c in plan.companions
-        ],
-        "findings": [finding_facts(finding) for finding in plan.findings],
-    }
-
-
-def finding_facts(finding: Finding) -> dict[str, Any]:
-    """A finding for `--json`."""
-    return {
-        "severity": finding.severity.value,
-        "code": finding.code,
-        "what": finding.what,
-        "where": finding.where,
-        "tensors": list(finding.tensors),
-        "remedy": finding.remedy,
-        "allowed": finding.allowed,
-    }
-
-
-def terms(tensors: Iterable[OutputTensor]) -> list[dict[str, Any]]:
-    """Every output tensor with its terms, for `--tensors --json`."""
-    return [
-        {
-            "name": t.name,
-            "dtype": t.dtype,
-            "shape": list(t.shape),
-            "terms": [
-                {
-                    "stored": [[str(part.blob), part.name] for part in term.view.parts],
-                    "dtype": term.view.dtype,
-                    "coefficient": term.coefficient,
-                }
-                for term in t.terms
-            ],
-            "why": t.why,
-        }
-        for t in tensors
-    ]

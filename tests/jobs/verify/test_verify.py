@@ -8,12 +8,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from paramdelta.output.verify import _compare, _value, exact_value, rounded
 
 from paramdelta import MisfitError, mix, verify
-
 from paramdelta.formats.adapter import LowRank
 from paramdelta.formats.view import ABSENT, Part, Rows, Transposed, Wide, Zeros
-from paramdelta.output.verify import _compare, _value, exact_value, rounded
 from paramdelta.planning.plan import OutputTensor, Pair
 from tests import opening
 from tests.checkpoints import bf16, encode, llama
@@ -109,7 +108,7 @@ def test_products_of_matrices_are_verified_by_a_path_of_their_own(tmp_path):
     """
     delta = product(tmp_path)
     order = np.array([3, ABSENT, 0, 6], np.int32).tobytes()
-    inputs = Inputs()
+    inputs = opening.Inputs()
     views = [
         delta,
         delta.turned(),
@@ -169,8 +168,9 @@ def test_just_below_a_power_of_two(dtype):
     """There the numbers are twice as close: the power itself is wrong for the one below it."""
     from types import SimpleNamespace
 
-    from paramdelta.dtypes import DTYPES
     from paramdelta.output.verify import _close
+
+    from paramdelta.dtypes import DTYPES
 
     tensor = SimpleNamespace(dtype=dtype, pairs=[SimpleNamespace(scale=1.0)], sparse=False)
     step = Fraction(1, 2 ** DTYPES[dtype].digits)  # from the number below 1 to 1

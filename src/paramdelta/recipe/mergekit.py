@@ -1,8 +1,8 @@
-"""A mergekit configuration (0.1.5) as a Recipe, and what of it a recipe does not say.
+"""Import a mergekit configuration (0.1.5) as a Recipe.
 
-task_arithmetic, linear, ties, dare_linear and dare_ties are sums of Δ and can be written so. What
-is not carried over is named with its reason; what would change the result without a way to say so
-is refused.
+The methods task_arithmetic, linear, ties, dare_linear and dare_ties combine Δs, so a recipe can
+express them. Keys that a recipe does not express are listed with the reason. If such a key would
+change the result, the configuration is refused.
 """
 
 import json
@@ -18,11 +18,13 @@ import yaml
 
 from paramdelta.dtypes import parse_dtype
 from paramdelta.errors import UsageError
-from paramdelta.recipe import Delta, Recipe
-from paramdelta.schedule import Rule, Schedule, Span
+from paramdelta.recipe.model import Delta, Recipe
+from paramdelta.recipe.schedule import Rule, Schedule, Span
+from paramdelta.recipe.yaml import read_text
 from paramdelta.schemes.dare import Dare
 from paramdelta.schemes.ties import Ties
 
+MOST_LAYERS = 10_000
 METHODS = ("task_arithmetic", "linear", "ties", "dare_linear", "dare_ties")
 _POST = re.compile(r"instruct|chat|[-_]it\b|sft|dpo|rlhf|tuned", re.IGNORECASE)
 _KEYS = {
@@ -48,8 +50,10 @@ _PARAMETERS = {
 
 @dataclass(frozen=True)
 class Imported:
-    """A recipe, and in ``notes``, by key of the configuration, what it does not carry over or says
-    in another way.
+    """A recipe, and what differs from the configuration.
+
+    ``notes``: key of the configuration and explanation, for every key that was left out or is
+    expressed in another way.
     """
 
     recipe: Recipe
@@ -57,34 +61,35 @@ class Imported:
 
     def to_yaml(self) -> str:
         """The recipe with the notes as comments."""
-        comments = "".join(f"# {key}: {what}\n" for key, what in self.notes)
-        return comments + self.recipe.to_yaml()
+        lines = (" ".join(f"# {key}: {what}".split()) for key, what in self.notes)
+        return "".join(f"{line}\n" for line in lines) + self.recipe.to_yaml()
 
 
 def import_mergekit(path: str | Path, layers: int | None = None) -> Imported:
     """Read a mergekit YAML file.
 
-    ``layers``: of the model, which lists of numbers (gradients) are spread over; where it is not
-    given, config.json of the base model says it, if that is a folder here.
+    ``layers``: how many layers the model has, needed for lists of numbers (gradients). Without it,
+    the number is read from config.json of the base model, if that is a local folder.
 
     Raises:
-        UsageError: it cannot be read, mergekit would refuse it, or a recipe cannot express it.
+        UsageError: the file cannot be read, mergekit would refuse it, or a recipe cannot express
+            it.
     """
     path = Path(path)
     try:
-        plain = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        plain = yaml.safe_load(read_text(path, "configuration"))
+    except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:
         raise UsageError("cannot read the configuration", where=str(path), got=str(error)) from None
     if not isinstance(plain, Mapping) or "merge_method" not in plain:
         raise UsageError(
-            "this is no mergekit configuration", where=str(path), expected="a key merge_method"
+            "not a mergekit configuration", where=str(path), expected="a key merge_method"
         )
     return _Reader(path, plain, layers).imported()
 
 
 @dataclass(frozen=True)
 class _Model:
-    """An input: its address, its LoRA, its own parameters and where they stand."""
+    """An input model. ``lora``: an adapter on it; ``where``: the place of ``parameters``."""
 
     address: str
     lora: str | None
@@ -96,6 +101,8 @@ class _Model:
 
 
 class _Reader:
+    """Reads one configuration and collects notes on the way."""
+
     def __init__(self, path: Path, plain: Mapping[str, Any], layers: int | None) -> None:
         self.path = path
         self.plain = plain
@@ -105,20 +112,20 @@ class _Reader:
         self.shared = self._parameters(plain.get("parameters"), "parameters")
 
     def imported(self) -> Imported:
-        """The whole of it."""
+        """The recipe, and all notes."""
         if self.method not in METHODS:
             raise self._error(
-                f"merge_method {self.method} is no sum of Δ",
+                f"merge_method {self.method} cannot be expressed",
                 expected="one of " + ", ".join(METHODS),
             )
         for key, why in (
-            ("slices", "a recipe takes whole models: layers cannot be cut and stacked"),
-            ("modules", "a recipe takes whole models, not one configuration for each part"),
+            ("slices", "whole models: a recipe cannot cut and stack layers"),
+            ("modules", "whole models: a recipe cannot treat parts of a model separately"),
         ):
             if self.plain.get(key):
                 raise self._error(f"{key} cannot be expressed", expected=why)
         for key in self.plain.keys() - _KEYS - {"slices", "modules"}:
-            self._note(str(key), "mergekit has no such key either, and ignores it")
+            self._note(str(key), "unknown to mergekit too, which ignores it")
         base = self._model(self.plain.get("base_model"), {}, "base_model", optional=True)
         listed = self.plain.get("models")
         if not isinstance(listed, list) or not listed:
@@ -131,7 +138,7 @@ class _Reader:
     # -- the methods -------------------------------------------------------------------------------
 
     def _sum(self, base: _Model | None, models: list[_Model]) -> Recipe:
-        """base + λ Σ w (model − base), sparse or not."""
+        """base + λ Σ w (model − base), with or without DARE and TIES."""
         if base is None:
             raise self._error(f"{self.method} needs a base_model")
         if base.lora:
@@ -140,12 +147,12 @@ class _Reader:
         for model in models:
             if str(model) == str(base):
                 if model.parameters:
-                    why = "it is the base model's, which has no Δ; mergekit ignores it as well"
+                    why = "the base model has no Δ, so mergekit ignores its parameters too"
                     self._note(f"{model.where}.parameters", why)
                 continue
             others.append(model)
         if not others:
-            raise self._error("no model but the base", expected="another one, with a weight")
+            raise self._error("no model but the base", expected="another model with a weight")
         scale = self._number("lambda", 1.0)
         weights = [self._setting(model, "weight", None) for model in others]
         normalize = self._switch("normalize", self.method == "ties")
@@ -167,7 +174,10 @@ class _Reader:
             else:
                 ties = Ties(1.0, scale, normalize)
             self._election(normalize, weights)
-            self._note("density", "all that equal the k-th magnitude are kept, mergekit keeps k")
+            self._note(
+                "density",
+                "elements equal to the k-th largest magnitude are all kept; mergekit keeps k",
+            )
             return Recipe(base.address, tuple(deltas), scheme=ties)
         deltas, scale = self._dropped(deltas, densities, scale, normalize)
         if self.method == "dare_linear":
@@ -178,18 +188,18 @@ class _Reader:
     def _dropped(
         self, deltas: list[Delta], densities: Sequence[float | Schedule], scale: float, mean: bool
     ) -> tuple[list[Delta], float]:
-        """The Δ with DARE, and λ."""
+        """The Δs with DARE, and the scale λ. ``mean``: whether TIES averages."""
         rescale = self._switch("rescale", True)
         if any(isinstance(density, Schedule) for density in densities):
             raise self._error(
                 f"density of {self.method} by layers or filters cannot be expressed",
-                expected="one number a model: DARE drops one share of a Δ",
+                expected="one number for each model: DARE drops one share of a Δ",
             )
         shares = [float(density) for density in densities if not isinstance(density, Schedule)]
         if rescale:
             self._note(
                 "rescale",
-                "here what stays is multiplied by 1/density, as in DARE's paper; mergekit 0.1.5 "
+                "kept elements are multiplied by 1/density, as in the DARE paper; mergekit 0.1.5 "
                 "restores the L1 norm of the Δ, which is about the same",
             )
         elif mean and self.method == "dare_ties":
@@ -199,17 +209,17 @@ class _Reader:
                     expected="one density for all models, or rescale: true",
                 )
             scale = float(Fraction(scale) * _decimal(shares[0]))
-            self._note("rescale", "false: λ takes the rescaling of the paper back")
+            self._note("rescale", "false: λ undoes the rescaling of the DARE paper")
         else:
             deltas = [
                 replace(delta, scale=self._times(delta.scale, share))
                 for delta, share in zip(deltas, shares, strict=True)
             ]
-            self._note("rescale", "false: the scales take the rescaling of the paper back")
+            self._note("rescale", "false: the scales undo the rescaling of the DARE paper")
         self._note(
             "density",
-            "the share is the same, the mask another: mergekit's is of torch's generator, here it "
-            "is of dare.seed and the names (docs/recipes.md)",
+            "the same share, but another mask: mergekit draws it from torch's generator, "
+            "paramdelta derives it from dare.seed and the tensor names (docs/recipes.md)",
         )
         found = []
         for delta, share in zip(deltas, shares, strict=True):
@@ -218,7 +228,7 @@ class _Reader:
         return found, scale
 
     def _linear(self, base: _Model | None, models: list[_Model]) -> Recipe:
-        """Σ w model / Σ w, as the first model (or base_model) + Σ w (model − it)."""
+        """Σ w model / Σ w, written as first + Σ w (model − first) / Σ w."""
         weights = [self._setting(model, "weight", None) for model in models]
         normalize = self._switch("normalize", True)
         self._known(models)
@@ -231,7 +241,7 @@ class _Reader:
         elif sum(_decimal(weight) for weight in weights if not isinstance(weight, Schedule)) != 1:
             raise self._error(
                 "linear with normalize: false and weights that do not sum to 1",
-                expected="a sum of 1: a recipe's new base counts once",
+                expected="a sum of 1, because a recipe's new base has weight 1",
             )
         first = 0
         if base is not None:
@@ -246,7 +256,7 @@ class _Reader:
             if at != first
         )
         if not deltas:
-            raise self._error("linear of one model is that model")
+            raise self._error("linear with a single model", expected="two models or more")
         self._note(
             "models",
             f"Σ w Θ / Σ w is written as Θ₀ + Σ w (Θ − Θ₀) / Σ w, the same; Θ₀ = {anchor.address}",
@@ -254,24 +264,24 @@ class _Reader:
         return Recipe(anchor.address, deltas)
 
     def _plain_form(self, base: _Model, deltas: list[Delta]) -> Recipe | None:
-        """ParamΔ in disguise: B + (P − B) + (N − B) is N + (P − B)."""
+        """ParamΔ as task arithmetic: B + (P − B) + (N − B) equals N + (P − B)."""
         if [delta.scale for delta in deltas] != [1.0, 1.0]:
             return None
         if any(delta.base != base.address for delta in deltas):
             return None
-        looks = [_looks_post_trained(delta.post) for delta in deltas]
+        looks = [_looks_post_trained(delta.address) for delta in deltas]
         new = 0 if looks == [False, True] else 1
         why = (
-            "which of the two is the new base the names tell"
+            "the names show which of the two is the new base"
             if looks[0] != looks[1]
-            else "which of the two is the new base is not said: the second was taken; the weights "
-            "are the same either way, but config and tokenizer come from it"
+            else "the configuration does not say which of the two is the new base, so the second "
+            "was taken; the weights are the same, but config and tokenizer come from it"
         )
         post = deltas[1 - new].post
         self._note(
             "base_model",
-            f"B + (P − B) + (N − B) is N + (P − B), and so it is written, N = {deltas[new].post}; "
-            f"{why}. mergekit takes config.json and tokenizer from {base.address}",
+            f"B + (P − B) + (N − B) is written as N + (P − B), with N = {deltas[new].post}; {why}. "
+            f"mergekit takes config.json and tokenizer from {base.address}",
         )
         return Recipe(deltas[new].post, (Delta(post, base.address),))
 
@@ -287,10 +297,13 @@ class _Reader:
         return Delta(model.lora, base.address, weight)
 
     def _election(self, normalize: bool, weights: Sequence[float | Schedule]) -> None:
-        self._note("merge_method", "where both signs weigh the same none is elected; mergekit: +")
+        self._note(
+            "merge_method", "if both signs weigh the same, none is elected; mergekit elects +"
+        )
         numbers = [n for w in weights for n in (w.numbers if isinstance(w, Schedule) else [w])]
         if normalize and any(number < 0 for number in numbers):
-            self._note("weight", "negative ones divide by their size; in mergekit by themselves")
+            what = "the mean divides by the sum of |weight|; mergekit divides by the sum of weights"
+            self._note("weight", what)
 
     # -- parameters --------------------------------------------------------------------------------
 
@@ -298,22 +311,22 @@ class _Reader:
         if plain is None:
             return {}
         if not isinstance(plain, Mapping):
-            raise self._error(f"{where} is no mapping")
+            raise self._error(f"{where} is not a mapping")
         known = _PARAMETERS.get(self.method, ())
         for key in plain:
             if key not in known:
-                self._note(f"{where}.{key}", f"of no effect with {self.method}, so left out")
+                self._note(f"{where}.{key}", f"has no effect with {self.method}, so it is left out")
         return plain
 
     def _known(self, models: list[_Model]) -> None:
-        """Note shared parameters that stand at a model, and int8_mask."""
+        """Note shared parameters of single models, which mergekit ignores, and int8_mask."""
         for model in models:
             for key in _SHARED:
                 if key in model.parameters and key in _PARAMETERS[self.method]:
-                    what = "mergekit reads it from the shared parameters only, so it is left out"
+                    what = "mergekit reads only the shared parameter, so it is left out"
                     self._note(f"{model.where}.parameters.{key}", what)
         if "int8_mask" in self.shared and "int8_mask" in _PARAMETERS[self.method]:
-            self._note("parameters.int8_mask", "the memory of a mask; it needs none here")
+            self._note("parameters.int8_mask", "saves memory of a mask, which is not stored here")
 
     def _number(self, name: str, default: float) -> float:
         value = self.shared.get(name, default)
@@ -333,7 +346,7 @@ class _Reader:
         return bool(value)
 
     def _setting(self, model: _Model, name: str, default: float | None) -> float | Schedule:
-        """A model's parameter: its own first, then the shared one, then the default."""
+        """A parameter of a model: its own, else the shared one, else the default."""
         rules: list[Rule] = []
         for source, where in ((model.parameters, model.where), (self.shared, "shared")):
             if name in source:
@@ -348,7 +361,7 @@ class _Reader:
         return first.value if first.is_rest and first.value is not None else Schedule(tuple(rules))
 
     def _rules(self, value: Any, match: tuple[str, ...], where: str) -> list[Rule]:
-        """What mergekit reads in a setting, as rules; `match`: the filter that it stands behind."""
+        """A setting as rules. ``match``: globs of the filter that the setting belongs to."""
         number = _scalar(value)
         if number is not None:
             return [Rule(match, number)]
@@ -371,9 +384,7 @@ class _Reader:
         return rules
 
     def _gradient(self, values: list[float], match: tuple[str, ...], where: str) -> list[Rule]:
-        """A list of numbers, spread evenly over the layers with straight lines between; what is in
-        no layer has the first.
-        """
+        """A list of numbers, interpolated over the layers. Tensors in no layer get the first."""
         if len(set(values)) == 1:
             return [Rule(match, values[0])]
         count = self._layers(where)
@@ -396,29 +407,36 @@ class _Reader:
                 )
             spans = [Span(g[0], g[-1], at(g[0]), at(g[-1])) for g in groups.values()]
         self._note(
-            where, f"spread over {count} layers; what is in no layer has the first, {values[0]:g}"
+            where,
+            f"interpolated over {count} layers; tensors in no layer get the first, {values[0]:g}",
         )
         return [Rule(match or ("*",), None, tuple(spans)), Rule(match, values[0])]
 
     def _layers(self, where: str) -> int:
-        if self.given is not None:
-            return self.given
-        base = self.plain.get("base_model") or self.plain["models"][0].get("model")
-        try:
-            text = (Path(str(base)) / "config.json").read_text(encoding="utf-8")
-            config = json.loads(text)
-            return int(
-                config.get("num_hidden_layers") or config["text_config"]["num_hidden_layers"]
-            )
-        except (OSError, ValueError, KeyError, TypeError):
+        """How many layers the model has. ``where``: the setting that needs it."""
+        count = self.given
+        if count is None:
+            base = self.plain.get("base_model") or self.plain["models"][0].get("model")
+            try:
+                config = json.loads(read_text(Path(str(base)) / "config.json", "config"))
+                found = config.get("num_hidden_layers")
+                count = int(found or config["text_config"]["num_hidden_layers"])
+            except (UsageError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+                raise self._error(
+                    "a list of numbers needs the number of layers, which is not known",
+                    where=where,
+                    remedy="pass layers=N",
+                ) from None
+        if not 1 <= count <= MOST_LAYERS:
             raise self._error(
-                "a list of numbers goes over the layers, and how many there are is not known here",
+                f"a model cannot have {count} layers",
                 where=where,
-                remedy="--layers N says it",
-            ) from None
+                expected=f"1 to {MOST_LAYERS}",
+            )
+        return count
 
     def _shares(self, weights: Sequence[float | Schedule]) -> list[float]:
-        """Weights over their sum, which mergekit leaves alone where it is zero."""
+        """Weights divided by their sum; as they are if the sum is zero, as in mergekit."""
         numbers = [weight for weight in weights if not isinstance(weight, Schedule)]
         if len(numbers) < len(weights):
             raise self._error(
@@ -446,7 +464,7 @@ class _Reader:
         if not isinstance(plain, Mapping) or "model" not in plain:
             raise self._error("an entry of models without model", where=where)
         for key in plain.keys() - {"model", "parameters"}:
-            self._note(f"{where}.{key}", "mergekit has no such key either, and ignores it")
+            self._note(f"{where}.{key}", "unknown to mergekit too, which ignores it")
         parameters = self._parameters(plain.get("parameters"), f"{where}.parameters")
         model = self._model(plain["model"], parameters, where)
         assert model is not None
@@ -461,7 +479,7 @@ class _Reader:
         if isinstance(plain, Mapping):
             lora = plain.get("lora")
             if plain.get("override_architecture"):
-                what = "names are taken from the checkpoints, so no architecture is needed"
+                what = "not needed: tensor names are read from the checkpoints"
                 self._note(f"{where}.override_architecture", what)
             plain = plain.get("model")
         elif isinstance(plain, str):
@@ -482,8 +500,8 @@ class _Reader:
         if inner is not None:
             self._note(
                 "dtype",
-                f"mergekit rounds the inputs to {inner} and adds in it; here the sum is exact and "
-                f"rounded once" + (f", to {outer or inner}"),
+                f"mergekit rounds the inputs to {inner} and adds in it; here the exact sum is "
+                f"rounded once, to {outer or inner}",
             )
         return parse_dtype(str(outer or inner or "auto"))
 
@@ -495,8 +513,8 @@ class _Reader:
             for key in tokenizer.keys() - {"source"}:
                 self._note(
                     f"tokenizer.{key}",
-                    "not expressed: rows follow the tokens by themselves; graft adds tokens that "
-                    "only the first post has, take takes its rows outright",
+                    "not expressed: rows always follow their tokens; graft adds tokens that only "
+                    "the first post has, take copies its rows",
                 )
         new = recipe.new_base
         key = "tokenizer_source" if tokenizer is None else "tokenizer.source"
@@ -531,7 +549,7 @@ class _Reader:
 
 
 def _scalar(value: Any) -> float | None:
-    """A number, also as text or a switch, as mergekit takes it; None if it is none."""
+    """A number, text that is one, or a switch, as mergekit reads it; None for anything else."""
     if isinstance(value, bool | int | float | str):
         try:
             number = float(value)
@@ -546,12 +564,12 @@ def _decimal(number: float) -> Fraction:
 
 
 def _escaped(text: str) -> str:
-    """Text as a glob that matches it alone."""
+    """A glob that matches only this text."""
     return re.sub(r"([*?\[])", r"[\1]", text)
 
 
 def _looks_post_trained(address: str) -> bool:
-    """By its files where it is a folder, else by its name."""
+    """Whether an address is that of a chat model: by its files if it is a folder, or its name."""
     folder = Path(address)
     if folder.is_dir():
         config = folder / "tokenizer_config.json"

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from paramdelta import Delta, Recipe, UsageError, read_recipe
 from paramdelta.recipe import read_scale
-from paramdelta.schedule import PRESETS, Rule, Schedule, Span, preset
+from paramdelta.recipe.schedule import PRESETS, Rule, Schedule, Span, preset
 
 NUMBERS = st.floats(allow_nan=False, allow_infinity=False)
 

@@ -6,9 +6,11 @@ import textwrap
 import pytest
 
 from paramdelta import Delta, Recipe, UsageError, read_recipe
-from paramdelta.mergekit import import_mergekit
-from paramdelta.schedule import Rule, Schedule, Span
-from paramdelta.sparsity import Dare, Ties
+from paramdelta.recipe.mergekit import import_mergekit
+from paramdelta.recipe.schedule import Rule, Schedule, Span
+from paramdelta.schemes.dare import Dare
+from paramdelta.schemes.sum import SUM
+from paramdelta.schemes.ties import Ties
 
 
 @pytest.fixture
@@ -73,7 +75,7 @@ def test_the_paramdelta_trick_is_recognised(imported, models, post, new):
         """)
     assert made.recipe == Recipe(new, (Delta(post, "org/L3"),))
     assert "N + (P − B)" in reasons(made)
-    assert ("not said" in reasons(made)) == ("org/one" in models)
+    assert ("does not say which" in reasons(made)) == ("org/one" in models)
 
 
 def test_linear_is_normalised(imported):
@@ -129,7 +131,7 @@ def test_ties_of_mergekits_own_example(imported):
     ]
     assert layers == pytest.approx([0, 0.225, 0.5, 0.775, 1])
     assert three.scale == Schedule((Rule(("*mlp*",), 0.5), Rule((), 0.0)))
-    assert made.recipe.ties == Ties(1.0)
+    assert made.recipe.scheme == Ties(1.0)
     named = [key for key, _ in made.notes]
     for key in ("parameters.int8_mask", "tokenizer_source", "dtype", "density", "models[1] weight"):
         assert key in named
@@ -142,9 +144,9 @@ def test_layers_are_those_of_config_json(imported, tmp_path):
         base_model: {tmp_path}/base
         models: [{{model: m, parameters: {{weight: [0, 1]}}}}]
         """
-    with pytest.raises(UsageError, match="how many there are") as caught:
+    with pytest.raises(UsageError, match="number of layers, which is not known") as caught:
         imported(text)
-    assert "--layers" in caught.value.remedy
+    assert "layers=N" in caught.value.remedy
     (tmp_path / "base").mkdir()
     (tmp_path / "base" / "config.json").write_text(json.dumps({"num_hidden_layers": 9}))
     scale = imported(text).recipe.deltas[0].scale
@@ -162,22 +164,22 @@ DARE = """
 
 
 @pytest.mark.parametrize(
-    ("method", "shared", "scales", "ties"),
+    ("method", "shared", "scales", "scheme"),
     [
-        ("dare_linear", "", (0.6, 0.4), None),
-        ("dare_linear", "rescale: false", (0.06, 0.04), None),
-        ("dare_linear", "normalize: true, lambda: 2", (1.2, 0.8), None),
+        ("dare_linear", "", (0.6, 0.4), SUM),
+        ("dare_linear", "rescale: false", (0.06, 0.04), SUM),
+        ("dare_linear", "normalize: true, lambda: 2", (1.2, 0.8), SUM),
         ("dare_ties", "", (0.6, 0.4), Ties(1.0, 1.0, normalize=False)),
         ("dare_ties", "rescale: false, lambda: 2", (0.06, 0.04), Ties(1.0, 2.0, normalize=False)),
         ("dare_ties", "normalize: true, rescale: false", (0.6, 0.4), Ties(1.0, 0.1)),
     ],
 )
-def test_dare(imported, method, shared, scales, ties):
+def test_dare(imported, method, shared, scales, scheme):
     """Density is 1 − drop; with rescale: false, scales or λ take the paper's rescaling back."""
     made = imported(DARE.format(method=method, shared=shared, other=0.1))
     assert tuple(delta.scale for delta in made.recipe.deltas) == scales
     assert {delta.dare for delta in made.recipe.deltas} == {Dare(0.9)}
-    assert made.recipe.ties == ties
+    assert made.recipe.scheme == scheme
     assert "torch's generator" in reasons(made)
 
 
@@ -195,7 +197,7 @@ def test_nothing_is_dropped_silently(imported):
         chat_template: auto
         name: mine
         """)
-    assert made.recipe == Recipe("base", (Delta("a", "base"),), ties=Ties(0.5))
+    assert made.recipe == Recipe("base", (Delta("a", "base"),), scheme=Ties(0.5))
     assert {
         "models[0].override_architecture",
         "models[0].parameters.gamma",
@@ -213,7 +215,7 @@ def test_nothing_is_dropped_silently(imported):
 @pytest.mark.parametrize(
     ("text", "what"),
     [
-        ("merge_method: slerp\nbase_model: b\nmodels: [{model: a}]", "slerp is no sum"),
+        ("merge_method: slerp\nbase_model: b\nmodels: [{model: a}]", "slerp cannot be expressed"),
         ("merge_method: linear\nslices: [{sources: []}]", "slices cannot"),
         ("merge_method: ties\nmodules: {text: {}}", "modules cannot"),
         ("merge_method: ties\nmodels: [{model: a, parameters: {weight: 1}}]", "base_model"),
@@ -227,7 +229,7 @@ def test_nothing_is_dropped_silently(imported):
             "merge_method: ties\nbase_model: b\nmodels: [model: a]\nparameters: {lambda: []}",
             "lambda by layers",
         ),
-        ("hello", "no mergekit"),
+        ("hello", "not a mergekit"),
         ("[", "cannot read"),
     ],
 )
@@ -257,3 +259,38 @@ def test_a_filter_is_text_and_not_a_pattern(imported):
           weight: [{filter: "x[0]*", value: 1}, {filter: "*", value: 2}, {value: 3}]
         """)
     assert made.recipe.deltas[0].scale.rules == (Rule(("*x[[]0][*]*",), 1.0), Rule((), 2.0))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a: " + "9" * 5000,  # more digits than int takes
+        "a: 2020-99-99",
+        "[" * 5000,
+        "merge_method: ties\nbase_model: b\nmodels: [{model: {}, parameters: 3}]",
+        "merge_method: linear\nmodels: [{model: a, parameters: {weight: [1, 2]}}]",
+    ],
+)
+def test_broken_configurations_are_usage_errors(imported, text):
+    """Whatever stands there, no other error comes out."""
+    with pytest.raises(UsageError):
+        imported(text)
+
+
+@pytest.mark.parametrize("layers", [0, -1, 10**12])
+def test_impossible_numbers_of_layers(imported, layers):
+    """Refused before anything is made for each layer."""
+    text = "merge_method: ties\nbase_model: b\nmodels: [{model: a, parameters: {weight: [0, 1]}}]"
+    with pytest.raises(UsageError, match="cannot have"):
+        imported(text, layers)
+
+
+def test_notes_stay_comments(imported, tmp_path):
+    """A key with line breaks cannot put keys of its own into the recipe."""
+    text = "merge_method: linear\nmodels: [{model: a, parameters: {weight: 1}},\n"
+    text += '{model: b, parameters: {weight: 1}}]\n"x\\nhead: drop": 1'
+    made = imported(text)
+    path = tmp_path / "recipe.yaml"
+    path.write_text(made.to_yaml())
+    assert read_recipe(path) == made.recipe
+    assert "# x head: drop:" in made.to_yaml()

@@ -1,16 +1,17 @@
-"""How much of a Δ each tensor gets, as it is written: rules, of which the first that fits counts.
+"""How much of a Δ each tensor gets: rules, of which the first that applies counts.
 
-What a rule means for a checkpoint's names is `planning.coefficients`' business.
+This module knows no tensors; `planning.coefficients` applies the rules to a checkpoint's names.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Any
 
 from paramdelta.errors import UsageError
 
-# By name, what each preset gives the Δ to. `planning.presets` says it in names of tensors.
+# By name, the tensors that each preset adds the Δ to. `planning.presets` finds them by name.
 PRESETS = {
     "linear-only": "the matrices of linear layers: attention, MLP, experts and their routers, "
     "projectors; no biases, norms, embeddings or output head",
@@ -27,7 +28,7 @@ PRESETS = {
 class Span:
     """Layers ``first`` to ``last``, both included, and the scales of these two.
 
-    The layers between are interpolated linearly. ``where``: the place in the recipe, for messages.
+    Layers between them are interpolated linearly. ``where``: the place in the recipe, for messages.
     """
 
     first: int
@@ -53,40 +54,40 @@ class Span:
             )
 
     def at(self, layer: int) -> float:
-        """The scale of a layer of the span: the exact interpolation, rounded once."""
+        """The scale of a layer within the span: the exact interpolation, rounded once."""
         if self.start == self.end:
             return self.start
         first, last = Fraction(self.start), Fraction(self.end)
         return float(first + (last - first) * Fraction(layer - self.first, self.last - self.first))
 
     def times(self, factor: float) -> "Span":
-        """The same layers, their scales multiplied."""
+        """The same layers with their scales multiplied."""
         return replace(self, start=_times(self.start, factor), end=_times(self.end, factor))
 
     @property
     def layers(self) -> str:
-        """As YAML has it: ``0-53``, or ``7``."""
+        """As in YAML: ``0-53``, or ``7``."""
         return f"{self.first}" if self.first == self.last else f"{self.first}-{self.last}"
 
     @property
     def plain(self) -> float | list[float]:
-        """Its number, or first and last."""
+        """As in YAML: one number, or first and last."""
         return self.start if self.start == self.end else [self.start, self.end]
 
 
 @dataclass(frozen=True)
 class Rule:
-    """Tensors, and the scale of their Δ.
+    """Some tensors, and the scale of their Δ.
 
-    ``match``: globs, one of which the output tensor's name has to match; ``preset``: one of
-    `PRESETS`, which has to hold as well. With neither, the rule is for every tensor. ``value``: the
-    scale; or ``layers``: the scale by layer, which is for tensors of these layers only. ``where``:
-    the place in the recipe, for messages.
+    The rule applies to tensors whose output name matches one of the globs ``match`` and that belong
+    to ``preset``, one of `PRESETS`. Without both it applies to all tensors. The scale is ``value``,
+    or depends on the layer by ``layers``; then the rule applies to tensors of these layers only.
+    ``where``: the place in the recipe, for messages.
     """
 
-    match: tuple[str, ...] = ()
+    match: str | Sequence[str] = ()
     value: float | None = None
-    layers: tuple[Span, ...] = ()
+    layers: Sequence[Span] = ()
     preset: str | None = None
     where: str = field(default="", compare=False, repr=False)
 
@@ -116,24 +117,24 @@ class Rule:
                 )
 
     def times(self, factor: float) -> "Rule":
-        """The same tensors, their scales multiplied."""
+        """The same tensors with their scales multiplied."""
         value = None if self.value is None else _times(self.value, factor)
         return replace(self, value=value, layers=tuple(s.times(factor) for s in self.layers))
 
     @property
     def is_rest(self) -> bool:
-        """Whether it is a bare number: for every tensor that no rule before it is for."""
+        """Whether it is a bare number, which applies to all tensors without an earlier rule."""
         return not self.match and self.preset is None and not self.layers
 
     @property
     def subject(self) -> str:
-        """Which tensors it is for."""
+        """Which tensors it applies to, for people."""
         kinds = [*([self.preset] if self.preset else []), ", ".join(self.match)]
         return " & ".join(filter(None, kinds)) or "everything else"
 
     @property
     def plain(self) -> Any:
-        """The rule as YAML has it."""
+        """As in YAML."""
         if self.is_rest:
             return self.value
         rule: dict[str, Any] = {}
@@ -150,12 +151,12 @@ class Rule:
 
 @dataclass(frozen=True)
 class Schedule:
-    """Rules in order: a tensor's scale is that of the first which is for it.
+    """Rules in order. The first rule that applies to a tensor gives its scale.
 
-    A bare number is the last of them; without one, the rules have to be for every tensor.
+    A bare number can only be the last rule. Without one, the other rules must cover every weight.
     """
 
-    rules: tuple[Rule, ...]
+    rules: Sequence[Rule]
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "rules", tuple(self.rules))
@@ -170,23 +171,23 @@ class Schedule:
                 )
 
     def times(self, factor: float) -> "Schedule":
-        """Every number of it multiplied."""
+        """The same rules with every number multiplied."""
         return Schedule(tuple(rule.times(factor) for rule in self.rules))
 
     @property
     def plain(self) -> list[Any]:
-        """The schedule as YAML has it."""
+        """As in YAML."""
         return [rule.plain for rule in self.rules]
 
     @property
     def numbers(self) -> list[float]:
-        """All scales that it names."""
+        """All numbers in it."""
         spans = (s for rule in self.rules for span in rule.layers for s in (span.start, span.end))
         return [*(rule.value for rule in self.rules if rule.value is not None), *spans]
 
     @property
     def table(self) -> list[tuple[str, str, str]]:
-        """Tensors, layers and scale of every rule, for people."""
+        """Tensors, layers and scale of every rule and span, for people."""
         rows: list[tuple[str, str, str]] = []
         for rule in self.rules:
             if rule.value is not None:
@@ -199,7 +200,7 @@ class Schedule:
 
 
 def preset(name: str, scale: float = 1.0, where: str = "") -> Schedule:
-    """A preset that stands alone: what it does not speak of gets nothing of the Δ."""
+    """A schedule with this scale for the tensors of a preset, and 0 for all others."""
     return Schedule((Rule((), scale, preset=name, where=where), Rule((), 0.0, where=where)))
 
 
