@@ -1,8 +1,8 @@
 """What paramdelta does, as functions; the command line calls these."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any, TypeVar
@@ -19,7 +19,8 @@ from paramdelta.jobs import extract as extraction
 from paramdelta.jobs import lowrank
 from paramdelta.jobs.measure import MeasureJob
 from paramdelta.jobs.mix import MixJob
-from paramdelta.jobs.outputs import Written, write_outputs
+from paramdelta.jobs.outputs import Written, measured, write_outputs
+from paramdelta.jobs.tensors import check_framework, converted, iterate
 from paramdelta.output.card import adapter_card, delta_card, model_card
 from paramdelta.output.companions import contents
 from paramdelta.output.folder import FolderSink
@@ -197,6 +198,43 @@ def mix(
     moved = run.written.read + run.written.written
     resumed, found = run.written.resumed, run.written.not_finite[0]
     return Mix(Path(out), plan, run.layout, perf_counter() - began, moved, resumed, found, run.kept)
+
+
+def tensors(
+    recipe: Recipe | Plan,
+    *,
+    dtype: str | None = None,
+    framework: str = "numpy",
+    memory: int | str = MEMORY,
+    workers: int | None = None,
+) -> Iterator[tuple[str, Any]]:
+    """The tensors of a mix, one after the other, in the order of the output; nothing is written.
+
+    Yields name and array. One tensor is made at a time, so memory is bounded by ``memory`` and the
+    largest tensor. ``dtype``: of the output, in place of the recipe's. ``framework``: "numpy" or
+    "torch". numpy has no BF16: such tensors come as float32, which holds every BF16 number. FP8
+    weights come as two tensors, codes and scales.
+
+    Raises:
+        UsageError, MisfitError, CheckpointError, StorageError: as `mix`.
+    """
+    check_framework(framework)
+    if dtype is not None and isinstance(recipe, Plan):
+        raise UsageError("a plan has its dtype already", expected="a recipe with dtype")
+    if isinstance(recipe, Recipe):
+        chosen = recipe if dtype is None else replace(recipe, dtype=parse_dtype(dtype))
+        recipe = make_plan(chosen)
+    recipe.check()
+    made = sweep_of_one(recipe)
+    return _tensors(made, _budget(made, memory, workers), framework)
+
+
+def _tensors(made: Sweep, chosen: Budget, framework: str) -> Iterator[tuple[str, Any]]:
+    job, _ = measured(MixJob.of(made, chosen.buffer), lambda _: False, chosen)
+    order = list(dict.fromkeys(stored.tensor for stored in made.stored))
+    with Reader(once=True, ahead=True) as reader:
+        for stream, array in iterate(job, order, reader, chosen.workers):
+            yield stream.name, converted(array, stream.dtype, framework)
 
 
 def sweep(
@@ -541,7 +579,7 @@ def extract_adapter(
 
 def _once(job: Job[Any, Any], chosen: Budget, watch: "_Watch") -> None:
     """Run a job that is not resumed."""
-    with Reader(once=False) as reader:
+    with Reader(ahead=True) as reader:
         threads.run(job, reader, workers=chosen.workers, progress=watch)
 
 

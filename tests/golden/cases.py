@@ -17,6 +17,7 @@ import numpy as np
 
 import paramdelta.demo
 from paramdelta import Delta, Recipe, extract, extract_adapter, mix, read_recipe, sweep
+from paramdelta.schemes.ties import Ties
 from tests.checkpoints import bf16, encode, save
 from tests.golden import inputs
 from tests.golden.inputs import CONFIG, EMBEDDING, FP8_CONFIG, HEAD, fp8, llama, outlines
@@ -151,11 +152,17 @@ def loras(build: Callable[[Path], tuple[str, str]], **options: Any) -> Case:
 # -- recipes ---------------------------------------------------------------------------------------
 
 
+def _plain(choices: dict[str, Any]) -> dict[str, Any]:
+    """Choices of a recipe; ``ties``, parameters by name, as its scheme."""
+    others = {name: value for name, value in choices.items() if name != "ties"}
+    return others if "ties" not in choices else {**others, "scheme": Ties(**choices["ties"])}
+
+
 def of(folder: Path, scale: Any = 1.0, *, new: str = "new", **choices: Any) -> Recipe:
     """The recipe of ``new``, ``post`` and ``base`` in a folder; choices of the Δ or the recipe."""
     own = {name: choices.pop(name) for name in ("dare", "density") if name in choices}
     delta = Delta(str(folder / "post"), str(folder / "base"), scale, **own)
-    return Recipe(str(folder / new), (delta,), **choices)
+    return Recipe(str(folder / new), (delta,), **_plain(choices))
 
 
 def several(folder: Path, *deltas: dict[str, Any], new: str = "new", **choices: Any) -> Recipe:
@@ -168,7 +175,7 @@ def several(folder: Path, *deltas: dict[str, Any], new: str = "new", **choices: 
         )
         for delta in deltas
     ]
-    return Recipe(str(folder / new), tuple(made), **choices)
+    return Recipe(str(folder / new), tuple(made), **_plain(choices))
 
 
 def tiny(kind: str = "BF16", scale: Any = 1.0, **choices: Any) -> Build:
@@ -187,7 +194,7 @@ def three(*deltas: dict[str, Any], kind: str = "BF16", layers: int = 2, **choice
     def build(folder: Path) -> Recipe:
         roles = ("base", "new", "post", "post2", "post3", "base3")
         inputs.write_llamas(folder, kind, roles, layers=layers)
-        return several(folder, *deltas, **choices)
+        return several(folder, *deltas, **_plain(choices))
 
     return build
 
@@ -590,7 +597,7 @@ def adapters() -> Iterator[tuple[str, Case]]:
             inputs.write_outline(folder / role, outlines()[model]["base"], role)
         own = {name: choices.pop(name) for name in ("dare", "density") if name in choices}
         delta = Delta(str(folder / "post"), str(folder / "base"), scale, **own)
-        return Recipe(str(folder / new), (delta,), dtype, **choices)
+        return Recipe(str(folder / new), (delta,), dtype, **_plain(choices))
 
     for model in [m for m in outlines() if m.startswith("adapter/")]:
         yield model, mixes(partial(build, model, None, 1.0, "new"))
@@ -662,7 +669,7 @@ def stored_deltas() -> Iterator[tuple[str, Case]]:
             Delta(delta=str(folder.parent / "delta"), scale=0.5, dare=choices.pop("dare", None)),
             Delta(str(folder / "post2"), str(folder / "base"), -0.25),
         )
-        return Recipe(str(folder / "new"), deltas, **choices)
+        return Recipe(str(folder / "new"), deltas, **_plain(choices))
 
     yield "delta/beside another", mixes(two)
     yield "delta/TIES and DARE", mixes(partial(two, dare={"drop": 0.3}, ties={"density": 0.4}))
@@ -831,7 +838,7 @@ def shipped() -> Iterator[tuple[str, Case]]:
         return several(LINEAGE, *deltas, new=new, **choices)
 
     def recipe(*deltas: dict[str, Any], **choices: Any) -> Build:
-        return lambda folder: build(folder, *deltas, **choices)
+        return lambda folder: build(folder, *deltas, **_plain(choices))
 
     second = {"post": "second-post", "scale": 0.5}
     ties = {"density": 0.3}

@@ -101,15 +101,16 @@ class MixJob:
     @classmethod
     def of(cls, sweep: Sweep, buffer: int) -> "MixJob":
         """The job of a sweep."""
-        numbers: dict[int, list[int]] = {}
-        for number, one in enumerate(sweep.stored):
-            numbers.setdefault(one.tensor, []).append(number)
+        numbers = {(one.tensor, one.part): number for number, one in enumerate(sweep.stored)}
         sizes = accumulate((one.nbytes for one in sweep.stored), initial=0)
         first = sweep.plans[0]
         return cls(
             tuple(plan.tensors for plan in sweep.plans),
             sweep.alike,
-            tuple(tuple(numbers[number]) for number in range(len(first.tensors))),
+            tuple(
+                tuple(numbers[number, part] for part in range(len(tensor.streams)))
+                for number, tensor in enumerate(first.tensors)
+            ),
             tuple(sizes)[:-1],
             {file.blob: s.role for s in reversed(first.sources) for file in s.sources},
             buffer,
@@ -120,6 +121,13 @@ class MixJob:
     def tasks(self) -> Sequence[Task]:
         """See `Job.tasks`."""
         return Tasks(self.members[0], [self._step(n) for n in range(len(self.members[0]))])
+
+    def tasks_of(self, number: int) -> list[Task]:
+        """The tasks of one tensor."""
+        elements, step = self.members[0][number].elements, self._step(number)
+        return [
+            Task(number, start, min(start + step, elements)) for start in range(0, elements, step)
+        ]
 
     def cost(self, task: Task) -> int:
         """Bytes of one output."""

@@ -51,19 +51,19 @@ def write_outputs(
         CheckpointError, StorageError: reading or writing failed; the same call resumes.
         KeyboardInterrupt: Ctrl-C; the same call resumes.
     """
-    done = []
+    found = []
     with ExitStack() as stack:
         for sink in sinks:
             stack.callback(sink.abort)
-            done.append(sink.begin(layout))
-        digests = Digests(getattr(sinks[0], "digests", Digests()).known)
+            found.append(sink.begin(layout))
+        digests = Digests(found[0].leaves)
         job = MixJob.of(sweep, budget.buffer)
 
         def skip(task: Task) -> bool:
             ranges = job.ranges(task)
-            return all(run in found for found in done for run in ranges)
+            return all(run in durable.ranges for durable in found for run in ranges)
 
-        job, looked = _measured(job, sweep, skip, budget, progress, layout.nbytes)
+        job, looked = measured(job, skip, budget, progress, layout.nbytes)
         written = resumed = 0
 
         def commit(receipts: list[Receipt]) -> None:
@@ -80,7 +80,7 @@ def write_outputs(
             if progress is not None:
                 progress(replace(now, moved=looked + now.moved))
 
-        with Reader(once=True, digests=digests) as reader:
+        with Reader(once=True, ahead=True, digests=digests) as reader:
             writers = [sink.writer() for sink in sinks]
             threads.run(
                 job,
@@ -92,22 +92,21 @@ def write_outputs(
                 progress=watch,
             )
             read = reader.count
-        found = _source_digests(sweep, digests)
+        known = _source_digests(sweep, digests)
         for number, sink in enumerate(sinks):
-            for name, data in small_files(number, found).items():
+            for name, data in small_files(number, known).items():
                 sink.put(name, data)
             sink.finish()
     reports = tuple(job.not_finite(number) for number in range(len(sinks)))
     return Written(looked + read, written, resumed, reports)
 
 
-def _measured(
+def measured(
     job: MixJob,
-    sweep: Sweep,
     skip: Callable[[Task], bool],
     budget: Budget,
-    progress: Callable[[Progress], None] | None,
-    total: int,
+    progress: Callable[[Progress], None] | None = None,
+    total: int = 0,
 ) -> tuple[MixJob, int]:
     """The job with the thresholds that its tensors need, and the bytes read for them."""
     pending: set[int] = set()
@@ -116,7 +115,7 @@ def _measured(
     measure = MeasureJob.of(job.members, pending.__contains__, budget.buffer)
     if not measure.wanted:
         return job, 0
-    with Reader(once=False) as reader:
+    with Reader(ahead=True) as reader:
 
         def watch(now: Progress) -> None:
             if progress is not None:

@@ -19,9 +19,10 @@ from typing import Any
 from paramdelta.errors import MisfitError, StorageError
 from paramdelta.formats.checkpoint import INDEX
 from paramdelta.output.guard import Guard
-from paramdelta.output.journal import Journal, Ranges
+from paramdelta.output.journal import Journal
 from paramdelta.output.layout import Layout, Shard
 from paramdelta.output.place import Place, remove_old
+from paramdelta.output.sink import Durable
 from paramdelta.storage.digest import Digests, Leaves
 from paramdelta.storage.local import (
     File,
@@ -74,7 +75,7 @@ class FolderSink:
 
     # -- the start ---------------------------------------------------------------------------------
 
-    def begin(self, layout: Layout) -> Ranges:
+    def begin(self, layout: Layout) -> Durable:
         """See `Sink.begin`."""
         raise_open_file_limit()
         self._layout, self._shards, self._index = layout, layout.shards, layout.index
@@ -88,7 +89,7 @@ class FolderSink:
         except BaseException:
             self.abort()
             raise
-        return journal.done
+        return Durable(journal.done, journal.leaves)
 
     def begin_new(self) -> None:
         """Open the destination for files that are written once, in order, and never resumed."""

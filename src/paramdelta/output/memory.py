@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from paramdelta.dtypes import DTYPES
-from paramdelta.output.journal import Ranges
 from paramdelta.output.layout import Layout
+from paramdelta.output.sink import Durable
 from paramdelta.storage.digest import Leaves
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ class MemorySink:
         self._left: list[int] = []
         self._lock = threading.Lock()
 
-    def begin(self, layout: Layout) -> Ranges:
+    def begin(self, layout: Layout) -> Durable:
         """See `Sink.begin`. Nothing is there before."""
         import numpy as np
 
@@ -40,7 +40,7 @@ class MemorySink:
             self._arrays.append(data)
             self._left.append(stream.nbytes)
             self.tensors[stream.name] = data.view(DTYPES[stream.dtype].numpy).reshape(stream.shape)
-        return Ranges()
+        return Durable()
 
     def writer(self) -> "MemorySink":
         """Itself: memory is shared by threads only."""

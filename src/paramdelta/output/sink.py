@@ -3,12 +3,25 @@
 A sink lives in the process that runs the job. Its writer goes to the workers.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from paramdelta.output.journal import Ranges
 from paramdelta.output.layout import Layout
 from paramdelta.storage.digest import Leaves
+
+
+@dataclass(frozen=True)
+class Durable:
+    """What an earlier run left at a destination.
+
+    ``ranges``: runs of bytes, in all data laid end to end. ``leaves``: block digests of files, by
+    name; see `storage.digest`.
+    """
+
+    ranges: Ranges = field(default_factory=Ranges)
+    leaves: Mapping[str, Mapping[int, bytes]] = field(default_factory=dict)
 
 
 class Writer(Protocol):
@@ -29,9 +42,8 @@ class Sink(Protocol):
         StorageError: the destination failed; the same run can be repeated.
     """
 
-    def begin(self, layout: Layout) -> Ranges:
-        """Open the destination. Returns what is durable there from an earlier run: runs of bytes
-        in all data laid end to end.
+    def begin(self, layout: Layout) -> Durable:
+        """Open the destination. Returns what is durable there from an earlier run.
 
         Raises:
             MisfitError: the destination is in use, or holds something else.

@@ -24,7 +24,7 @@ Leaves: TypeAlias = Mapping[str, Mapping[int, str]]
 
 ALGORITHM = "xxh3-128-tree"
 BLOCK = 1 << 20  # bytes
-WAITING = 64 << 20  # bytes of parts that may wait for the parts before them
+WAITING = 16 << 20  # bytes of parts that may wait for the parts before them, in all files
 
 
 @dataclass
@@ -36,14 +36,34 @@ class _Partial:
     waiting: dict[int, bytes] = field(default_factory=dict)
 
 
+class _Allowance:
+    """Bytes that may wait, for all files together."""
+
+    def __init__(self, size: int) -> None:
+        self.left = size
+        self._lock = threading.Lock()
+
+    def take(self, size: int) -> bool:
+        """Whether so many bytes may wait as well."""
+        with self._lock:
+            enough = size <= self.left
+            self.left -= size if enough else 0
+            return enough
+
+    def give(self, size: int) -> None:
+        """Return bytes that no longer wait."""
+        with self._lock:
+            self.left += size
+
+
 class TreeDigest:
     """The digest of one file of ``size`` bytes. ``leaves``: digests of whole blocks, by number."""
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, allowance: _Allowance | None = None) -> None:
         self.size = size
         self.leaves: dict[int, bytes] = {}
         self._partial: dict[int, _Partial] = {}
-        self._waiting = 0
+        self._allowance = allowance or _Allowance(WAITING)
         self._lock = threading.Lock()
 
     def update(self, offset: int, data: memoryview) -> None:
@@ -62,14 +82,25 @@ class TreeDigest:
 
     @property
     def unread(self) -> int:
-        """Bytes of the blocks that have no digest yet."""
+        """Bytes that are missing."""
         return sum(length for _, length in self.missing)
 
     @property
     def missing(self) -> list[tuple[int, int]]:
-        """Offset and length of the blocks that have no digest yet."""
-        blocks = range(-(-self.size // BLOCK))
-        return [(n * BLOCK, self._length(n)) for n in blocks if n not in self.leaves]
+        """Offset and length of what has to be read for the blocks that have no digest yet."""
+        found = []
+        for number in range(-(-self.size // BLOCK)):
+            if number in self.leaves:
+                continue
+            partial = self._partial.get(number, _Partial())
+            at = partial.done
+            for begin, part in sorted(partial.waiting.items()):
+                if begin > at:
+                    found.append((number * BLOCK + at, begin - at))
+                at = max(at, begin + len(part))
+            if at < self._length(number):
+                found.append((number * BLOCK + at, self._length(number) - at))
+        return found
 
     def hexdigest(self) -> str:
         """The digest of the file, if no block is `missing`."""
@@ -86,21 +117,20 @@ class TreeDigest:
         with self._lock:
             partial = self._partial.setdefault(number, _Partial())
             if at > partial.done:
-                known = partial.waiting.get(at)
-                if self._waiting + len(part) <= WAITING and len(known or b"") < len(part):
-                    partial.waiting[at] = bytes(part)  # else the block is read again at the end
-                    self._waiting += len(part) - len(known or b"")
+                known = len(partial.waiting.get(at, b""))
+                if known < len(part) and self._allowance.take(len(part) - known):
+                    partial.waiting[at] = bytes(part)  # else it is read again at the end
                 return
             self._append(partial, at, part)
             for begin in sorted(partial.waiting):
                 if begin > partial.done:
                     break
                 waited = partial.waiting.pop(begin)
-                self._waiting -= len(waited)
+                self._allowance.give(len(waited))
                 self._append(partial, begin, memoryview(waited))
             if partial.done == self._length(number):
                 self.leaves[number] = partial.state.digest()
-                self._waiting -= sum(map(len, partial.waiting.values()))
+                self._allowance.give(sum(map(len, partial.waiting.values())))
                 del self._partial[number]
 
     @staticmethod
@@ -121,6 +151,7 @@ class Digests:
         self.known: Mapping[str, Mapping[int, bytes]] = known or {}
         self._files: dict[str, TreeDigest] = {}
         self._told: dict[str, set[int]] = {}
+        self._allowance = _Allowance(WAITING)
         self._lock = threading.Lock()
 
     def update(self, blob: Blob, offset: int, data: memoryview) -> None:
@@ -132,7 +163,7 @@ class Digests:
         found = self._files.get(url)
         if found is None:
             with self._lock:
-                found = self._files.setdefault(url, TreeDigest(size))
+                found = self._files.setdefault(url, TreeDigest(size, self._allowance))
         return found
 
     def news(self) -> dict[str, dict[int, str]]:
