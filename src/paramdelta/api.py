@@ -185,7 +185,7 @@ def mix(
     plan.check()
     made = sweep_of_one(plan)
     watch = _Watch(progress)
-    place = find_place(Path(out), local_paths(plan), overwrite, LOCK)
+    place = find_place(out, local_paths(plan), overwrite, LOCK)
     run = _run(
         made,
         [place],
@@ -492,7 +492,7 @@ def extract(
     chosen = _extract_budget(
         extraction.ExtractJob(plan.tensors, shard_bytes, None), memory, workers
     )
-    place = find_place(Path(out), local_paths(plan), overwrite, DELTA)
+    place = find_place(out, local_paths(plan), overwrite, DELTA)
     with Reader() as reader:
         small = contents(plan.companions, reader)
     watch = _Watch(progress)
@@ -551,7 +551,7 @@ def extract_adapter(
     where = " − ".join(str(source) for source in plan.lineages[0] if source is not None)
     planned = lowrank.LowRankJob(parts, aim, number_type, where, None)
     chosen = _extract_budget(planned, memory, workers)
-    place = find_place(Path(out), local_paths(plan), overwrite, lowrank.LORA)
+    place = find_place(out, local_paths(plan), overwrite, lowrank.LORA)
     with Reader() as reader:
         models = tuple(c for c in plan.companions if c.name not in lowrank.MODELS)
         small = contents(models, reader)

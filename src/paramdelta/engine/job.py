@@ -43,6 +43,23 @@ class Job(Protocol[Task, Receipt]):
         """Take a task's receipt. Called in one thread, in the order of the tasks."""
 
 
+class Engine(Protocol):
+    """A way to run a job; `threads.run` is one."""
+
+    def __call__(
+        self,
+        job: Job[Task, Receipt],
+        reader: Reader,
+        *,
+        workers: int,
+        writers: Sequence[Any] = (),
+        skip: Callable[[Task], bool] | None = None,
+        commit: Callable[[list[Receipt]], None] | None = None,
+        progress: "Callable[[Progress], None] | None" = None,
+    ) -> None:
+        """Run every task that ``skip`` does not name; see `threads.run`."""
+
+
 @dataclass(frozen=True)
 class Progress:
     """How far a run is.

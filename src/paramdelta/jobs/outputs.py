@@ -5,7 +5,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
 from paramdelta.engine import threads
-from paramdelta.engine.job import Progress
+from paramdelta.engine.job import Engine, Progress
 from paramdelta.engine.memory import Budget
 from paramdelta.errors import MisfitError
 from paramdelta.jobs.measure import MeasureJob
@@ -40,6 +40,7 @@ def write_outputs(
     budget: Budget,
     small_files: Callable[[int, Mapping[Blob, str | None]], Mapping[str, bytes]],
     progress: Callable[[Progress], None] | None = None,
+    engine: Engine = threads.run,
 ) -> Written:
     """Write every output of a sweep, the first one whole before the next.
 
@@ -63,7 +64,7 @@ def write_outputs(
             ranges = job.ranges(task)
             return all(run in durable.ranges for durable in found for run in ranges)
 
-        job, looked = measured(job, skip, budget, progress, layout.nbytes)
+        job, looked = measured(job, skip, budget, progress, layout.nbytes, engine)
         written = resumed = 0
 
         def commit(receipts: list[Receipt]) -> None:
@@ -82,7 +83,7 @@ def write_outputs(
 
         with Reader(once=True, ahead=True, digests=digests) as reader:
             writers = [sink.writer() for sink in sinks]
-            threads.run(
+            engine(
                 job,
                 reader,
                 workers=budget.workers,
@@ -107,6 +108,7 @@ def measured(
     budget: Budget,
     progress: Callable[[Progress], None] | None = None,
     total: int = 0,
+    engine: Engine = threads.run,
 ) -> tuple[MixJob, int]:
     """The job with the thresholds that its tensors need, and the bytes read for them."""
     pending: set[int] = set()
@@ -122,7 +124,7 @@ def measured(
                 stage = f"{now.done} of {now.total} thresholds"
                 progress(Progress(0, total, 0, reader.count, stage))
 
-        threads.run(measure, reader, workers=budget.workers, progress=watch)
+        engine(measure, reader, workers=budget.workers, progress=watch)
         members = tuple(measure.applied(tensors) for tensors in job.members)
         return replace(job, members=members), reader.count
 

@@ -2,7 +2,7 @@
 
 Everything is made in a hidden folder beside the output. Weight files carry the suffix ``.part``
 until every byte is on disk, so that no loader takes the folder for a checkpoint. Then the files get
-their names, and the folder is renamed. The journal in the hidden folder makes a killed run
+their names, and the folder is renamed. A journal beside the hidden folder makes a killed run
 resumable.
 """
 
@@ -33,7 +33,6 @@ from paramdelta.storage.local import (
 )
 
 PART = ".part"
-JOURNAL = "journal.jsonl"
 
 
 class FolderSink:
@@ -96,7 +95,8 @@ class FolderSink:
         self.fresh = True
         try:
             self._open()
-            self.journal = Journal(self._path(JOURNAL), self.identity)
+            self.place.journal.unlink(missing_ok=True)
+            self.journal = Journal(self.place.journal, self.identity)
         except BaseException:
             self.abort()
             raise
@@ -117,6 +117,7 @@ class FolderSink:
                 if staging.is_symlink() or not staging.is_dir():
                     raise _strange(staging)
                 shutil.rmtree(staging)
+                self.place.journal.unlink(missing_ok=True)
             with contextlib.suppress(FileExistsError):
                 staging.mkdir(mode=0o700)
             found = staging.stat(follow_symlinks=False)
@@ -130,16 +131,15 @@ class FolderSink:
         """Open the journal, and remove what an earlier run left unfinished."""
         whole = all(self._is_whole(shard) for shard in self._shards)
         if not whole:  # what a journal says about files that are gone is void
-            self._path(JOURNAL).unlink(missing_ok=True)
-        if not self._path(JOURNAL).exists():
+            self.place.journal.unlink(missing_ok=True)
+        if not self.place.journal.exists():
             self._unlink_twins()
-        journal = self.journal = Journal(self._path(JOURNAL), self.identity)
+        journal = self.journal = Journal(self.place.journal, self.identity)
         self.digests.known = journal.leaves
         for name in (*journal.puts, INDEX):  # they are written again, maybe with other contents
             if _is_inside(name):
                 self._path(name).unlink(missing_ok=True)
-        known = {JOURNAL, *(n for s in self._shards for n in (s.name, s.name + PART))}
-        known |= {self.place.guard.name}
+        known = {n for shard in self._shards for n in (shard.name, shard.name + PART)}
         others = sorted(path.name for path in self.place.staging.iterdir() if path.is_file())
         if strange := [name for name in others if name not in known]:
             raise MisfitError(
@@ -240,7 +240,7 @@ class FolderSink:
                 path.relative_to(staging).as_posix()
                 for path in staging.rglob("*")
                 if not path.is_dir() or path.is_symlink()
-            } - {JOURNAL, self.place.guard.name}
+            }
             if found != expected:
                 raise MisfitError(
                     "the unfinished output does not hold the files that this run wrote",
@@ -248,13 +248,14 @@ class FolderSink:
                     got=", ".join(sorted(found ^ expected)[:4]),
                     remedy="start again from nothing (--fresh)",
                 )
-            self.journal.close()
-            self._path(JOURNAL).unlink()
             staging.chmod(0o777 & ~_umask())
             sync_folder(staging)
         except OSError as error:
             raise storage_error(error, self.place.out, "finish") from None
         old = self.place.publish()
+        self.journal.close()
+        with contextlib.suppress(OSError):
+            self.place.journal.unlink()
         if old is not None:
             left = remove_old(old, self.mark)
             self.kept = (old, left) if left else None
@@ -273,6 +274,7 @@ class FolderSink:
         if self.journal is not None:
             self.journal.close()
             shutil.rmtree(self.place.staging, ignore_errors=True)
+            self.place.journal.unlink(missing_ok=True)
         self._release()
 
     def _check_own(self, name: str, file: File) -> None:

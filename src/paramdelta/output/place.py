@@ -15,6 +15,7 @@ from paramdelta.storage.store import LOCAL, scheme_of
 from paramdelta.units import show_size
 
 MOST_LOCK = 64_000_000  # bytes of a lock that are read to see what an old output holds
+_HIDDEN = (".paramdelta-partial", ".paramdelta-lock", ".paramdelta-journal")
 _OURS = ("README.md",)  # in every output, and not in its lock
 
 
@@ -37,6 +38,11 @@ class Place:
     def guard(self) -> Path:
         """The lock file."""
         return self.staging.with_name(f".{self.out.name}.paramdelta-lock")
+
+    @property
+    def journal(self) -> Path:
+        """The journal of an unfinished run: beside the folder, for it must outlive its rename."""
+        return self.staging.with_name(f".{self.out.name}.paramdelta-journal")
 
     def publish(self) -> Path | None:
         """Put the finished staging folder in place.
@@ -82,7 +88,7 @@ class Place:
         shutil.rmtree(self.staging)
 
 
-def find_place(out: Path, sources: Iterable[Path], overwrite: bool, mark: str) -> Place:
+def find_place(out: str | Path, sources: Iterable[Path], overwrite: bool, mark: str) -> Place:
     """Check where an output is to go, before anything is written.
 
     ``sources``: local paths that must not be touched. ``mark``: the file that outputs of this kind
@@ -133,7 +139,7 @@ def find_place(out: Path, sources: Iterable[Path], overwrite: bool, mark: str) -
             )
         return Place(resolved, staging, False, _identity(resolved))
     except (OSError, ValueError) as error:
-        raise storage_error(error, out, "look at") from None
+        raise storage_error(error, str(out), "look at") from None
 
 
 def remove_old(folder: Path, mark: str) -> list[str]:
@@ -184,7 +190,7 @@ def _staging(out: Path) -> tuple[Path, bool]:
 
 
 def _is_staging(name: str) -> bool:
-    return name.startswith(".") and name.endswith(("paramdelta-partial", "paramdelta-lock"))
+    return name.startswith(".") and name.endswith(_HIDDEN)
 
 
 def _check_sources(out: Path, staging: Path, sources: Iterable[Path]) -> None:
