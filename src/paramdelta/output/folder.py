@@ -203,7 +203,7 @@ class FolderSink:
         found = {}
         for name, file in self.files.items():
             digest = self.digests.adopt(name, file.size())
-            if self.twin is not None and not digest.leaves:
+            if self.twin is not None and not digest.blocks:
                 digest = self.twin.digests.adopt(name, file.size())
             for offset, length in digest.missing:
                 digest.update(offset, memoryview(file.read(offset, length)))
