@@ -11,7 +11,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paramdelta.engine.run import Inputs
 from paramdelta.errors import CheckpointError
 from paramdelta.formats import adapter as module
 from paramdelta.formats.adapter import KEPT, LowRank, is_adapter
@@ -124,15 +123,13 @@ def test_the_same_as_peft_merges(tmp_path, make, config, stored):
     safe = stored.endswith("safetensors")
     base, merged = trained(make(), tmp_path / "adapter", safe, **config)
     assert (tmp_path / "adapter" / stored).is_file()
-    inputs = Inputs()
     found = opening.adapter(tmp_path / "adapter")
     deltas = found.oriented({name: value.shape for name, value in base.items()})
     assert deltas.keys() | found.replaced.keys() <= base.keys()
-    result = base | {n: read(tensor, inputs.fetch) for n, tensor in found.replaced.items()}
+    result = base | {n: read(tensor, opening.fetch) for n, tensor in found.replaced.items()}
     for name, delta in deltas.items():
         assert delta.shape == result[name].shape
-        result[name] = result[name] + read(delta, inputs.fetch)
-    inputs.close()
+        result[name] = result[name] + read(delta, opening.fetch)
     assert merged.keys() == base.keys()
     changed = 0
     for name, value in merged.items():
