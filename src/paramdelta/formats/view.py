@@ -135,12 +135,15 @@ class View(ABC):
         return float64(self.array(start, stop, fetch), self.dtype)
 
 
-_CACHES: "WeakKeyDictionary[Fetch, dict[str, Any]]" = WeakKeyDictionary()
+_CACHES: "WeakKeyDictionary[Any, dict[str, Any]]" = WeakKeyDictionary()
 
 
 def cache_of(fetch: Fetch, kind: str, make: Callable[[], CacheType]) -> CacheType:
-    """A cache that all readers of one run share. It goes when the run's ``fetch`` goes."""
-    caches = _CACHES.setdefault(fetch, {})
+    """A cache that all threads of a run share: every `fetch_from` one reader has the same.
+
+    It goes when the reader goes.
+    """
+    caches = _CACHES.setdefault(getattr(fetch, "reader", fetch), {})
     if kind not in caches:
         caches.setdefault(kind, make())
     found: CacheType = caches[kind]
@@ -179,18 +182,24 @@ class Tensor(View):
         fetch(self, starts, into)
 
 
-def fetch_from(reader: "Reader") -> Fetch:
-    """A `Fetch` that reads stored tensors through a reader."""
+@dataclass(frozen=True)
+class _FromReader:
+    """A `Fetch` of one reader."""
 
-    def fetch(tensor: Tensor, starts: Starts, into: memoryview) -> None:
+    reader: "Reader"
+
+    def __call__(self, tensor: Tensor, starts: Starts, into: memoryview) -> None:
         size = tensor.kind.size
         if isinstance(starts, int):
-            reader.read(tensor.blob, tensor.offset + starts * size, into)
+            self.reader.read(tensor.blob, tensor.offset + starts * size, into)
         else:
             among = range(tensor.offset, tensor.offset + tensor.size)
-            reader.read_many(tensor.blob, tensor.offset + starts * size, into, among)
+            self.reader.read_many(tensor.blob, tensor.offset + starts * size, into, among)
 
-    return fetch
+
+def fetch_from(reader: "Reader") -> Fetch:
+    """A `Fetch` that reads stored tensors through a reader."""
+    return _FromReader(reader)
 
 
 @dataclass(frozen=True)

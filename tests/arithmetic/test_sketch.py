@@ -1,23 +1,22 @@
-"""The randomised decomposition, against the whole one in float64."""
+"""The randomized decomposition, against the whole one in float64."""
 
 import numpy as np
 import pytest
 import torch
 
 from paramdelta.arithmetic import kernels
+from paramdelta.arithmetic.sketch import Aim, factorise, missed
 from paramdelta.dtypes import DTYPES
-from paramdelta.engine import sketch
-from paramdelta.engine.sketch import Aim, factorise, height_of, missed
 from paramdelta.formats.view import float64
 
 
-def blocks_of(matrix):
-    """A matrix as `factorise` asks for it, and how often it was asked."""
+def blocks_of(matrix, elements=1 << 19):
+    """A matrix as `factorise` asks for it, in blocks of whole rows; and how often it was asked."""
     calls = []
 
     def blocks():
         calls.append(1)
-        height = height_of(matrix.shape[1])
+        height = max(1, elements // matrix.shape[1])
         for first in range(0, len(matrix), height):
             yield first, matrix[first : first + height].copy()
 
@@ -121,13 +120,12 @@ def test_passes_are_as_many_as_said(rank):
     assert len(calls) == aim.passes(matrix.shape) == (3 if rank == 30 else 11)
 
 
-def test_blocks_hardly_matter(monkeypatch):
+def test_blocks_hardly_matter():
     """With blocks of other sizes the product is the same but for the rounding of sums."""
     matrix = falling(200, 64, 0.5)
     products = []
     for size in (64, 1000, 1 << 19):
-        monkeypatch.setattr(sketch, "BLOCK", size)
-        factors = factorise(blocks_of(matrix)[0], matrix.shape, Aim(8, None, 256), 5)
+        factors = factorise(blocks_of(matrix, size)[0], matrix.shape, Aim(8, None, 256), 5)
         products.append(factors.up @ factors.down)
     assert np.abs(products[0] - products[2]).max() < 1e-9
     assert np.abs(products[1] - products[2]).max() < 1e-9

@@ -1,10 +1,9 @@
 """DARE and TIES as they are written: in Python, in YAML, in the lock; and what cannot be meant."""
 
-import numpy as np
 import pytest
 
 from paramdelta import Delta, Recipe, UsageError, read_recipe
-from paramdelta.sparsity import Dare, Sparsity, Ties
+from paramdelta.schemes.ties import Ties
 
 YAML = """\
 new_base: n
@@ -23,9 +22,8 @@ def test_yaml_and_python_say_the_same(tmp_path):
     assert recipe == Recipe(
         "n",
         (Delta("p", "b", 0.5, dare={"drop": 0.9, "seed": 7}), Delta("q", "b", density=0.3)),
-        ties={"scale": 0.7, "normalize": False},
+        scheme=Ties(0.2, 0.7, normalize=False),
     )
-    assert recipe.ties == Ties(0.2, 0.7, normalize=False)
     path.write_text(recipe.to_yaml())
     assert read_recipe(path) == recipe
     assert recipe.symbols == (
@@ -55,39 +53,3 @@ def test_mistakes_have_their_line(tmp_path, old, new, what):
         read_recipe(path)
     if what.startswith("line"):
         assert what[:6] in caught.value.where
-
-
-def test_shares_are_decimal():
-    """0.9 is nine tenths: the hash's bound and 1 / (1 − p) are those of the decimal number."""
-    sparsity = Sparsity(drop=0.9)
-    assert sparsity.cutoff == -(-9 * 2**64 // 10)
-    assert sparsity.rescaled(1.0) == 10.0
-    assert Sparsity().cutoff == 0
-    assert Sparsity().rescaled(0.3) == 0.3
-
-
-def test_at_least_one_element_is_kept():
-    """k is rounded down, as mergekit does, but a tensor never goes altogether."""
-    assert Sparsity(density=0.2).kept(99) == 19
-    assert Sparsity(density=0.2).kept(3) == 1
-    assert Sparsity(density=1.0).kept(7) == 7
-
-
-def test_every_delta_tensor_and_seed_has_a_mask_of_its_own():
-    """The key is of all three; two Δ with the same seed do not lose the same elements."""
-    recipe = Recipe("n", tuple(Delta("p", "b", dare=Dare(0.5, seed)) for seed in (0, 0, 1)))
-    keys = {recipe.sparsity(number, name, 1.0).key for number in range(3) for name in ("a", "b")}
-    assert len(keys) == 6
-    assert Recipe("n", (Delta("p", "b"),)).sparsity(0, "a", 1.0) is None
-
-
-def test_scaling_a_recipe_scales_what_ties_merges():
-    """Under TIES the scales of Δ only weigh them, so a sweep's factor goes to λ."""
-    recipe = Recipe("n", (Delta("p", "b", 0.5),), ties=Ties())
-    assert recipe.times(0.5).ties.scale == 0.5
-    assert recipe.times(0.5).deltas == recipe.deltas
-
-
-def test_numbers_of_numpy_are_numbers():
-    """A share from an array is taken for what it is."""
-    assert Sparsity(drop=np.float64(0.5)).cutoff == 2**63
