@@ -10,6 +10,7 @@ from paramdelta.errors import MisfitError
 from paramdelta.formats.view import Tensor
 from paramdelta.jobs.mix import Task, Tasks
 from paramdelta.jobs.verify.comparison import Difference, Run, compared
+from paramdelta.jobs.verify.reference import grain
 from paramdelta.jobs.verify.stored import Stored
 from paramdelta.jobs.verify.thresholds import DECODING
 from paramdelta.planning.plan import OutputTensor
@@ -19,6 +20,7 @@ from paramdelta.storage.reader import Reader
 # Arrays of 8-byte elements that exist at a time, beside operands and terms: the sum, what it is
 # rounded to, places of rows and of blocks.
 TEMPORARIES = 14
+TASK = 1 << 17  # elements of a task, as far as these are whole rows
 
 
 class DiffersError(MisfitError):
@@ -52,15 +54,16 @@ class VerifyJob:
     """Compares runs of every tensor. See `engine.job.Job`.
 
     ``tensors``: those of the plan. ``written``: by tensor, its streams in the output. ``share``: of
-    the runs of each tensor, at least one. ``seed``: chooses them. ``size``: elements to take at a
-    time. ``elements``: how many were compared so far, scales of quantized tensors included.
+    the runs of each tensor, at least one. ``seed``: chooses them. ``most``: elements that may be
+    taken at a time. ``elements``: how many were compared so far, scales of quantized tensors
+    included.
     """
 
     tensors: tuple[OutputTensor, ...]
     written: tuple[tuple[Tensor, ...], ...]
     share: float
     seed: int
-    size: int
+    most: int
     elements: int = 0
 
     lead = None
@@ -72,11 +75,11 @@ class VerifyJob:
         output: Mapping[str, Tensor],
         share: float,
         seed: int,
-        size: int,
+        most: int,
     ) -> "VerifyJob":
         """The job for the tensors of a plan. ``output``: all tensors that are written, by name."""
         written = (tuple(output[s.name] for s in tensor.streams) for tensor in tensors)
-        return cls(tuple(tensors), tuple(written), share, seed, size)
+        return cls(tuple(tensors), tuple(written), share, seed, most)
 
     def tasks(self) -> Sequence[Task]:
         """See `Job.tasks`."""
@@ -101,10 +104,13 @@ class VerifyJob:
             for written, elements in zip(self.written[task.tensor], self._ranges(task), strict=True)
         )
 
-    def need(self, size: int) -> Need:
-        """What a run holds that takes ``size`` elements at a time."""
-        most = max((len(t.views) + len(t.pairs) for t in self.tensors), default=1)
-        return Need(8 * size * (most + TEMPORARIES) + DECODING)
+    def need(self, most: int) -> Need:
+        """What a run holds that takes at most so many elements at a time."""
+        arrays = (
+            self._size(tensor, most) * (len(tensor.views) + len(tensor.pairs) + TEMPORARIES)
+            for tensor in self.tensors
+        )
+        return Need(8 * max(arrays, default=0) + DECODING)
 
     def worker(self, reader: Reader, writers: Sequence[object]) -> Callable[[Task], Receipt]:
         """See `Job.worker`."""
@@ -112,7 +118,8 @@ class VerifyJob:
 
         def run(task: Task) -> Receipt:
             tensor, written = self.tensors[task.tensor], self.written[task.tensor]
-            found = compared(Run(tensor, written, task.start, task.stop, self.size), stored)
+            size = self._size(tensor, self.most)
+            found = compared(Run(tensor, written, task.start, task.stop, size), stored)
             return Receipt(sum(map(len, self._ranges(task))), found)
 
         return run
@@ -133,8 +140,14 @@ class VerifyJob:
         tensor = self.tensors[task.tensor]
         return tensor.encoding.runs(tensor.shape, task.start, task.stop)
 
-    def _step(self, tensor: OutputTensor) -> int:
+    @staticmethod
+    def _size(tensor: OutputTensor, most: int) -> int:
+        """Elements of a tensor to take at a time."""
+        return max(1, min(most, max(map(grain, (*tensor.views, *(tensor.stored or ()))))))
+
+    @staticmethod
+    def _step(tensor: OutputTensor) -> int:
         """Elements of a task: whole rows where a row fits, whole blocks where there are blocks."""
         row = math.prod(tensor.shape[1:])
-        rows = self.size // row * row if 0 < row <= self.size else self.size
+        rows = TASK // row * row if 0 < row <= TASK else TASK
         return max(1, tensor.encoding.task(tensor.shape, rows))

@@ -45,20 +45,20 @@ def verify_mix(files: Files, options: Options) -> Verification:
     thresholds = ThresholdJob.of(plan.tensors, 0)
     job = VerifyJob.of(plan.tensors, written, options.share, options.seed, 0)
     chosen = options.budget([job.need, *([thresholds.need] if thresholds.wanted else [])])
-    size = chosen.buffer // 8
+    most = chosen.buffer // 8
 
     full = options.share == 1
     rest = 0 if full else sum(blob.size for blob in weights)
     runner = Runner(options, chosen.workers, rest)
     if thresholds.wanted:
-        thresholds = replace(thresholds, size=size)
-        with Reader() as reader:
+        thresholds = replace(thresholds, most=most)
+        with Reader(ahead=True) as reader:
             runner.measure(thresholds, reader, "thresholds", plan.bytes_to_write + rest)
         job = replace(job, tensors=thresholds.applied(job.tensors))
-    job = replace(job, size=size)
+    job = replace(job, most=most)
     digests = Digests()
     try:
-        with Reader(once=full, digests=digests if full else None) as reader:
+        with Reader(once=full, ahead=full, digests=digests if full else None) as reader:
             runner.run(job, reader)
     except DiffersError as error:
         raise _explained(error, sources, weights, runner, digests) from None

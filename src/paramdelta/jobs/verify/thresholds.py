@@ -39,17 +39,17 @@ class Task:
 class ThresholdJob:
     """Finds the thresholds of the Δs of some tensors. See `engine.job.Job`.
 
-    ``size``: elements to take at a time. ``found``: by number of the tensor and of the Δ.
+    ``most``: elements that may be taken at a time. ``found``: by number of the tensor and of the Δ.
     """
 
     wanted: tuple[Task, ...]
-    size: int
+    most: int
     found: dict[tuple[int, int], float] = field(default_factory=dict, compare=False)
 
     lead = None
 
     @classmethod
-    def of(cls, tensors: Sequence[OutputTensor], size: int) -> "ThresholdJob":
+    def of(cls, tensors: Sequence[OutputTensor], most: int) -> "ThresholdJob":
         """The job for all tensors of a plan."""
         tasks = (
             Task(number, pair, tensor.elements)
@@ -57,7 +57,7 @@ class ThresholdJob:
             for pair in tensor.pairs
             if pair.needs_threshold and tensor.elements
         )
-        return cls(tuple(tasks), size)
+        return cls(tuple(tasks), most)
 
     def tasks(self) -> Sequence[Task]:
         """See `Job.tasks`."""
@@ -67,13 +67,14 @@ class ThresholdJob:
         """Each threshold counts once."""
         return 1
 
-    def need(self, size: int) -> Need:
-        """What a run holds that takes ``size`` elements at a time."""
+    def need(self, most: int) -> Need:
+        """What a run holds that takes at most so many elements at a time."""
+        size = max((_size(task.pair, most) for task in self.wanted), default=0)
         return Need(8 * TEMPORARIES * size + 8 * 3 * FEW + DECODING)
 
     def worker(self, reader: Reader, writers: Sequence[Any]) -> "Worker":
         """See `Job.worker`."""
-        return Worker(Stored(reader), self.size)
+        return Worker(Stored(reader), self.most)
 
     def collect(self, task: Task, receipt: float) -> None:
         """Keep a threshold."""
@@ -96,9 +97,9 @@ class ThresholdJob:
 class Worker:
     """Finds one threshold at a time."""
 
-    def __init__(self, stored: Stored, size: int) -> None:
+    def __init__(self, stored: Stored, most: int) -> None:
         self.stored = stored
-        self.size = size
+        self.most = most
 
     def __call__(self, task: Task) -> float:
         """The least magnitude of a Δ that counts."""
@@ -122,13 +123,19 @@ class Worker:
 
     def _magnitudes(self, task: Task, prefix: int, known: int) -> Iterator[npt.NDArray[np.int64]]:
         """The bits of all magnitudes whose first ``known`` bits are ``prefix``."""
-        for start in range(0, task.elements, self.size):
-            stop = min(start + self.size, task.elements)
+        size = _size(task.pair, self.most)
+        for start in range(0, task.elements, size):
+            stop = min(start + size, task.elements)
             post = reference.wide(task.pair.post, start, stop, self.stored)
             with np.errstate(all="ignore"):
                 post -= reference.wide(task.pair.base, start, stop, self.stored)
             bits = np.abs(post, out=post).view(np.int64)
             yield bits[bits >> (BITS - known) == prefix] if known else bits
+
+
+def _size(pair: Pair, most: int) -> int:
+    """Elements of a Δ to take at a time."""
+    return max(1, min(most, max(reference.grain(pair.post), reference.grain(pair.base))))
 
 
 def _float(bits: int) -> float:

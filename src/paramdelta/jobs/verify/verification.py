@@ -90,7 +90,7 @@ class Runner:
         """The content digest of each file; what was not read yet is read now."""
         blobs = tuple(dict.fromkeys(blobs))
         self.ahead = 0
-        with Reader(once=True, digests=digests) as reader:
+        with Reader(once=True, ahead=True) as reader:
             self.run(ContentJob(blobs, digests), reader)
         return {blob: digests.of(blob.url, blob.size).hexdigest() for blob in blobs}
 
