@@ -14,7 +14,9 @@ import numpy.typing as npt
 
 from paramdelta.engine.memory import Need
 from paramdelta.jobs.verify import reference
+from paramdelta.jobs.verify.job import DECODING
 from paramdelta.jobs.verify.stored import Stored
+from paramdelta.jobs.verify.target import size_of
 from paramdelta.planning.plan import OutputTensor
 from paramdelta.schemes.pair import Pair
 from paramdelta.storage.reader import Reader
@@ -23,7 +25,6 @@ DIGIT = 16  # bits of a magnitude by which a pass counts
 BITS = 63  # of a magnitude: its sign is left out
 FEW = 1 << 19  # magnitudes that are held at a time: so many are sorted out directly
 TEMPORARIES = 6  # float64 arrays of a run that exist at a time
-DECODING = 12 << 20  # bytes: a block of a stored Δ, or pieces of the factors of an adapter
 
 
 @dataclass(frozen=True)
@@ -43,13 +44,13 @@ class ThresholdJob:
     """
 
     wanted: tuple[Task, ...]
-    most: int
+    most: int = 0
     found: dict[tuple[int, int], float] = field(default_factory=dict, compare=False)
 
     lead = None
 
     @classmethod
-    def of(cls, tensors: Sequence[OutputTensor], most: int) -> "ThresholdJob":
+    def of(cls, tensors: Sequence[OutputTensor]) -> "ThresholdJob":
         """The job for all tensors of a plan."""
         tasks = (
             Task(number, pair, tensor.elements)
@@ -57,7 +58,7 @@ class ThresholdJob:
             for pair in tensor.pairs
             if pair.needs_threshold and tensor.elements
         )
-        return cls(tuple(tasks), most)
+        return cls(tuple(tasks))
 
     def tasks(self) -> Sequence[Task]:
         """See `Job.tasks`."""
@@ -69,7 +70,8 @@ class ThresholdJob:
 
     def need(self, most: int) -> Need:
         """What a run holds that takes at most so many elements at a time."""
-        size = max((_size(task.pair, most) for task in self.wanted), default=0)
+        views = [view for task in self.wanted for view in (task.pair.post, task.pair.base)]
+        size = size_of(views, most) if views else 0
         return Need(8 * TEMPORARIES * size + 8 * 3 * FEW + DECODING)
 
     def worker(self, reader: Reader, writers: Sequence[Any]) -> "Worker":
@@ -123,7 +125,7 @@ class Worker:
 
     def _magnitudes(self, task: Task, prefix: int, known: int) -> Iterator[npt.NDArray[np.int64]]:
         """The bits of all magnitudes whose first ``known`` bits are ``prefix``."""
-        size = _size(task.pair, self.most)
+        size = size_of((task.pair.post, task.pair.base), self.most)
         for start in range(0, task.elements, size):
             stop = min(start + size, task.elements)
             post = reference.wide(task.pair.post, start, stop, self.stored)
@@ -131,11 +133,6 @@ class Worker:
                 post -= reference.wide(task.pair.base, start, stop, self.stored)
             bits = np.abs(post, out=post).view(np.int64)
             yield bits[bits >> (BITS - known) == prefix] if known else bits
-
-
-def _size(pair: Pair, most: int) -> int:
-    """Elements of a Δ to take at a time."""
-    return max(1, min(most, max(reference.grain(pair.post), reference.grain(pair.base))))
 
 
 def _float(bits: int) -> float:
