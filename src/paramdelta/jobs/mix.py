@@ -60,8 +60,9 @@ class Receipt:
 class Tasks(Sequence[Task]):
     """All tasks of a job, made when they are asked for: a large model has a million of them."""
 
-    def __init__(self, tensors: Sequence[OutputTensor], steps: Sequence[int]) -> None:
-        self._elements = [tensor.elements for tensor in tensors]
+    def __init__(self, elements: Sequence[int], steps: Sequence[int]) -> None:
+        """``elements``: of each tensor. ``steps``: elements of its tasks."""
+        self._elements = elements
         self._steps = steps
         counts = [-(-n // step) for n, step in zip(self._elements, steps, strict=True)]
         self._ends = list(accumulate(counts))
@@ -120,7 +121,9 @@ class MixJob:
 
     def tasks(self) -> Sequence[Task]:
         """See `Job.tasks`."""
-        return Tasks(self.members[0], [self._step(n) for n in range(len(self.members[0]))])
+        tensors = self.members[0]
+        steps = [self._step(number) for number in range(len(tensors))]
+        return Tasks([tensor.elements for tensor in tensors], steps)
 
     def tasks_of(self, number: int) -> list[Task]:
         """The tasks of one tensor."""

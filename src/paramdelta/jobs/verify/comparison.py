@@ -1,5 +1,6 @@
-"""Comparison of what is written with what the formula gives, for each encoding."""
+"""The tensors of a plan as targets, and their comparison for each encoding."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -13,8 +14,7 @@ from paramdelta.dtypes import FP8_SIDE
 from paramdelta.encodings.encoding import Encoding
 from paramdelta.encodings.fp8_blocks import Fp8Blocks
 from paramdelta.encodings.plain import Plain
-from paramdelta.formats.view import Tensor, View
-from paramdelta.jobs.verify import reference
+from paramdelta.formats.view import Tensor
 from paramdelta.jobs.verify.formula import allowed, exact_total, operands, total
 from paramdelta.jobs.verify.rounding import (
     E4M3_MOST,
@@ -24,23 +24,19 @@ from paramdelta.jobs.verify.rounding import (
     rounded,
     widened,
 )
-from paramdelta.jobs.verify.stored import Array, Stored
+from paramdelta.jobs.verify.stored import Stored
+from paramdelta.jobs.verify.target import CopyTarget, Difference, blobs_of, size_of
 from paramdelta.planning.plan import OutputTensor
+from paramdelta.storage.blob import Blob
 
 Floats = npt.NDArray[np.float64]
 
 ROUNDED_BEFORE = Fraction(1, 2**50)  # of a sum: its rounding to float64, before it is quantized
+# Arrays of 8-byte elements that exist at a time, beside operands and terms: the sum, what it is
+# rounded to, places of rows and of blocks.
+TEMPORARIES = 14
+TASK = 1 << 17  # elements of a task, as far as these are whole rows
 NEAR = 1e-9  # share by which float64 may be wrong about which number of a block is the largest
-
-
-@dataclass(frozen=True)
-class Difference:
-    """The first element of a written tensor that is not what the sources give."""
-
-    written: Tensor
-    element: int
-    expected: str
-    got: str
 
 
 @dataclass(frozen=True)
@@ -59,48 +55,67 @@ class Run:
 
 @singledispatch
 def compare(encoding: Encoding, run: Run, stored: Stored) -> Difference | None:
-    """Compare a run of a tensor that is not copied; raises as `Reader.read`."""
+    """Compare a run of a tensor that is encoded; raises as `Reader.read`."""
     raise NotImplementedError(f"no comparison for encodings of the kind {type(encoding).__name__}")
 
 
-def compared(run: Run, stored: Stored) -> Difference | None:
-    """Compare any run: copies bit by bit, the rest by `compare`."""
-    tensor = run.tensor
-    if tensor.stored is None:
-        return compare(tensor.encoding, run, stored)
-    ranges = tensor.encoding.runs(tensor.shape, run.start, run.stop)
-    for view, written, elements in zip(tensor.stored, run.written, ranges, strict=True):
-        for start in range(elements.start, elements.stop, run.size):
-            stop = min(start + run.size, elements.stop)
-            found = _copied(view, written, start, stop, stored)
+@dataclass(frozen=True)
+class OutputTarget:
+    """A tensor of a plan. ``written``: its streams in the output. See `Target`."""
+
+    tensor: OutputTensor
+    written: tuple[Tensor, ...]
+
+    @property
+    def elements(self) -> int:
+        """See `Target.elements`."""
+        return self.tensor.elements
+
+    @property
+    def step(self) -> int:
+        """Whole rows where a row fits in a task, whole blocks where there are blocks."""
+        row = math.prod(self.tensor.shape[1:])
+        rows = TASK // row * row if 0 < row <= TASK else TASK
+        return max(1, self.tensor.encoding.task(self.tensor.shape, rows))
+
+    @property
+    def sources(self) -> tuple[Blob, ...]:
+        """See `Target.sources`."""
+        return blobs_of(self.tensor.views)
+
+    def need(self, most: int) -> int:
+        """See `Target.need`."""
+        arrays = len(self.tensor.views) + len(self.tensor.pairs) + TEMPORARIES
+        return 8 * arrays * self._size(most)
+
+    def count(self, start: int, stop: int) -> int:
+        """See `Target.count`."""
+        return sum(map(len, self._ranges(start, stop)))
+
+    def nbytes(self, start: int, stop: int) -> int:
+        """See `Target.nbytes`."""
+        ranges = zip(self.written, self._ranges(start, stop), strict=True)
+        return sum(written.kind.nbytes(len(elements)) for written, elements in ranges)
+
+    def compare(self, start: int, stop: int, most: int, stored: Stored) -> Difference | None:
+        """Compare copies bit by bit, the rest by `compare`."""
+        copied = self.tensor.stored
+        if copied is None:
+            run = Run(self.tensor, self.written, start, stop, self._size(most))
+            return compare(self.tensor.encoding, run, stored)
+        streams = zip(copied, self.written, self._ranges(start, stop), strict=True)
+        for view, written, elements in streams:
+            target = CopyTarget(view, written)
+            found = target.compare(elements.start, elements.stop, most, stored)
             if found is not None:
                 return found
-    return None
-
-
-def _copied(
-    view: View, written: Tensor, start: int, stop: int, stored: Stored
-) -> Difference | None:
-    expected = reference.value(view, start, stop, stored)
-    got = stored.run(written, start, stop)
-    if np.array_equal(_bits(expected), _bits(got)):
         return None
-    size = expected.dtype.itemsize
-    wrong = np.flatnonzero((_bits(expected) != _bits(got)).reshape(-1, size).any(1))
-    at = int(wrong[0])
-    return Difference(written, start + at, _shown(expected, at, view), _shown(got, at, view))
 
+    def _ranges(self, start: int, stop: int) -> tuple[range, ...]:
+        return self.tensor.encoding.runs(self.tensor.shape, start, stop)
 
-def _bits(array: Array) -> Array:
-    return array.view(np.uint8)
-
-
-def _shown(array: Array, at: int, view: View) -> str:
-    if not view.kind.mixable:
-        return str(array[at])
-    one = array[at : at + 1]
-    bits = int.from_bytes(one.tobytes(), "little")
-    return f"{float(widened(one, view.dtype)[0])!r} (0x{bits:0{2 * one.itemsize}x})"
+    def _size(self, most: int) -> int:
+        return size_of((*self.tensor.views, *(self.tensor.stored or ())), most)
 
 
 # -- plain dtypes ----------------------------------------------------------------------------------

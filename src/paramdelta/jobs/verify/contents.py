@@ -1,11 +1,12 @@
 """Contents of files by their digests: a job that reads what no digest has seen yet."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from paramdelta.engine.memory import Need
 from paramdelta.storage.blob import Blob
-from paramdelta.storage.digest import BLOCK, Digests
+from paramdelta.storage.digest import BLOCK, Digests, TreeDigest
 from paramdelta.storage.local import page_buffer
 from paramdelta.storage.reader import Reader
 
@@ -14,32 +15,31 @@ RUN = 16  # blocks in a task
 
 @dataclass(frozen=True)
 class Stretch:
-    """``length`` bytes of a file from ``offset`` on."""
+    """Blocks ``first`` to ``last`` of a file; see `storage.digest`."""
 
     blob: Blob
-    offset: int
-    length: int
+    first: int
+    last: int
 
 
 class ContentJob:
     """Reads all blocks of some files that have no digest yet. See `engine.job.Job`.
 
-    The reader that runs it must have the same ``digests``.
+    ``digests``: takes the digests of the blocks; None in a copy made by pickle.
     """
 
     lead = None
 
     def __init__(self, blobs: Iterable[Blob], digests: Digests) -> None:
+        self.digests: Digests | None = digests
         self.stretches = tuple(
             stretch
             for blob in dict.fromkeys(blobs)
-            for stretch in _joined(blob, digests.of(blob.url, blob.size).missing)
+            for stretch in _stretches(blob, digests.of(blob.url, blob.size))
         )
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes to read."""
-        return sum(stretch.length for stretch in self.stretches)
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "digests": None}
 
     def tasks(self) -> Sequence[Stretch]:
         """See `Job.tasks`."""
@@ -47,36 +47,44 @@ class ContentJob:
 
     def cost(self, task: Stretch) -> int:
         """Bytes."""
-        return task.length
+        return min(task.last * BLOCK, task.blob.size) - task.first * BLOCK
 
-    def need(self, size: int) -> Need:
-        """A block; the size of buffers does not matter."""
+    def need(self, most: int) -> Need:
+        """What a run holds; it does not depend on the size of buffers."""
         return Need(BLOCK)
 
-    def worker(self, reader: Reader, writers: Sequence[object]) -> Callable[[Stretch], int]:
+    def worker(
+        self, reader: Reader, writers: Sequence[object]
+    ) -> Callable[[Stretch], Mapping[int, bytes]]:
         """See `Job.worker`."""
         buffer = page_buffer(BLOCK)
 
-        def read(task: Stretch) -> int:
-            for offset in range(task.offset, task.offset + task.length, BLOCK):
-                length = min(BLOCK, task.offset + task.length - offset)
-                reader.read(task.blob, offset, buffer[:length])
-            return task.length
+        def read(task: Stretch) -> Mapping[int, bytes]:
+            digest = TreeDigest(task.blob.size)
+            for number in range(task.first, task.last):
+                data = buffer[: min(BLOCK, task.blob.size - number * BLOCK)]
+                reader.read(task.blob, number * BLOCK, data)
+                digest.update(number * BLOCK, data)
+            return digest.blocks
 
         return read
 
-    def collect(self, task: Stretch, receipt: int) -> None:
-        """Nothing to do: the digests have seen the bytes."""
+    def collect(self, task: Stretch, receipt: Mapping[int, bytes]) -> None:
+        """Keep the digests of some blocks."""
+        assert self.digests is not None
+        self.digests.of(task.blob.url, task.blob.size).blocks.update(receipt)
 
 
-def _joined(blob: Blob, missing: Iterable[tuple[int, int]]) -> Iterator[Stretch]:
-    """Blocks that follow each other in one task, up to `RUN`."""
-    start = stop = 0
-    for offset, length in missing:
-        if offset != stop or stop - start >= RUN * BLOCK:
-            if stop > start:
-                yield Stretch(blob, start, stop - start)
-            start = offset
-        stop = offset + length
-    if stop > start:
-        yield Stretch(blob, start, stop - start)
+def _stretches(blob: Blob, digest: TreeDigest) -> Iterator[Stretch]:
+    """The blocks of a file that have no digest, up to `RUN` that follow each other in one."""
+    first = last = 0
+    for number in range(-(-blob.size // BLOCK)):
+        if number in digest.blocks:
+            continue
+        if number != last or last - first >= RUN:
+            if last > first:
+                yield Stretch(blob, first, last)
+            first = number
+        last = number + 1
+    if last > first:
+        yield Stretch(blob, first, last)

@@ -1,24 +1,19 @@
-"""The job that compares: a task is a run of elements of an output tensor."""
+"""The job that compares: a task is a run of elements of one target."""
 
 import math
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from paramdelta.engine.memory import Need
 from paramdelta.errors import MisfitError
-from paramdelta.formats.view import Tensor
 from paramdelta.jobs.mix import Task, Tasks
-from paramdelta.jobs.verify.comparison import Difference, Run, compared
 from paramdelta.jobs.verify.stored import Stored
-from paramdelta.jobs.verify.thresholds import DECODING
-from paramdelta.planning.plan import OutputTensor
+from paramdelta.jobs.verify.target import Difference, Target
 from paramdelta.storage.blob import Blob
 from paramdelta.storage.reader import Reader
 
-# Arrays of 8-byte elements that exist at a time, beside operands and terms: the sum, what it is
-# rounded to, places of rows and of blocks.
-TEMPORARIES = 14
+DECODING = 12 << 20  # bytes: a block of a stored Δ, or pieces of the factors of an adapter
 
 
 class DiffersError(MisfitError):
@@ -35,60 +30,45 @@ class DiffersError(MisfitError):
             where=f"{self.blob}, tensor {difference.written.name!r}, element {difference.element}",
             expected=difference.expected,
             got=difference.got,
-            remedy="the file was changed or damaged after it was written: mix again",
+            remedy="the file was changed or damaged after it was written: make it again",
         )
 
 
 @dataclass(frozen=True)
 class Receipt:
-    """Elements that a task compared, and the first one that differs."""
+    """Numbers that a task compared, and the first one that differs."""
 
-    elements: int
+    count: int
     difference: Difference | None
 
 
 @dataclass
 class VerifyJob:
-    """Compares runs of every tensor. See `engine.job.Job`.
+    """Compares runs of every target. See `engine.job.Job`.
 
-    ``tensors``: those of the plan. ``written``: by tensor, its streams in the output. ``share``: of
-    the runs of each tensor, at least one. ``seed``: chooses them. ``size``: elements to take at a
-    time. ``elements``: how many were compared so far, scales of quantized tensors included.
+    ``share``: of the runs of each target, at least one. ``seed``: chooses them. ``most``: elements
+    that may be taken at a time. ``count``: numbers that were compared so far.
     """
 
-    tensors: tuple[OutputTensor, ...]
-    written: tuple[tuple[Tensor, ...], ...]
+    targets: tuple[Target, ...]
     share: float
     seed: int
-    size: int
-    elements: int = 0
+    most: int = 0
+    count: int = 0
 
     lead = None
 
-    @classmethod
-    def of(
-        cls,
-        tensors: Sequence[OutputTensor],
-        output: Mapping[str, Tensor],
-        share: float,
-        seed: int,
-        size: int,
-    ) -> "VerifyJob":
-        """The job for the tensors of a plan. ``output``: all tensors that are written, by name."""
-        written = (tuple(output[s.name] for s in tensor.streams) for tensor in tensors)
-        return cls(tuple(tensors), tuple(written), share, seed, size)
-
     def tasks(self) -> Sequence[Task]:
         """See `Job.tasks`."""
-        steps = [self._step(tensor) for tensor in self.tensors]
-        whole = Tasks(self.tensors, steps)
+        elements = [target.elements for target in self.targets]
+        steps = [target.step for target in self.targets]
+        whole = Tasks(elements, steps)
         if self.share == 1:
             return whole
         chance = random.Random(self.seed)
         chosen: list[int] = []
         first = 0
-        for tensor, step in zip(self.tensors, steps, strict=True):
-            count = -(-tensor.elements // step)
+        for count in (-(-n // step) for n, step in zip(elements, steps, strict=True)):
             some = math.ceil(count * self.share)
             chosen += sorted(chance.sample(range(first, first + count), some))
             first += count
@@ -96,24 +76,20 @@ class VerifyJob:
 
     def cost(self, task: Task) -> int:
         """Bytes of the output."""
-        return sum(
-            written.kind.nbytes(len(elements))
-            for written, elements in zip(self.written[task.tensor], self._ranges(task), strict=True)
-        )
+        return self.targets[task.tensor].nbytes(task.start, task.stop)
 
-    def need(self, size: int) -> Need:
-        """What a run holds that takes ``size`` elements at a time."""
-        most = max((len(t.views) + len(t.pairs) for t in self.tensors), default=1)
-        return Need(8 * size * (most + TEMPORARIES) + DECODING)
+    def need(self, most: int) -> Need:
+        """What a run holds that takes at most so many elements at a time."""
+        return Need(max((target.need(most) for target in self.targets), default=0) + DECODING)
 
     def worker(self, reader: Reader, writers: Sequence[object]) -> Callable[[Task], Receipt]:
         """See `Job.worker`."""
         stored = Stored(reader)
 
         def run(task: Task) -> Receipt:
-            tensor, written = self.tensors[task.tensor], self.written[task.tensor]
-            found = compared(Run(tensor, written, task.start, task.stop, self.size), stored)
-            return Receipt(sum(map(len, self._ranges(task))), found)
+            target = self.targets[task.tensor]
+            found = target.compare(task.start, task.stop, self.most, stored)
+            return Receipt(target.count(task.start, task.stop), found)
 
         return run
 
@@ -124,17 +100,5 @@ class VerifyJob:
             DiffersError: something is not.
         """
         if receipt.difference is not None:
-            parts = (part for view in self.tensors[task.tensor].views for part in view.parts)
-            sources = tuple(dict.fromkeys(part.blob for part in parts))
-            raise DiffersError(receipt.difference, sources)
-        self.elements += receipt.elements
-
-    def _ranges(self, task: Task) -> tuple[range, ...]:
-        tensor = self.tensors[task.tensor]
-        return tensor.encoding.runs(tensor.shape, task.start, task.stop)
-
-    def _step(self, tensor: OutputTensor) -> int:
-        """Elements of a task: whole rows where a row fits, whole blocks where there are blocks."""
-        row = math.prod(tensor.shape[1:])
-        rows = self.size // row * row if 0 < row <= self.size else self.size
-        return max(1, tensor.encoding.task(tensor.shape, rows))
+            raise DiffersError(receipt.difference, self.targets[task.tensor].sources)
+        self.count += receipt.count

@@ -1,6 +1,7 @@
 """What the elements of a view are, by what the view means and not by how the engine reads it.
 
-Three functions, each with one registration for every kind of `View`:
+Three functions, each with one registration for every kind of `View` (and `grain`, which need not
+have one):
 
 - `value`: a run of elements,
 - `runs`: many runs of equal length, from any places,
@@ -29,6 +30,10 @@ from paramdelta.jobs.verify.stored import Array, Places, Stored
 Floats = npt.NDArray[np.float64]
 Near = tuple[Fraction, Fraction]
 
+# Elements that are taken at a time. Arrays of few stay in the processor's cache, and come from
+# memory that the process has already; the pages of larger ones are new each time.
+GRAIN = 1 << 14
+MANY = 1 << 17  # whole blocks of a stored Δ, longer runs of a transposed matrix
 STRIP = 1 << 14  # elements of a product that stay in the cache while its terms are added
 PIECE = 1 << 16  # elements of a factor that are held at a time
 
@@ -53,6 +58,19 @@ def exact(view: View, element: int, number: float, stored: Stored) -> Near:
     product of matrices.
     """
     raise _unknown(view)
+
+
+@singledispatch
+def grain(view: View) -> int:
+    """Elements that should be taken at a time: few, unless that makes work twice."""
+    return max(map(grain, view.views), default=GRAIN)
+
+
+@grain.register(Transposed)
+@grain.register(LowRank)
+@grain.register(delta.Difference)
+def _(view: View) -> int:
+    return MANY
 
 
 def wide(view: View, start: int, stop: int, stored: Stored) -> Floats:

@@ -11,7 +11,7 @@ from paramdelta.storage.reader import Reader
 Array = npt.NDArray[Any]
 Places = npt.NDArray[np.int64]
 
-SHORT = 256  # bytes: runs that are shorter are joined with their neighbors before they are read
+SHORT = 256  # bytes: shorter runs are joined where they touch, and read in the order of the file
 
 
 class Stored:
@@ -36,7 +36,7 @@ class Stored:
         """Runs of equal length, one from each element of ``starts``: (runs, length)."""
         if not starts.size or not length:
             return np.empty((starts.size, length), tensor.kind.numpy)
-        if length * tensor.kind.size < SHORT and starts.size > 1:
+        if length * tensor.kind.size < SHORT and (np.diff(starts) <= length).any():
             return self._scattered(tensor, starts[:, None] + np.arange(length))
         return self._fetched(tensor, starts, length)
 

@@ -14,7 +14,9 @@ import numpy.typing as npt
 
 from paramdelta.engine.memory import Need
 from paramdelta.jobs.verify import reference
+from paramdelta.jobs.verify.job import DECODING
 from paramdelta.jobs.verify.stored import Stored
+from paramdelta.jobs.verify.target import size_of
 from paramdelta.planning.plan import OutputTensor
 from paramdelta.schemes.pair import Pair
 from paramdelta.storage.reader import Reader
@@ -23,7 +25,6 @@ DIGIT = 16  # bits of a magnitude by which a pass counts
 BITS = 63  # of a magnitude: its sign is left out
 FEW = 1 << 19  # magnitudes that are held at a time: so many are sorted out directly
 TEMPORARIES = 6  # float64 arrays of a run that exist at a time
-DECODING = 12 << 20  # bytes: a block of a stored Δ, or pieces of the factors of an adapter
 
 
 @dataclass(frozen=True)
@@ -39,17 +40,17 @@ class Task:
 class ThresholdJob:
     """Finds the thresholds of the Δs of some tensors. See `engine.job.Job`.
 
-    ``size``: elements to take at a time. ``found``: by number of the tensor and of the Δ.
+    ``most``: elements that may be taken at a time. ``found``: by number of the tensor and of the Δ.
     """
 
     wanted: tuple[Task, ...]
-    size: int
+    most: int = 0
     found: dict[tuple[int, int], float] = field(default_factory=dict, compare=False)
 
     lead = None
 
     @classmethod
-    def of(cls, tensors: Sequence[OutputTensor], size: int) -> "ThresholdJob":
+    def of(cls, tensors: Sequence[OutputTensor]) -> "ThresholdJob":
         """The job for all tensors of a plan."""
         tasks = (
             Task(number, pair, tensor.elements)
@@ -57,7 +58,7 @@ class ThresholdJob:
             for pair in tensor.pairs
             if pair.needs_threshold and tensor.elements
         )
-        return cls(tuple(tasks), size)
+        return cls(tuple(tasks))
 
     def tasks(self) -> Sequence[Task]:
         """See `Job.tasks`."""
@@ -67,13 +68,15 @@ class ThresholdJob:
         """Each threshold counts once."""
         return 1
 
-    def need(self, size: int) -> Need:
-        """What a run holds that takes ``size`` elements at a time."""
+    def need(self, most: int) -> Need:
+        """What a run holds that takes at most so many elements at a time."""
+        views = [view for task in self.wanted for view in (task.pair.post, task.pair.base)]
+        size = size_of(views, most) if views else 0
         return Need(8 * TEMPORARIES * size + 8 * 3 * FEW + DECODING)
 
     def worker(self, reader: Reader, writers: Sequence[Any]) -> "Worker":
         """See `Job.worker`."""
-        return Worker(Stored(reader), self.size)
+        return Worker(Stored(reader), self.most)
 
     def collect(self, task: Task, receipt: float) -> None:
         """Keep a threshold."""
@@ -96,9 +99,9 @@ class ThresholdJob:
 class Worker:
     """Finds one threshold at a time."""
 
-    def __init__(self, stored: Stored, size: int) -> None:
+    def __init__(self, stored: Stored, most: int) -> None:
         self.stored = stored
-        self.size = size
+        self.most = most
 
     def __call__(self, task: Task) -> float:
         """The least magnitude of a Δ that counts."""
@@ -122,8 +125,9 @@ class Worker:
 
     def _magnitudes(self, task: Task, prefix: int, known: int) -> Iterator[npt.NDArray[np.int64]]:
         """The bits of all magnitudes whose first ``known`` bits are ``prefix``."""
-        for start in range(0, task.elements, self.size):
-            stop = min(start + self.size, task.elements)
+        size = size_of((task.pair.post, task.pair.base), self.most)
+        for start in range(0, task.elements, size):
+            stop = min(start + size, task.elements)
             post = reference.wide(task.pair.post, start, stop, self.stored)
             with np.errstate(all="ignore"):
                 post -= reference.wide(task.pair.base, start, stop, self.stored)

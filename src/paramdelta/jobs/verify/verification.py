@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from paramdelta.engine import threads
-from paramdelta.engine.job import Job, Progress
+from paramdelta.engine.job import Engine, Job, Progress
 from paramdelta.engine.memory import Budget, Need, budget
 from paramdelta.jobs.verify.contents import ContentJob
 from paramdelta.storage.blob import Blob
@@ -41,6 +41,7 @@ class Options:
     seed: int
     download: bool
     progress: Callable[[Progress], None]
+    engine: Engine = threads.run
 
     def budget(self, needs: Sequence[Callable[[int], Need]]) -> Budget:
         """Workers and buffers for jobs that run one after the other.
@@ -90,14 +91,14 @@ class Runner:
         """The content digest of each file; what was not read yet is read now."""
         blobs = tuple(dict.fromkeys(blobs))
         self.ahead = 0
-        with Reader(once=True, digests=digests) as reader:
+        with Reader(once=True, ahead=True) as reader:
             self.run(ContentJob(blobs, digests), reader)
         return {blob: digests.of(blob.url, blob.size).hexdigest() for blob in blobs}
 
     def _run(
         self, job: Job[Any, Any], reader: Reader, progress: Callable[[Progress], None]
     ) -> None:
-        threads.run(job, reader, workers=self.workers, progress=progress)
+        self.options.engine(job, reader, workers=self.workers, progress=progress)
 
     def _watch(self, now: Progress) -> None:
         done, total = self._done + now.done, self._done + now.total + self.ahead
