@@ -1,8 +1,6 @@
 """DARE and TIES: against the papers' formulas in torch, and the same whatever the slices."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +14,8 @@ from paramdelta.engine.threads import run
 from paramdelta.errors import MisfitError, StorageError
 from paramdelta.sparsity import Dare, Ties, hash_key
 from tests.checkpoints import bf16, encode, fp8, llama, moved, save
-from tests.engine.test_threads import Collect, linux
+from tests.engine.test_threads import Collect
+from tests.memory import linux, printed
 
 MASK = 2**64 - 1
 NAME = "model.layers.0.mlp.up_proj.weight"
@@ -368,7 +367,6 @@ def test_a_run_that_broke_off_ends_in_the_same_bytes(sparse, tmp_path, monkeypat
 
 
 MEASURE = """
-import resource, sys
 from paramdelta import plan, read_recipe
 from paramdelta.engine.slices import share_out
 from paramdelta.engine.threads import run
@@ -377,10 +375,10 @@ class Discard:
     def write(self, piece, data): pass
 small, large = (plan(read_recipe(path)) for path in sys.argv[1:])
 run(small, Discard(), share_out(small, 100_000_000, 1))
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 budget = share_out(large, 100_000_000, 4)
-run(large, Discard(), budget)
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024, budget.projected)
+with Growth() as growth:
+    run(large, Discard(), budget)
+print(growth.bytes, budget.projected)
 """
 
 
@@ -395,8 +393,6 @@ def test_measured_memory_stays_under_the_projected(tmp_path):
         deltas = [{"post": p, "base": "base", "dare": {"drop": 0.5}} for p in "ab"]
         recipe = {"new_base": "new", "deltas": deltas, "ties": {"density": 0.3}}
         (tmp_path / size / "recipe.yaml").write_text(json.dumps(recipe))
-    paths = [str(tmp_path / size / "recipe.yaml") for size in ("small", "large")]
-    result = subprocess.run([sys.executable, "-c", MEASURE, *paths], capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    grown, projected = map(int, result.stdout.split())
-    assert grown <= projected <= 100_000_000
+    paths = [tmp_path / size / "recipe.yaml" for size in ("small", "large")]
+    grown, projected = printed(MEASURE, *paths)
+    assert 0 < grown <= projected <= 100_000_000
