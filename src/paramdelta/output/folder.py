@@ -201,10 +201,10 @@ class FolderSink:
             StorageError: a block has to be read again, and cannot be.
         """
         found = {}
+        linked = {self._shards[number].name for number in self._linked}
         for name, file in self.files.items():
-            digest = self.digests.adopt(name, file.size())
-            if self.twin is not None and not digest.blocks:
-                digest = self.twin.digests.adopt(name, file.size())
+            owner = self.twin if self.twin is not None and name in linked else self
+            digest = owner.digests.adopt(name, file.size())
             for offset, length in digest.missing:
                 digest.update(offset, memoryview(file.read(offset, length)))
             found[name] = digest.hexdigest()
