@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from paramdelta.cli import demo, extract, formula, mergekit, mix, plan, sweep, verify
+from paramdelta.cli import check, demo, extract, formula, mergekit, mix, plan, sweep, verify
 from paramdelta.errors import ParamDeltaError
 from paramdelta.version import __version__
 
@@ -31,6 +31,7 @@ app.command("plan")(plan.plan)
 app.command("mix")(mix.mix)
 app.command("sweep")(sweep.sweep)
 app.command("verify")(verify.verify)
+app.command("check")(check.check)
 app.command("extract")(extract.extract)
 app.command("demo")(demo.demo)
 recipe = typer.Typer(help="What a recipe says.", no_args_is_help=True, rich_markup_mode=None)

@@ -26,6 +26,7 @@ from paramdelta.schedule import Schedule
 from paramdelta.units import show_count, show_duration, show_size
 
 if TYPE_CHECKING:
+    from paramdelta.check.report import Report
     from paramdelta.demo.chat import Answer
     from paramdelta.demo.tour import Question, Scores
 
@@ -511,6 +512,32 @@ def _formula(plan: Plan) -> str:
         for post, base in plan.lineages
     ]
     return plan.recipe.written(plan.new_base.location.name, differences, " · ")
+
+
+def checked(report: "Report") -> None:
+    """The result of `check`, for people."""
+    typer.echo(
+        f"{report.folder}: {report.kind}, {report.tensors} tensors, {show_size(report.nbytes)}"
+    )
+    typer.echo(f"  looked at  {', '.join(report.checked)}")
+    for text in report.skipped:
+        typer.echo(f"  left out   {text}")
+    for finding in report.findings:
+        _finding(finding, all_tensors=False)
+    counts = Counter(finding.severity for finding in report.findings)
+    typer.echo(
+        ", ".join(
+            f"{counts[severity]} {word}" for severity, word in _PLURALS.items() if counts[severity]
+        )
+        or "no findings"
+    )
+
+
+_PLURALS = {
+    Severity.REFUSED: "refused",
+    Severity.WARNING: "warnings",
+    Severity.NOTE: "notes",
+}
 
 
 def _finding(finding: Finding, all_tensors: bool) -> None:
