@@ -194,7 +194,7 @@ def _check_prediction(part: Part, findings: Findings) -> None:
             later = any(max(g) >= layers for g in _groups(names).values())
             if names and not later and not any("mtp" in name for name in names):
                 findings.add(
-                    Severity.WARNING,
+                    Severity.NOTE,
                     "prediction-missing",
                     f"{prefix}{key} is {count}, and the layers that predict further tokens are "
                     "not stored: speculative decoding with them fails",

@@ -16,7 +16,7 @@ from typing import Any
 from paramdelta.check.process import DONE, FAILED, MISSING
 
 RENDER_MEMORY = 1 << 30  # bytes
-RENDER_SECONDS = 10
+RENDER_SECONDS = 5
 MAX_TEXT = 1 << 20  # characters of a rendered conversation
 NEW_TOKENS = 4
 

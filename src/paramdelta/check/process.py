@@ -5,6 +5,7 @@ What the child imports (torch, transformers) and what it reads must not be able 
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -55,9 +56,15 @@ def run_child(task: str, request: dict[str, Any], seconds: float) -> dict[str, A
             result = json.loads(answer.read_text(encoding="utf-8"))
             assert isinstance(result, dict)
             return result
-        said = ended.stderr.decode(errors="replace").strip().splitlines()
-        why = said[-1][:200] if said else f"the process ended with {ended.returncode}"
-        return {"outcome": FAILED, "why": why}
+        return {"outcome": FAILED, "why": _why(ended)}
+
+
+def _why(ended: "subprocess.CompletedProcess[bytes]") -> str:
+    """Why a child left no answer."""
+    if ended.returncode < 0:
+        return f"the process was ended by {signal.Signals(-ended.returncode).name}"
+    said = ended.stderr.decode(errors="replace").strip().splitlines()
+    return said[-1][:200] if said else f"the process ended with {ended.returncode}"
 
 
 def _environment(folder: Path) -> dict[str, str]:

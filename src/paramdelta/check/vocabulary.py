@@ -288,17 +288,18 @@ def _processed(processor: Any, depth: int = 0) -> Iterator[tuple[str, int]]:
 
 def _check_rows(part: Part, tokens: Tokens, rows: int, findings: Findings) -> None:
     used = {tokens.ids[t] for t in role_tokens(part).values() if t in tokens.ids}
-    for token, number in tokens.ids.items():
-        if number >= rows:
-            findings.add(
-                Severity.REFUSED if number in used else Severity.WARNING,
-                "token-without-row",
-                f"tokens have ids beyond the {rows} rows of the embedding: a text with one of "
-                "them ends in an index error",
-                part.place("tokenizer.json" if part.tokenizer else "tokenizer_config.json"),
-                tensor=f"{token} ({number})",
-                remedy="add the rows, or take a tokenizer that fits",
-            )
+    beyond = {token: number for token, number in tokens.ids.items() if number >= rows}
+    grave = any(number in used for number in beyond.values())
+    for token, number in sorted(beyond.items(), key=lambda item: (item[1] not in used, item[1])):
+        findings.add(
+            Severity.REFUSED if grave else Severity.WARNING,
+            "token-without-row",
+            f"tokens have ids beyond the {rows} rows of the embedding: a text with one of "
+            "them ends in an index error",
+            part.place("tokenizer.json" if part.tokenizer else "tokenizer_config.json"),
+            tensor=f"{token} ({number})",
+            remedy="add the rows, or take a tokenizer that fits",
+        )
     for name, key, number in _configured(part):
         # -1 and -100 stand for none
         if number >= rows or (number < 0 and number not in (-1, -100)):
