@@ -153,7 +153,7 @@ def _end_of_the_base(folder):
     edit(folder, "special_tokens_map.json", eos_token="<unk>")
 
 
-@fault("template-never-stops", WARNING)
+@fault("template-never-stops")
 def _end_only_in_the_tokenizer(folder):
     edit(folder, "generation_config.json", eos_token_id=3)
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from paramdelta.check.part import Part, is_id, text_configs
 from paramdelta.check.process import DONE, MISSING, run_child
-from paramdelta.check.quantization import Coded, plain_shapes
+from paramdelta.check.quantization import Coded, is_scale, plain_shapes
 from paramdelta.check.weights import Stored
 from paramdelta.planning.findings import Findings, Severity
 
@@ -65,6 +65,9 @@ def check_architectures(
         elif result["outcome"] == MISSING:
             skipped.append(f"{part.place()}: not compared with its class: {result['why']}")
             _check_own(part, rows[number], findings)
+            for name in set(asked[at][1]["tensors"]):
+                if is_scale(name):
+                    _report_scale(part.place(), name, findings)
         else:
             findings.add(
                 Severity.REFUSED,
@@ -127,6 +130,9 @@ def _report(part: Part, result: Mapping[str, Any], findings: Findings) -> None:
             remedy="take weights and config.json from one model; look at the tensors' prefixes",
         )
     for name in result["unexpected"]:
+        if is_scale(name):
+            _report_scale(place, name, findings)
+            continue
         findings.add(
             Severity.WARNING,
             "unexpected-tensors",
@@ -153,6 +159,17 @@ def _report(part: Part, result: Mapping[str, Any], findings: Findings) -> None:
             place,
             remedy="look at the tensors named",
         )
+
+
+def _report_scale(place: str, name: str, findings: Findings) -> None:
+    findings.add(
+        Severity.REFUSED,
+        "scale-without-codes",
+        "scales are stored whose weights are not quantized",
+        place,
+        tensor=name,
+        remedy="remove the scales, or store the codes",
+    )
 
 
 # -- rules of our own ------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from paramdelta.check.quantization import (
     FILES,
     Coded,
     check_quantization,
+    positive_scales,
     read_codes,
     stated_bits,
     statements,
@@ -67,7 +68,8 @@ def check(
         check_chain(parts, findings)
     checked += ["tokens and templates", "statements that repeat"]
     if values:
-        check_values(parts, findings, strict, progress)
+        positive = [positive_scales(codes) for _, codes in coded]
+        check_values(parts, positive, findings, strict, progress)
         checked.append("every number")
     else:
         skipped.append("numbers, as asked")
@@ -93,7 +95,7 @@ def _check_codes(part: Part, findings: Findings) -> list[Coded]:
     stated = {n: part.folder.object(n, findings) for n in FILES if n in part.folder}
     said = list(statements(part.config, stated))
     codes = read_codes(part.weights.tensors, *stated_bits(said))
-    check_quantization(said, codes, part.weights.tensors, findings, part.place())
+    check_quantization(said, codes, part.weights.tensors, findings, part.folder)
     return codes
 
 

@@ -37,7 +37,9 @@ def main(task: str, folder: Path) -> None:
 def _answer(work: Callable[[Answer], Answer], request: Answer) -> Answer:
     try:
         return {"outcome": DONE} | work(request)
-    except (_Undone, ImportError) as error:
+    except _Undone as error:
+        return {"outcome": MISSING, "why": str(error)}
+    except ImportError as error:
         return {"outcome": MISSING, "why": _words(error)}
     except Exception as error:  # noqa: BLE001 - whatever a library raises is the result
         return {"outcome": FAILED, "why": _words(error)}
@@ -157,7 +159,7 @@ def _build_transformers(request: Answer) -> Answer:
     """
     transformers, torch = _libraries()
     config = _config(transformers, request["config"])
-    kind = _class(transformers, request["config"], config)
+    kind = _class(transformers, request["config"])
     try:
         with torch.device("meta"):
             kind._from_config(config) if hasattr(kind, "_from_config") else kind(config)
@@ -250,12 +252,12 @@ def _config(transformers: Any, content: Answer) -> Any:
     return transformers.CONFIG_MAPPING[known].from_dict(content)
 
 
-def _class(transformers: Any, content: Answer, config: Any) -> Any:
+def _class(transformers: Any, content: Answer) -> Any:
     names = content.get("architectures")
     name = names[0] if isinstance(names, list) and names else None
     kind = getattr(transformers, name, None) if isinstance(name, str) else None
-    if kind is None and name is None:
-        kind = transformers.MODEL_MAPPING.get(type(config))
+    if name is None:
+        raise _Undone("config.json names no class in architectures")
     if not hasattr(kind, "from_pretrained"):
         raise _Undone(f"transformers {transformers.__version__} has no class {name!r}")
     return kind
@@ -283,8 +285,7 @@ def _load(request: Answer) -> Answer:
 def _load_transformers(folder: str) -> Answer:
     transformers, torch = _libraries()
     content = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
-    config = _config(transformers, content)
-    kind = _class(transformers, content, config)
+    kind = _class(transformers, content)
     model, info = kind.from_pretrained(
         folder, output_loading_info=True, use_safetensors=True, local_files_only=True,
         torch_dtype="auto",
@@ -352,7 +353,7 @@ def _load_adapter(folder: str) -> Answer:
     if not base or not Path(base).is_dir():
         raise _Undone(f"its base model {base!r} is not on this machine")
     content = json.loads((Path(base) / "config.json").read_text(encoding="utf-8"))
-    kind = _class(transformers, content, _config(transformers, content))
+    kind = _class(transformers, content)
     model = kind.from_pretrained(base, local_files_only=True, use_safetensors=True)
     PeftModel.from_pretrained(model, folder, local_files_only=True, use_safetensors=True)
     return {}

@@ -76,6 +76,14 @@ def _references(mapped: Any) -> Iterator[str]:
 
 def _check_transformers(part: Part, findings: Findings) -> None:
     _check_weights(part, findings)
+    if part.config and part.architecture is None:
+        findings.add(
+            Severity.WARNING,
+            "architecture-unstated",
+            "config.json names no class in architectures: vLLM does not know what to load",
+            part.place(),
+            remedy="name the class, for example LlamaForCausalLM",
+        )
     sees = any(isinstance(part.config.get(k), Mapping) for k in ("vision_config", "audio_config"))
     if sees and part.generates and not any(name in part.folder for name in _PROCESSORS):
         findings.add(

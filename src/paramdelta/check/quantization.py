@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from paramdelta.check.folder import Folder
 from paramdelta.check.weights import Stored
 from paramdelta.planning.findings import Findings, Severity
 
@@ -45,6 +46,18 @@ class Statement:
     method: str
     content: Mapping[str, Any]
 
+    @property
+    def file(self) -> str:
+        """The file that it stands in."""
+        return self.place.partition(",")[0]
+
+    @property
+    def read_by_all(self) -> bool:
+        """Whether transformers and vLLM look there."""
+        return self.file in ("config.json", "hf_quant_config.json") and not self.place.endswith(
+            ", quantization"
+        )
+
 
 # Codes end in the first; a weight of this format also has all of the second, and any of the third.
 _SUFFIXES = (
@@ -65,10 +78,11 @@ _EXTRA = (
     "input_global_scale", "input_scale", "output_scale", "weight_format", "weight.quant_map",
     "weight.nested_absmax", "weight.nested_quant_map", "activation_scale", "input_zero_point",
 )  # fmt: skip
-_STATE = re.compile(r"weight\.quant_state\.bitsandbytes__\w+")
 _SCALES = re.compile(
-    r"(weight_scale(_inv|_2)?|input_scale|[kqv]_scale|[kv]_proj\.output_scale|SCB|absmax)$"
+    r"(weight_scale(_inv|_2)?|(input|activation)_scale|weight\.absmax|\.SCB|\.qzeros)$"
 )
+# Scales of the cache of keys and values, which weights of any kind may have beside them.
+_CACHE = re.compile(r"(\.[kqv]_scale|_proj\.output_scale|\.kv_scale)$")
 
 
 def read_codes(
@@ -104,7 +118,7 @@ def read_codes(
             found.append(Coded(kind, weight, shape, (name, *dict.fromkeys(parts))))
             break
         else:
-            if tensor.dtype in FLOAT8 and len(tensor.shape) > 1:
+            if tensor.dtype in FLOAT8 and len(tensor.shape) > 1 and not is_scale(name):
                 found.append(Coded("fp8", name, tensor.shape, (name,)))
     return found
 
@@ -151,7 +165,7 @@ def plain_shapes(
     plain = {
         name: (tensor.dtype, tensor.shape)
         for name, tensor in tensors.items()
-        if name not in parts and not _SCALES.search(name)
+        if name not in parts and not (codes and _CACHE.search(name))
     }
     for coded in codes:
         if coded.shape is None:
@@ -219,18 +233,20 @@ _ON_LOAD = {"bitsandbytes", "quanto", "torchao", "hqq", "eetq", "fbgemm-fp8", "u
 
 def check_quantization(
     said: list[Statement], codes: list[Coded], tensors: Mapping[str, Stored], findings: Findings,
-    place: str,
+    folder: Folder,
 ) -> None:  # fmt: skip
-    """Compare what is stated with what is stored. ``place``: of config.json."""
+    """Compare what is stated with what is stored."""
+    place = folder.place("config.json")
     methods = {statement.method for statement in said}
     formats = {coded.format for coded in codes}
-    if codes and not said:
+    if codes and not any(statement.read_by_all for statement in said):
         for coded in codes:
             findings.add(
-                Severity.REFUSED,
+                Severity.WARNING if methods == {"mlx"} else Severity.REFUSED,
                 "quantization-unstated",
                 f"the weights are quantized ({', '.join(sorted(formats))}), and config.json has "
-                "no quantization_config: a loader takes codes for weights, or leaves them out",
+                "no quantization_config: transformers and vLLM take codes for weights, or leave "
+                "them out",
                 place,
                 tensor=coded.parts[0],
                 remedy="add the quantization_config, or use the weights before quantization",
@@ -241,7 +257,7 @@ def check_quantization(
                 Severity.REFUSED,
                 "quantization-untrue",
                 f"{statement.place} says {statement.method}, and no weight is quantized",
-                place,
+                folder.place(statement.file),
                 remedy="remove the statement"
                 + (" and the file" if statement.place.endswith(".json") else ""),
             )
@@ -252,7 +268,7 @@ def check_quantization(
                 "quantization-untrue",
                 f"{statement.place} says {statement.method}, and the weights are stored as "
                 + ", ".join(sorted(formats)),
-                place,
+                folder.place(statement.file),
                 remedy="say what the weights are",
             )
     if len(methods) > 1 and codes and not _compatible(methods):
@@ -264,21 +280,8 @@ def check_quantization(
             place,
             remedy="keep one statement; transformers reads quantization_config of config.json",
         )
-    if said:
-        _check_scales(codes, tensors, findings, place)
-
-
-def _compatible(methods: set[str]) -> bool:
-    """MLX and ModelOpt state the same twice, under two names."""
-    return methods <= {"modelopt", "fp8", "compressed-tensors"} or methods <= {"mlx", "unknown"}
-
-
-def _check_scales(
-    codes: list[Coded], tensors: Mapping[str, Stored], findings: Findings, place: str
-) -> None:
-    used = {part for coded in codes for part in coded.parts}
     for coded in codes:
-        if len(coded.parts) == 1:
+        if said and len(coded.parts) == 1:
             findings.add(
                 Severity.REFUSED,
                 "scale-missing",
@@ -287,16 +290,26 @@ def _check_scales(
                 tensor=coded.parts[0],
                 remedy="copy the scales with the codes",
             )
-    for name in tensors:
-        if _SCALES.search(name) and name not in used and not re.search(r"\.[kqv]_scale$", name):
-            findings.add(
-                Severity.REFUSED,
-                "scale-without-codes",
-                "scales whose weight is not quantized",
-                place,
-                tensor=name,
-                remedy="remove the scales, or store the codes",
-            )
+
+
+def _compatible(methods: set[str]) -> bool:
+    """MLX and ModelOpt state the same twice, under two names."""
+    return methods <= {"modelopt", "fp8", "compressed-tensors"} or methods <= {"mlx", "unknown"}
+
+
+def is_scale(name: str) -> bool:
+    """Whether a name is one that only scales of quantized weights have."""
+    return bool(_SCALES.search(name))
+
+
+def positive_scales(codes: list[Coded]) -> frozenset[str]:
+    """The names of scales that cannot be negative; MLX has some that can."""
+    return frozenset(
+        part
+        for coded in codes
+        for part in coded.parts[1:]
+        if coded.format != "mlx" and re.search(r"(scale(_inv|_2)?|scales|absmax|SCB)$", part)
+    )
 
 
 def stated_bits(said: list[Statement]) -> tuple[int | None, int | None]:

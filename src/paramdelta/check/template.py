@@ -150,7 +150,7 @@ def _check_rendered(part: Part, place: str, text: str, tokens: Tokens, findings:
     found = sorted(stops["vLLM"])
     named = ", ".join(map(repr, tokens.names(set(found))[:4])) or "no token"
     findings.add(
-        Severity.REFUSED if never else Severity.WARNING,
+        Severity.REFUSED,
         "template-never-stops",
         "the template does not end the assistant's turn with a token at which generation stops "
         + (f"({named})" if never else "in transformers (in vLLM it does)")

@@ -8,12 +8,14 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from paramdelta.check.folder import Folder
 from paramdelta.check.part import Part
 from paramdelta.check.weights import Stored
 from paramdelta.dtypes import DTYPES
@@ -24,7 +26,7 @@ WORKERS = 4
 Progress = Callable[[int, int], None]
 
 _VARIANCE = re.compile(r"(^|[._])(running_var|moving_variance|running_variance)$")
-_SCALE = re.compile(r"(weight_scale(_inv|_2)?|input_scale|activation_scale)$")
+_ACTIVATION = re.compile(r"(input|activation)_scale$")
 # How a number that is not finite looks in formats that numpy does not know: the bits that are
 # looked at, the least pattern of them that is not finite.
 _BITS = {
@@ -38,20 +40,28 @@ _READ = {"F64", "F32", "F16", "C64", *_BITS, *_EXACT}
 
 
 def check_values(
-    parts: list[Part], findings: Findings, strict: bool, progress: Progress | None = None
+    parts: list[Part],
+    positive: list[frozenset[str]],
+    findings: Findings,
+    strict: bool,
+    progress: Progress | None = None,
 ) -> None:
-    """Read every floating-point number. ``progress``: called with bytes read and bytes to read."""
-    blocks = list(_blocks(parts))
-    total = sum(length for _, _, _, length in blocks)
+    """Read every floating-point number.
+
+    ``positive``: for each part, the names of its scales. ``progress``: called with bytes read and
+    bytes to read.
+    """
+    blocks = list(_blocks(parts, positive))
+    total = sum(block.length for block in blocks)
     bad: Counter[tuple[str, str, str]] = Counter()
     done = 0
     pending = iter(blocks)
     with ThreadPoolExecutor(WORKERS) as pool:
         while group := list(islice(pending, 4 * WORKERS)):
-            for (part, tensor, _, length), found in zip(group, pool.map(_look, group), strict=True):
+            for block, found in zip(group, pool.map(_look, group), strict=True):
                 for code, count in found.items():
-                    bad[code, part.place(tensor.file), tensor.name] += count
-                done += length
+                    bad[code, block.folder.place(block.tensor.file), block.tensor.name] += count
+                done += block.length
                 if progress is not None:
                     progress(done, total)
     for (code, place, name), count in bad.items():
@@ -79,24 +89,37 @@ _FINDINGS = {
 }
 
 
-def _blocks(parts: list[Part]) -> Iterator[tuple[Part, Stored, int, int]]:
-    for part in parts:
+@dataclass(frozen=True)
+class _Block:
+    """A run of one tensor's bytes; ``below_zero``: the code of the finding for negative numbers."""
+
+    folder: Folder
+    tensor: Stored
+    offset: int
+    length: int
+    below_zero: str | None
+
+
+def _blocks(parts: list[Part], positive: list[frozenset[str]]) -> Iterator[_Block]:
+    for part, scales in zip(parts, positive, strict=True):
         ordered = sorted(part.weights.tensors.values(), key=lambda t: (t.file, t.offset))
         for tensor in ordered:
-            if tensor.dtype in _READ:
-                for offset in range(0, tensor.nbytes, BLOCK):
-                    yield part, tensor, offset, min(BLOCK, tensor.nbytes - offset)
+            if tensor.dtype not in _READ:
+                continue
+            code = "negative-variance" if _VARIANCE.search(tensor.name) else None
+            if tensor.name in scales or _ACTIVATION.search(tensor.name):
+                code = "negative-scale"
+            for offset in range(0, tensor.nbytes, BLOCK):
+                length = min(BLOCK, tensor.nbytes - offset)
+                yield _Block(part.folder, tensor, tensor.offset + offset, length, code)
 
 
-def _look(block: tuple[Part, Stored, int, int]) -> dict[str, int]:
+def _look(block: _Block) -> dict[str, int]:
     """How many numbers of a block are wrong, by code."""
-    part, tensor, offset, length = block
-    data = part.folder.read(tensor.file, tensor.offset + offset, length)
-    found = {"not-finite": not_finite(data, tensor.dtype)}
-    if _VARIANCE.search(tensor.name):
-        found["negative-variance"] = _negative(data, tensor.dtype)
-    elif _SCALE.search(tensor.name):
-        found["negative-scale"] = _negative(data, tensor.dtype)
+    data = block.folder.read(block.tensor.file, block.offset, block.length)
+    found = {"not-finite": not_finite(data, block.tensor.dtype)}
+    if block.below_zero is not None:
+        found[block.below_zero] = _negative(data, block.tensor.dtype)
     return {code: count for code, count in found.items() if count}
 
 
