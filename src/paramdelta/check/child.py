@@ -16,7 +16,7 @@ from typing import Any
 from paramdelta.check.process import DONE, FAILED, MISSING
 
 RENDER_MEMORY = 1 << 30  # bytes
-RENDER_SECONDS = 5
+RENDER_SECONDS = 3
 MAX_TEXT = 1 << 20  # characters of a rendered conversation
 NEW_TOKENS = 4
 
@@ -71,12 +71,13 @@ def _render(request: Answer) -> Answer:
     text = ""
     for messages in (plain, parts):  # some templates of models that see want a list of parts
         try:
-            text = "".join(_pieces(template, messages, request["roles"]))
+            rendered = "".join(_pieces(template, messages, request["roles"]))
         except Exception as error:  # noqa: BLE001 - a template may raise anything
             problem = problem or error
             continue
-        if all(each in text for each in request["conversation"]):
-            return {"text": text}
+        if all(each in rendered for each in request["conversation"]):
+            return {"text": rendered}
+        text = text or rendered
     if problem is not None and not text:
         raise problem
     return {"text": text}
@@ -379,7 +380,7 @@ def _overheard() -> Iterator[list[str]]:
         said += [
             " ".join(str(w.message).split())[:500]
             for w in caught
-            if not issubclass(w.category, (DeprecationWarning, ImportWarning, ResourceWarning))
+            if not issubclass(w.category, _OF_CODE)
         ]
     finally:
         for name in names:
@@ -387,10 +388,11 @@ def _overheard() -> Iterator[list[str]]:
     said[:] = [line for line in dict.fromkeys(said) if not any(part in line for part in _HARMLESS)]
 
 
-# Said of this machine or of the call, not of the folder.
+# Said of this machine, of the libraries or of the call, not of the folder.
+_OF_CODE = (DeprecationWarning, FutureWarning, ImportWarning, ResourceWarning)
 _HARMLESS = (
-    "torch_dtype` is deprecated", "GPU", "CUDA", "device_map", "fast path", "fallback to torch",
-    "is not installed", "HF_TOKEN", "implementation for faster", "falling back to naive",
+    " is deprecated", "GPU", "CUDA", "device_map", "fast path", "fallback to torch",
+    "not installed", "HF_TOKEN", "implementation for faster", "falling back to naive",
     "unauthenticated requests", "flash",
 )  # fmt: skip
 _LOADERS: dict[str, Callable[[str], Answer]] = {

@@ -68,10 +68,10 @@ def _why(ended: "subprocess.CompletedProcess[bytes]") -> str:
 
 
 def _environment(folder: Path) -> dict[str, str]:
-    """This process's environment, offline; the child finds the same packages."""
+    """This process's environment, offline; no path in it depends on the current folder."""
     package = Path(paramdelta.__file__).resolve().parents[1]
-    inherited = [p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p]
-    paths = [str(package), *(str(Path(path).resolve()) for path in inherited)]
+    inherited = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    paths = [str(package), *(path for path in inherited if Path(path).is_absolute())]
     return os.environ | _OFFLINE | {
         "PYTHONPATH": os.pathsep.join(paths),
         "HF_HOME": str(folder / "hf"),
