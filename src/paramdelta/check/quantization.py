@@ -54,9 +54,12 @@ class Statement:
     @property
     def read_by_all(self) -> bool:
         """Whether transformers and vLLM look there."""
-        return self.file in ("config.json", "hf_quant_config.json") and not self.place.endswith(
-            ", quantization"
-        )
+        return self.place == "config.json, quantization_config"
+
+    @property
+    def read_by_some(self) -> bool:
+        """Whether some loader of today looks there."""
+        return self.file in ("config.json", "hf_quant_config.json")
 
 
 # Codes end in the first; a weight of this format also has all of the second, and any of the third.
@@ -240,13 +243,15 @@ def check_quantization(
     methods = {statement.method for statement in said}
     formats = {coded.format for coded in codes}
     if codes and not any(statement.read_by_all for statement in said):
+        somewhere = [s.place for s in said if s.read_by_some]
         for coded in codes:
             findings.add(
-                Severity.WARNING if methods == {"mlx"} else Severity.REFUSED,
+                Severity.WARNING if somewhere else Severity.REFUSED,
                 "quantization-unstated",
                 f"the weights are quantized ({', '.join(sorted(formats))}), and config.json has "
-                "no quantization_config: transformers and vLLM take codes for weights, or leave "
-                "them out",
+                "no quantization_config at its top"
+                + (f" (only {somewhere[0]}, which not all loaders read)" if somewhere else "")
+                + ": transformers takes codes for weights, or leaves them out",
                 place,
                 tensor=coded.parts[0],
                 remedy="add the quantization_config, or use the weights before quantization",

@@ -99,7 +99,7 @@ def read_weights(folder: Folder, stem: str, findings: Findings, explicit: object
     chosen = [single] if single in folder else [file for file in shards if file in folder]
     if not chosen and mapped is None:
         chosen = _unindexed(folder, stem, loose, findings)
-    tensors = _read_headers(folder, chosen, findings)
+    tensors = _read_headers(folder, chosen, mapped or {}, findings)
     if mapped is not None and single not in chosen:
         _compare_index(folder, index, mapped, tensors, findings)
     pickled = _pickled(folder, stem, bool(chosen), findings)
@@ -178,7 +178,10 @@ def _unindexed(folder: Folder, stem: str, loose: list[str], findings: Findings) 
     return others
 
 
-def _read_headers(folder: Folder, files: list[str], findings: Findings) -> dict[str, Stored]:
+def _read_headers(
+    folder: Folder, files: list[str], mapped: Mapping[str, str], findings: Findings
+) -> dict[str, Stored]:
+    """All tensors of some files; of two with one name, the one that the index gives."""
     tensors: dict[str, Stored] = {}
     for file in files:
         for entry in _read_header(folder, file, findings):
@@ -192,6 +195,8 @@ def _read_headers(folder: Folder, files: list[str], findings: Findings) -> dict[
                     tensor=entry.name,
                     remedy="keep one of the files",
                 )
+                if mapped.get(entry.name) == tensors[entry.name].file:
+                    continue
             tensors[entry.name] = Stored(
                 entry.name, entry.dtype, entry.shape, file, entry.offset, entry.nbytes
             )
