@@ -394,11 +394,24 @@ def test_load_reports_what_the_library_says(tmp_path, monkeypatch):
     assert "loading: torch is not installed" in check(tmp_path, load=True).skipped
 
 
+def _only_pickles(folder):
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+
+
+def _link(folder):
+    (folder / "elsewhere").symlink_to("/")
+
+
 @pytest.mark.parametrize(
-    "breaks", [lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin")]
+    ("breaks", "words"),
+    [
+        (_only_pickles, "loading: the weights are pickles"),
+        (_link, "loading: not with link-outside"),
+        (_adapter_beside, "loading: not with adapter-beside-weights"),
+    ],
 )
-def test_load_never_opens_pickles(tmp_path, monkeypatch, breaks):
-    """Nor is a child started for them."""
+def test_what_is_not_loaded(tmp_path, monkeypatch, breaks, words):
+    """Pickles, and folders in which a loader would go elsewhere."""
     monkeypatch.setattr(checker, "run_child", lambda *_: pytest.fail("a child was started"))
     breaks(right(tmp_path))
-    assert "loading: the weights are pickles" in check(tmp_path, load=True).skipped
+    assert words in check(tmp_path, load=True).skipped

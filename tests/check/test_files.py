@@ -5,7 +5,7 @@ import pytest
 
 from paramdelta.check import check
 from paramdelta.planning.findings import Severity
-from tests.check.folders import CONFIG, edit, put, right
+from tests.check.folders import CONFIG, edit, put, right, tokenizer
 
 REFUSED, WARNING, NOTE = Severity
 DENSE = {"in_features": 8, "out_features": 4, "bias": True}
@@ -149,6 +149,24 @@ def test_components(tmp_path):
     assert codes(tmp_path) == {"no-weights": REFUSED}
 
 
+def test_tokenizer_of_a_pipeline(tmp_path):
+    """Its ids need rows in the text encoder beside it."""
+    index = {"tokenizer": ["transformers", "X"], "text_encoder": ["transformers", "CLIPTextModel"]}
+    put(tmp_path, "model_index.json", {"_class_name": "X"} | index)
+    right(tmp_path / "text_encoder")
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / "text_encoder" / file).unlink()
+    right(tmp_path / "tokenizer")
+    (tmp_path / "tokenizer" / "model.safetensors").unlink()
+    (tmp_path / "tokenizer" / "config.json").unlink()
+    (tmp_path / "text_encoder" / "chat_template.jinja").unlink()
+    assert codes(tmp_path) == {}
+    content = tokenizer()
+    content["model"]["vocab"] |= {f"w{n}": n for n in range(18, 30)}
+    put(tmp_path, "tokenizer/tokenizer.json", content)
+    assert codes(tmp_path) == {"token-without-row": WARNING}
+
+
 # -- adapters --------------------------------------------------------------------------------------
 
 
@@ -217,3 +235,13 @@ def test_config_without_a_class(tmp_path):
     """vLLM does not know what to load."""
     put(right(tmp_path), "config.json", {k: v for k, v in CONFIG.items() if k != "architectures"})
     assert codes(tmp_path)["architecture-unstated"] is WARNING
+
+
+def test_stored_delta(tmp_path):
+    """A Δ is no model; its small files are still looked at."""
+    right(tmp_path)
+    (tmp_path / "model.safetensors").rename(tmp_path / "delta-00001-of-00001.safetensors")
+    put(tmp_path, "paramdelta.delta.json", {})
+    assert codes(tmp_path) == {"no-model": NOTE}
+    edit(tmp_path, "generation_config.json", eos_token_id=3)
+    assert codes(tmp_path)["template-never-stops"] is REFUSED

@@ -206,7 +206,7 @@ def test_check(lineage, tmp_path):
     edit(folder, "config.json", quantization_config={"quant_method": "fp8"})
     found = run("check", str(folder), "--json")
     assert found.returncode == 3
-    facts = json.loads(found.stdout)
+    facts = json.loads(found.stdout.splitlines()[-1])
     assert (facts["event"], facts["kind"], facts["passed"]) == ("check", "transformers", False)
     assert [finding["code"] for finding in facts["findings"]] == ["quantization-untrue"]
     assert run("check", str(tmp_path / "absent")).returncode == 4

@@ -54,7 +54,7 @@ def check(
     skipped += unbuilt
     if parts and len(unbuilt) < len(parts):
         checked.append("names and shapes")
-    for (part, codes), count in zip(coded, rows, strict=True):
+    for (part, codes), count in zip(coded, _shared_rows(parts, rows), strict=True):
         tokens = read_tokens(part, findings)
         check_files(part, findings)
         check_vocabulary(part, tokens, count, findings)
@@ -88,6 +88,15 @@ def check(
     )
 
 
+def _shared_rows(parts: list[Part], rows: list[int | None]) -> list[int | None]:
+    """Rows for each part's tokens: in a pipeline, those of the text encoder of the same number."""
+    known = {part.folder.prefix: count for part, count in zip(parts, rows, strict=True)}
+    return [
+        count if count is not None else known.get(p.replace("tokenizer", "text_encoder"))
+        for p, count in ((part.folder.prefix, known[part.folder.prefix]) for part in parts)
+    ]
+
+
 def _check_codes(part: Part, findings: Findings) -> list[Coded]:
     """The quantized weights of one part; and whether the configuration says so."""
     if part.kind != "transformers":
@@ -99,24 +108,25 @@ def _check_codes(part: Part, findings: Findings) -> list[Coded]:
     return codes
 
 
-_LOADED = {
-    "transformers": "transformers",
-    "sentence-transformers": "sentence-transformers",
-    "diffusers": "diffusers",
-    "adapter": "adapter",
-}
+_LOADED = ("transformers", "sentence-transformers", "diffusers", "adapter")
+# With these a loader might leave the folder, wait for ever, or ask for all memory.
+_UNSAFE = {
+    "adapter-beside-weights", "architecture-refused", "config-implausible", "link-outside",
+    "not-a-file", "path-outside", "too-many-files", "wrong-shapes",
+}  # fmt: skip
 
 
 def _load(
     opened: Folder, kind: str, parts: list[Part], findings: Findings
 ) -> tuple[bool, str | None]:
     """Load the folder in a child process: whether that was done, and why not."""
+    unsafe = sorted({finding.code for finding in findings.all(())} & _UNSAFE)
+    if unsafe:
+        return False, f"loading: not with {', '.join(unsafe)}"
     if kind not in _LOADED:
         return False, f"loading: nothing here loads a folder of this kind ({kind})"
     if any(part.weights.pickled for part in parts):
         return False, "loading: the weights are pickles"
-    if any(name.endswith(".py") for name in opened.sizes) and kind != "transformers":
-        return False, "loading: the folder has code of its own, which is not run"
     answer = run_child("load", {"folder": str(opened.root), "kind": kind}, LOAD_SECONDS)
     if answer["outcome"] == MISSING:
         return False, f"loading: {answer['why']}"

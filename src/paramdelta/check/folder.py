@@ -19,6 +19,7 @@ MAX_FILES = 100_000
 MAX_DEPTH = 6  # folders below the one that is checked
 MAX_TEXT = 16 << 20  # bytes of a configuration file
 MAX_VOCABULARY = 256 << 20  # bytes of a tokenizer file; the largest known ones have 35 MB
+_FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 _POINTER = b"version https://git-lfs.github.com/spec"
 
 
@@ -66,9 +67,7 @@ class Folder:
         """
         try:
             # A name that has become a FIFO since the listing must not block.
-            descriptor = os.open(
-                self.root / (self.prefix + name), os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)
-            )
+            descriptor = os.open(self.root / (self.prefix + name), _FLAGS)
             with open(descriptor, "rb", buffering=0) as file:  # noqa: PTH123 - a descriptor
                 if not stat.S_ISREG(os.fstat(descriptor).st_mode):
                     raise CheckpointError("not a regular file", where=self.place(name))

@@ -22,7 +22,8 @@ class Part:
     """One model and what lies beside it.
 
     ``kind``: transformers, diffusers, adapter, module (of sentence-transformers), weights (without
-    a config), companions (no weights are expected, as for a tokenizer or a scheduler). ``roles``:
+    a config), companions (no weights are expected, as for a tokenizer or a scheduler), delta.
+    ``roles``:
     special_tokens_map.json. ``added``: added_tokens.json. The mappings are empty where there is no
     such file.
     """
@@ -64,6 +65,13 @@ def read_part(folder: Folder, kind: str, findings: Findings) -> Part:
         weights = read_weights(folder, "model", findings)
     elif kind in ("transformers", "module"):
         weights = read_weights(folder, "model", findings, config.get("transformers_weights"))
+    elif kind == "delta":
+        findings.add(
+            Severity.NOTE,
+            "no-model",
+            "a stored Δ: its numbers are not those of a model, and were not checked",
+            folder.place("paramdelta.delta.json"),
+        )
     elif kind in STEMS:
         weights = read_weights(folder, STEMS[kind], findings)
     return Part(
@@ -89,12 +97,12 @@ def find_parts(folder: Folder, findings: Findings) -> tuple[str, list[Part]]:
     weights = any(name.endswith((".safetensors", ".bin")) for name in folder.direct)
     if "adapter_config.json" in folder and not _is_model(folder, config):
         return "adapter", [read_part(folder, "adapter", findings)]
+    if "paramdelta.delta.json" in folder:  # a difference of models is none itself
+        return "delta", [read_part(folder, "delta", findings)]
     if "_class_name" in config:
         return "diffusers component", [read_part(folder, "diffusers", findings)]
     if "config.json" in folder:
         return "transformers", [read_part(folder, "transformers", findings)]
-    if "paramdelta.delta.json" in folder:
-        return "delta", [read_part(folder, "companions", findings)]
     if weights:
         return "weights", [read_part(folder, "weights", findings)]
     findings.add(

@@ -209,7 +209,7 @@ def _check_files(part: Part, findings: Findings) -> None:
             part.place(beside),
             remedy="copy the tokenizer (tokenizer.json, tokenizer.model, vocab.*, merges.txt)",
         )
-    elif not has_files and part.generates and part.weights.found:
+    elif not has_files and part.generates and part.weights.found and not part.folder.prefix:
         findings.add(
             Severity.NOTE,
             "tokenizer-missing",

@@ -34,7 +34,8 @@ def check(
     from paramdelta.check import check as look
     from paramdelta.cli import show
 
-    report = look(folder, strict=strict, load=load, values=not headers)
+    with show.progress_bar("checking", as_json) as progress:
+        report = look(folder, strict=strict, load=load, values=not headers, progress=progress.check)
     if as_json:
         typer.echo(json.dumps({"event": "check", **report.facts}, ensure_ascii=False))
     else:

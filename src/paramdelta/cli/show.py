@@ -441,6 +441,10 @@ class Reporter:
         """Progress of a verification, in elements."""
         self.update(done, total, f"{show_count(done)} of {show_count(total)} numbers", {})
 
+    def check(self, done: int, total: int) -> None:
+        """Progress of a check, in bytes."""
+        self.update(done, total, f"{show_size(done)} of {show_size(total)}", {})
+
     def update(self, done: int, total: int, text: str, facts: dict[str, Any]) -> None:
         """Show that ``done`` of ``total`` is done."""
 
