@@ -145,6 +145,21 @@ def _ends_differ(folder):
     edit(folder, "config.json", eos_token_id=4)
 
 
+@fault("eos-disagrees", NOTE)
+def _ends_differ_in_an_encoder(folder):
+    edit(folder, "config.json", eos_token_id=4, architectures=["LlamaModel"])
+
+
+@fault("bos-disagrees", WARNING)
+def _beginnings_differ(folder):
+    edit(folder, "generation_config.json", bos_token_id=5)
+
+
+@fault("pad-disagrees", WARNING)
+def _paddings_differ(folder):
+    edit(folder, "tokenizer_config.json", pad_token="a")
+
+
 @fault("template-never-stops")
 def _end_of_the_base(folder):
     edit(folder, "generation_config.json", eos_token_id=3)

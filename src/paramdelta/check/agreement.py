@@ -38,13 +38,18 @@ def check_agreement(part: Part, tokens: Tokens, quantized: bool, findings: Findi
     _check_labels(part, findings)
 
 
+def _severity(part: Part) -> Severity:
+    """Of ids that differ: encoders hardly use them."""
+    return Severity.WARNING if part.generates else Severity.NOTE
+
+
 def _check_end(part: Part, tokens: Tokens, findings: Findings) -> None:
     generation = set(ids_of(part.generation.get("eos_token_id")))
     for prefix, config in text_configs(part.config):
         said = set(ids_of(config.get("eos_token_id")))
         if said and generation and not (said <= generation or generation <= said):
             findings.add(
-                Severity.WARNING,
+                _severity(part),
                 "eos-disagrees",
                 f"config.json says that a text ends at {_show(said)} ({prefix}eos_token_id), "
                 f"generation_config.json at {_show(generation)}: transformers and vLLM follow the "
@@ -59,7 +64,7 @@ def _check_end(part: Part, tokens: Tokens, findings: Findings) -> None:
     }
     if own is not None and stated and own not in stated:
         findings.add(
-            Severity.WARNING,
+            _severity(part),
             "eos-disagrees",
             f"the tokenizer's eos_token is {token!r} ({own}), and generation ends at "
             f"{_show(stated)}: vLLM ends at both, transformers only at the latter",
@@ -79,7 +84,7 @@ def _check_role(part: Part, role: str, tokens: Tokens, findings: Findings) -> No
     said = [each for each in said if is_id(each[2]) and each[2] >= 0]
     if len({number for _, _, number in said}) > 1:
         findings.add(
-            Severity.WARNING,
+            _severity(part),
             f"{role}-disagrees",
             "; ".join(f"{name} says {where} is {number}" for name, where, number in said),
             part.place(said[-1][0]),

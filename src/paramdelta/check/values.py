@@ -62,8 +62,8 @@ def check_values(
                 for code, count in found.items():
                     bad[code, block.folder.place(block.tensor.file), block.tensor.name] += count
                 done += block.length
-                if progress is not None:
-                    progress(done, total)
+            if progress is not None:
+                progress(done, total)
     for (code, place, name), count in bad.items():
         severity, what, remedy = _FINDINGS[code]
         severity = Severity.WARNING if code == "not-finite" and not strict else severity
@@ -116,14 +116,15 @@ def _blocks(parts: list[Part], positive: list[frozenset[str]]) -> Iterator[_Bloc
 
 def _look(block: _Block) -> dict[str, int]:
     """How many numbers of a block are wrong, by code."""
-    data = block.folder.read(block.tensor.file, block.offset, block.length)
+    data = bytearray(block.length)
+    block.folder.read_into(block.tensor.file, block.offset, memoryview(data))
     found = {"not-finite": not_finite(data, block.tensor.dtype)}
     if block.below_zero is not None:
         found[block.below_zero] = _negative(data, block.tensor.dtype)
     return {code: count for code, count in found.items() if count}
 
 
-def not_finite(data: bytes, dtype: str) -> int:
+def not_finite(data: bytes | bytearray, dtype: str) -> int:
     """How many numbers are NaN or infinite."""
     if dtype in _EXACT:
         return int(np.count_nonzero(np.frombuffer(data, np.uint8) == _EXACT[dtype]))
@@ -131,7 +132,7 @@ def not_finite(data: bytes, dtype: str) -> int:
         mask, least = _BITS[dtype]
         kind = np.uint16 if DTYPES[dtype].bits == 16 else np.uint8
         bits: npt.NDArray[Any] = np.frombuffer(data, kind) & kind(mask)
-        return int(np.count_nonzero(bits >= least))
+        return int(np.count_nonzero(bits >= least)) if bits.max(initial=0) >= least else 0
     if dtype == "C64":
         dtype = "F32"
     if dtype in ("F64", "F32", "F16"):
@@ -144,7 +145,7 @@ def not_finite(data: bytes, dtype: str) -> int:
     return 0
 
 
-def _negative(data: bytes, dtype: str) -> int:
+def _negative(data: bytes | bytearray, dtype: str) -> int:
     """How many numbers are below zero, minus zero not counted."""
     kinds = {"F64": "<f8", "F32": "<f4", "F16": "<f2"}
     if dtype in kinds:
