@@ -190,7 +190,7 @@ def test_adapter(tmp_path):
     assert (report.kind, report.findings, report.tensors) == ("adapter", (), 2)
 
 
-@pytest.mark.parametrize("base", ["llama", "/home/someone/llama", "", None])
+@pytest.mark.parametrize("base", ["llama", "/no/such", "x" * 5000, "\0", "", None])
 def test_base_of_another_machine(tmp_path, base):
     """Neither a repository of the Hub nor a folder that is here."""
     adapter(tmp_path, base)

@@ -187,8 +187,8 @@ def check_adapter(part: Part, findings: Findings) -> None:
             remedy="copy or download the weights",
         )
     base = config.get("base_model_name_or_path")
-    here = isinstance(base, str) and base and (part.folder.root / base).is_dir()
-    if not isinstance(base, str) or not (_RELATION.fullmatch(base) or here):
+    known = isinstance(base, str) and (_RELATION.fullmatch(base) or part.folder.is_elsewhere(base))
+    if not base or not known:
         findings.add(
             Severity.WARNING,
             "base-unknown",

@@ -18,7 +18,7 @@ from paramdelta.planning.findings import Findings, Severity
 MAX_FILES = 100_000
 MAX_DEPTH = 6  # folders below the one that is checked
 MAX_TEXT = 16 << 20  # bytes of a configuration file
-MAX_VOCABULARY = 256 << 20  # bytes of a tokenizer file; the largest known ones have 35 MB
+MAX_VOCABULARY = 64 << 20  # bytes of a tokenizer file; the largest known ones have 35 MB
 _FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 _POINTER = b"version https://git-lfs.github.com/spec"
 
@@ -57,6 +57,16 @@ class Folder:
     def has_folder(self, name: str) -> bool:
         """Whether some file lies in this subfolder."""
         return any(known.startswith(name.strip("/") + "/") for known in self.sizes)
+
+    def is_elsewhere(self, path: str) -> bool:
+        """Whether a path that a file names, absolute or from here, is a folder of this machine.
+
+        Nothing in it is read.
+        """
+        try:
+            return (self.root / path).is_dir()
+        except (OSError, ValueError):  # too long a name, or a null byte
+            return False
 
     def read_into(self, name: str, offset: int, buffer: memoryview) -> None:
         """Fill the buffer from ``offset`` bytes into a file.

@@ -21,7 +21,7 @@ STEMS = {
     "diffusers": "diffusion_pytorch_model",
     "adapter": "adapter_model",
 }
-MAX_INDEX = 256 << 20  # bytes
+MAX_INDEX = 128 << 20  # bytes
 _SHARD = re.compile(r".*-\d{5}-of-\d{5}\.safetensors")
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 # What trainers leave behind; no loader of models reads it.
