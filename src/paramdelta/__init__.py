@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         mix,
         plan,
         sweep,
+        tensors,
         verify,
     )
     from paramdelta.errors import (
@@ -49,6 +50,7 @@ _HOMES = {
     "mix": "api",
     "plan": "api",
     "sweep": "api",
+    "tensors": "api",
     "verify": "api",
     "CheckpointError": "errors",
     "Interrupted": "errors",
@@ -88,6 +90,7 @@ __all__ = [
     "plan",
     "read_recipe",
     "sweep",
+    "tensors",
     "verify",
 ]
 

@@ -20,7 +20,8 @@ from paramdelta.dtypes import parse_dtype
 from paramdelta.errors import UsageError
 from paramdelta.recipe import Delta, Recipe
 from paramdelta.schedule import Rule, Schedule, Span
-from paramdelta.sparsity import Dare, Ties
+from paramdelta.schemes.dare import Dare
+from paramdelta.schemes.ties import Ties
 
 METHODS = ("task_arithmetic", "linear", "ties", "dare_linear", "dare_ties")
 _POST = re.compile(r"instruct|chat|[-_]it\b|sft|dpo|rlhf|tuned", re.IGNORECASE)
@@ -167,12 +168,12 @@ class _Reader:
                 ties = Ties(1.0, scale, normalize)
             self._election(normalize, weights)
             self._note("density", "all that equal the k-th magnitude are kept, mergekit keeps k")
-            return Recipe(base.address, tuple(deltas), ties=ties)
+            return Recipe(base.address, tuple(deltas), scheme=ties)
         deltas, scale = self._dropped(deltas, densities, scale, normalize)
         if self.method == "dare_linear":
             return Recipe(base.address, tuple(deltas))
         self._election(normalize, weights)
-        return Recipe(base.address, tuple(deltas), ties=Ties(1.0, scale, normalize))
+        return Recipe(base.address, tuple(deltas), scheme=Ties(1.0, scale, normalize))
 
     def _dropped(
         self, deltas: list[Delta], densities: Sequence[float | Schedule], scale: float, mean: bool

@@ -6,7 +6,7 @@ import math
 import numbers
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,7 +15,11 @@ import yaml
 from paramdelta.dtypes import parse_dtype
 from paramdelta.errors import UsageError
 from paramdelta.schedule import PRESETS, Rule, Schedule, Span, preset
-from paramdelta.sparsity import Dare, Sparsity, Ties, check_density, chosen, hash_key, plain
+from paramdelta.schemes.dare import Dare
+from paramdelta.schemes.filter import Filter
+from paramdelta.schemes.scheme import Scheme, from_plain, schemes
+from paramdelta.schemes.sum import SUM
+from paramdelta.schemes.trim import Trim, check_density
 
 VOCABULARY = ("auto", "id", "token", "new-base")
 HEAD = ("untie", "drop")
@@ -44,7 +48,7 @@ class Delta:
     def __post_init__(self) -> None:
         object.__setattr__(self, "post", str(self.post))
         if self.dare is not None:
-            object.__setattr__(self, "dare", chosen(Dare, self.dare, "dare"))
+            object.__setattr__(self, "dare", from_plain(Dare, self.dare, "dare"))
         if self.density is not None:
             density = self.density
             if not isinstance(density, Schedule):
@@ -88,7 +92,7 @@ class Recipe:
     the first post has and the output is to get; ``take``: tokens whose rows are the first post's
     outright. ``maps``: rules for names of post and base (`planning.names.parse_rule`), or "auto".
     ``head``: what becomes of an output head where the new base's is tied and another is not, one of
-    `HEAD`. ``ties``: trim every Δ, elect signs, merge what agrees.
+    `HEAD`. ``scheme``: how the Δs combine; the plain sum unless given.
     """
 
     new_base: str
@@ -100,7 +104,7 @@ class Recipe:
     take: tuple[str, ...] = ()
     maps: tuple[str, ...] = ()
     head: str = "untie"
-    ties: Ties | None = None
+    scheme: Scheme = SUM
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "new_base", str(self.new_base))
@@ -114,8 +118,6 @@ class Recipe:
                     f"{name} {getattr(self, name)!r} is no choice",
                     expected="one of " + ", ".join(choices),
                 )
-        if self.ties is not None:
-            object.__setattr__(self, "ties", chosen(Ties, self.ties, "ties"))
         if self.dtype is not None:
             object.__setattr__(self, "dtype", parse_dtype(self.dtype))
         if not self.deltas:
@@ -123,8 +125,9 @@ class Recipe:
 
     def times(self, factor: float) -> "Recipe":
         """The same recipe with every Δ's own scale multiplied: how much of all of it."""
-        if self.ties is not None:  # which averages: there the scales of the Δ only weigh them
-            return replace(self, ties=replace(self.ties, scale=self.ties.scale * factor))
+        scheme = self.scheme.times(factor)
+        if scheme is not None:
+            return replace(self, scheme=scheme)
         return replace(self, deltas=tuple(delta.times(factor) for delta in self.deltas))
 
     @property
@@ -172,12 +175,7 @@ class Recipe:
             for name in self.thinned(number):
                 shown = f"{name}{shown}" if shown.startswith("(") else f"{name}({shown})"
             terms.append((minus if sign < 0 else "+", factor + shown))
-        if self.ties is None or not terms:
-            return " ".join([first, *(f"{sign} {term}" for sign, term in terms)])
-        scale = self.ties.scale
-        inside = ", ".join((minus if sign == minus else "") + term for sign, term in terms)
-        factor = "" if abs(scale) == 1 else f"{abs(scale):g}·"
-        return f"{first} {minus if scale < 0 else '+'} {factor}TIES({inside})"
+        return self.scheme.formula(first, terms, minus)
 
     def thinned(self, number: int) -> list[str]:
         """What is done to the Δ of this number (from 0) before it is scaled, for a formula."""
@@ -196,14 +194,13 @@ class Recipe:
         own = self.deltas[number].density
         if own is not None:
             return own
-        return self.ties.density if self.ties is not None else 1.0
+        return self.scheme.density
 
-    def sparsity(self, number: int, tensor: str, density: float) -> Sparsity | None:
-        """What is left of the Δ of this number (from 0) in an output tensor; None: all of it."""
+    def filters(self, number: int, tensor: str, density: float) -> tuple[Filter, ...]:
+        """What decides which elements of a Δ (from 0) count in an output tensor."""
         dare = self.deltas[number].dare
-        if dare is None:
-            return Sparsity(density=density) if density < 1 else None
-        return Sparsity(dare.drop, hash_key(dare.seed, number + 1, tensor), density)
+        drop = () if dare is None else (dare.resolved(number + 1, tensor),)
+        return (*drop, *((Trim(density),) if density < 1 else ()))
 
     def factor(self, number: int, times: str) -> tuple[int, str]:
         """Sign and size of a Δ's scale, as a factor in a formula. ``number`` counts from 1."""
@@ -221,7 +218,7 @@ class Recipe:
                 "post": d.post or None,
                 "base": d.base,
                 "scale": d.scale.plain if isinstance(d.scale, Schedule) else d.scale,
-                "dare": plain(d.dare) if d.dare is not None else None,
+                "dare": d.dare.plain if d.dare is not None else None,
                 "density": d.density.plain if isinstance(d.density, Schedule) else d.density,
             }
             for d in self.deltas
@@ -238,8 +235,8 @@ class Recipe:
         for name in _LISTS[1:]:
             if getattr(self, name):
                 recipe[name] = list(getattr(self, name))
-        if self.ties is not None:
-            recipe["ties"] = plain(self.ties)
+        if self.scheme != SUM:
+            recipe[self.scheme.name] = self.scheme.plain
         return recipe
 
     def to_yaml(self) -> str:
@@ -248,10 +245,8 @@ class Recipe:
 
 
 _LISTS = ("allow", "graft", "take", "maps")
-_RECIPE_KEYS = ("new_base", "deltas", "dtype", *_LISTS, "vocabulary", "head", "ties")
+_RECIPE_KEYS = ("new_base", "deltas", "dtype", *_LISTS, "vocabulary", "head")
 _DELTA_KEYS = ("post", "base", "delta", "scale", "dare", "density")
-_DARE_KEYS = tuple(field.name for field in fields(Dare))
-_TIES_KEYS = tuple(field.name for field in fields(Ties))
 _RULE_KEYS = ("match", "preset", "value", "layers")
 _SUBSCRIPTS = str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉")
 _SPAN = re.compile(r"\s*(\d{1,6})\s*(?:-\s*(\d{1,6})\s*)?")
@@ -272,6 +267,15 @@ def read_scale(plain: Any) -> float | Schedule:
     except yaml.YAMLError:
         raise UsageError("scale cannot be understood", got=repr(plain)) from None
     return _Reader(None).scale(node)
+
+
+def recipe_from_dict(plain: Mapping[str, Any]) -> Recipe:
+    """The recipe that `Recipe.to_dict` gave; raises UsageError."""
+    try:
+        node = yaml.SafeDumper(io.StringIO()).represent_data(dict(plain))
+    except yaml.YAMLError:
+        raise UsageError("the recipe cannot be read", got=repr(plain)[:200]) from None
+    return _Reader(None).recipe(node)
 
 
 def read_recipe(path: str | Path) -> Recipe:
@@ -306,7 +310,8 @@ class _Reader:
         self.path = path  # None where there are no lines to speak of
 
     def recipe(self, node: yaml.Node | None) -> Recipe:
-        fields = self._mapping(node, _RECIPE_KEYS, "a recipe")
+        known = schemes()
+        fields = self._mapping(node, (*_RECIPE_KEYS, *known), "a recipe")
         new_base = self._address(self._required(fields, "new_base", node))
         listed = self._required(fields, "deltas", node)
         if not isinstance(listed, yaml.SequenceNode) or not listed.value:
@@ -319,8 +324,11 @@ class _Reader:
         choices: dict[str, Any] = {
             n: self._text(fields[n]) for n in ("vocabulary", "head") if n in fields
         }
-        if "ties" in fields:
-            choices["ties"] = self._ties(fields["ties"])
+        named = [name for name in known if name in fields]
+        if len(named) > 1:
+            raise self._error("a recipe has one scheme", fields[named[1]], got=" and ".join(named))
+        if named:
+            choices["scheme"] = self._parameters(known[named[0]], fields[named[0]])
         try:
             return Recipe(new_base, tuple(deltas), parse_dtype(dtype), **lists, **choices)
         except UsageError as error:
@@ -345,7 +353,7 @@ class _Reader:
             base = self._address(fields["base"]) if "base" in fields else None
             delta = Delta(post, base, scale)
         if "dare" in fields:
-            delta = replace(delta, dare=self._dare(fields["dare"]))
+            delta = replace(delta, dare=self._parameters(Dare, fields["dare"]))
         if "density" in fields:
             density = self.scale(fields["density"])
             delta = self._valid(lambda: replace(delta, density=density), fields["density"])
@@ -353,25 +361,30 @@ class _Reader:
 
     # -- what is left of a Δ -----------------------------------------------------------------------
 
-    def _dare(self, node: yaml.Node) -> Dare:
-        fields = self._mapping(node, _DARE_KEYS, "dare")
-        drop = self._number(self._required(fields, "drop", node), "drop", "0.9, say")
-        seed = self._number(fields["seed"], "seed", "0, say", int) if "seed" in fields else 0
-        return self._valid(lambda: Dare(drop, int(seed)), node)
+    def _parameters(self, kind: type[_Made], node: yaml.Node) -> _Made:
+        """A dataclass of parameters from a mapping with its fields."""
+        name = str(getattr(kind, "name", "") or kind.__name__.lower())
+        known = {field.name: field for field in fields(kind)}  # type: ignore[arg-type]
+        given = self._mapping(node, known, name)
+        values: dict[str, Any] = {}
+        for key, value in given.items():
+            values[key] = self._parameter(value, key, known[key].type)
+        for key, field in known.items():
+            if field.default is MISSING and key not in values:
+                self._required(given, key, node)
+        return self._valid(lambda: kind(**values), node)
 
-    def _ties(self, node: yaml.Node) -> Ties:
-        fields = self._mapping(node, _TIES_KEYS, "ties")
-        given: dict[str, Any] = {
-            name: self._number(fields[name], name, "0.2, say")
-            for name in ("density", "scale")
-            if name in fields
-        }
-        if "normalize" in fields:
-            text = self._text(fields["normalize"])
+    def _parameter(self, node: yaml.Node, name: str, kind: Any) -> Any:
+        if kind in (bool, "bool"):
+            text = self._text(node)
             if text not in ("true", "false"):
-                raise self._error("normalize is true or false", fields["normalize"], got=text)
-            given["normalize"] = text == "true"
-        return self._valid(lambda: Ties(**given), node)
+                raise self._error(f"{name} is neither true nor false", node, got=text)
+            return text == "true"
+        if kind in (int, "int"):
+            return int(self._number(node, name, "a whole number", int))
+        if kind in (float, "float"):
+            return self._number(node, name, "a number such as 0.2")
+        return self._text(node)
 
     def _valid(self, make: Callable[[], _Made], node: yaml.Node) -> _Made:
         try:

@@ -2,8 +2,8 @@
 
 import pytest
 
-from paramdelta.checkpoint.checkpoint import open_checkpoint
 from paramdelta.errors import CheckpointError
+from tests import opening
 from tests.attacks.hostile import ATTACKS
 from tests.cli.test_app import run
 
@@ -15,7 +15,7 @@ def test_opening_it_is_refused(attack, tmp_path):
     folder.mkdir()
     ATTACKS[attack](folder)
     with pytest.raises(CheckpointError) as error:
-        open_checkpoint(str(folder), "post")
+        opening.checkpoint(folder, "post")
     assert str(tmp_path) in str(error.value)
 
 

@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from paramdelta.checkpoint.tensor import float64
+from paramdelta.arithmetic import kernels
 from paramdelta.dtypes import DTYPES
-from paramdelta.engine import kernels, sketch
+from paramdelta.engine import sketch
 from paramdelta.engine.sketch import Aim, factorise, height_of, missed
+from paramdelta.formats.view import float64
 
 
 def blocks_of(matrix):

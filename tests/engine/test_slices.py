@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from paramdelta import UsageError
-from paramdelta.checkpoint.tensor import Tensor
 from paramdelta.engine.slices import MAX_BUFFER, MIN_BUFFER, Budget, cut, share_out
+from paramdelta.formats.view import Tensor
 from paramdelta.planning.plan import OutputTensor, Pair, Plan
 
 

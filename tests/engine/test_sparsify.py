@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from paramdelta import Delta, Recipe, extract, mix, plan, verify
-from paramdelta.engine import masking, thresholds
+from paramdelta.arithmetic import masks
+from paramdelta.engine import thresholds
 from paramdelta.engine.run import Worker
 from paramdelta.engine.slices import Budget, share_out
 from paramdelta.engine.threads import run
@@ -33,10 +34,10 @@ def splitmix(key: int, number: int) -> int:
 def test_hashes_are_those_of_splitmix64():
     """The published outputs for the seed 1234567, and the reference anywhere else."""
     out = np.empty(3, np.uint64)
-    masking.hashed(np.uint64(1234567), np.uint64(0), out)
+    masks.hashed(np.uint64(1234567), np.uint64(0), out)
     assert out.tolist() == [6457827717110365317, 3203168211198807973, 9817491932198370423]
     for key in (0, MASK, hash_key(7, 2, NAME)):
-        masking.hashed(np.uint64(key), np.uint64(2**40), out)
+        masks.hashed(np.uint64(key), np.uint64(2**40), out)
         assert out.tolist() == [splitmix(key, 2**40 + i) for i in range(3)]
 
 

@@ -114,7 +114,7 @@ MEASURE = """
 import resource, sys
 import numpy, numba
 from paramdelta import Delta, Recipe, plan
-from paramdelta.engine import kernels
+from paramdelta.arithmetic import kernels
 from paramdelta.engine.slices import share_out
 from paramdelta.engine.threads import run
 import numpy as np

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from paramdelta.checkpoint.checkpoint import open_checkpoint
 from paramdelta.errors import CheckpointError
+from tests import opening
 from tests.checkpoints import fp8, llama, moved, save
 
 PROGRAM = [sys.executable, "-c", "from paramdelta.cli.app import main; main()"]
@@ -38,7 +38,7 @@ def is_loadable(folder: Path) -> bool:
     ):
         return False
     try:
-        open_checkpoint(str(folder), "output")
+        opening.checkpoint(folder, "output")
     except CheckpointError:
         return False
     return True

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paramdelta import UsageError, mix
-from paramdelta.checkpoint.header import parse_header
-from paramdelta.checkpoint.tensor import Tensor
+from paramdelta.formats.safetensors import parse_header
+from paramdelta.formats.view import Tensor
 from paramdelta.output.layout import make_header, make_layout
 from paramdelta.planning.plan import OutputTensor, Plan
 

@@ -10,12 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from paramdelta import MisfitError, mix, verify
-from paramdelta.checkpoint.adapter import LowRank
-from paramdelta.checkpoint.checkpoint import read_header
-from paramdelta.checkpoint.tensor import ABSENT, Part, Rows, Transposed, Wide, Zeros
 from paramdelta.engine.run import Inputs
+from paramdelta.formats.adapter import LowRank
+from paramdelta.formats.view import ABSENT, Part, Rows, Transposed, Wide, Zeros
 from paramdelta.output.verify import _compare, _value, exact_value, rounded
 from paramdelta.planning.plan import OutputTensor, Pair
+from tests import opening
 from tests.checkpoints import bf16, encode, llama
 from tests.numbers import nearest
 
@@ -92,7 +92,7 @@ def test_damaged_locks_are_refused(lineage, tmp_path):
 def tensors(path, **arrays):
     """Stored tensors of a file, by name."""
     path.write_bytes(encode(arrays))
-    return {tensor.name: tensor for tensor in read_header(path)[1]}
+    return {tensor.name: tensor for tensor in opening.header(path)}
 
 
 def product(tmp_path, rows=7, depth=5, columns=9, factor=16 / 3):

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from paramdelta import Delta, Recipe, mix, plan, verify
-from paramdelta.checkpoint.tensor import Tensor
 from paramdelta.engine.run import combine
 from paramdelta.engine.slices import BLOCK
+from paramdelta.formats.view import Tensor
 from paramdelta.planning.cancellation import cancelled
 from paramdelta.planning.plan import OutputTensor, Pair
 from tests.checkpoints import bf16, encode, llama, moved, save

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paramdelta.checkpoint.tensor import Zeros
 from paramdelta.errors import UsageError
+from paramdelta.formats.view import Zeros
 from paramdelta.planning.names import (
     applied,
     bridged,

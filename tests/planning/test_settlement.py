@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paramdelta.checkpoint.tensor import ABSENT
 from paramdelta.errors import UsageError
+from paramdelta.formats.view import ABSENT
 from paramdelta.planning.settlement import settle
 from paramdelta.planning.vocabulary import Vocabulary, compare
 

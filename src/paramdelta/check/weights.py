@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from paramdelta.check.folder import Folder, is_inside, is_pointer, report_pointer
-from paramdelta.checkpoint.header import Entry, header_length, parse_header
 from paramdelta.errors import CheckpointError
+from paramdelta.formats.safetensors import Entry, header_length, parse_header
 from paramdelta.planning.findings import Findings, Severity
 
 STEMS = {

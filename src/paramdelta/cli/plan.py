@@ -47,11 +47,10 @@ def plan(
     """
     from paramdelta import api
     from paramdelta.cli import show
-    from paramdelta.output.files import check_output, check_space, free_space
-    from paramdelta.output.layout import make_layout
+    from paramdelta.output.lock import LOCK
+    from paramdelta.output.place import check_room, find_place, free_space
     from paramdelta.planning.explanation import explain as find
     from paramdelta.planning.plan import summary, terms
-    from paramdelta.units import parse_size
 
     made = api.plan(
         options.make_recipe(
@@ -80,7 +79,7 @@ def plan(
             show.explained(explanations)
         return
     budget = api.budget_for(made, memory, workers)
-    layout = make_layout(made, parse_size(shard_size))
+    layout = api.layout_for(made, shard_size)
     free, _ = free_space(out or Path("out"))
     if as_json:
         facts = summary(made) | {
@@ -96,5 +95,5 @@ def plan(
         show.plan(made, budget, layout, free, tensors)
     made.check()
     if out is not None:
-        check_output(out, [source.location.path for source in made.sources], overwrite=True)
-        check_space(out, layout)
+        place = find_place(out, api.local_paths(made), True, LOCK)
+        check_room(place, layout.size)

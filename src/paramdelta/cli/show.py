@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from paramdelta.api import Extracted, ExtractedAdapter, Mix, Swept
-from paramdelta.checkpoint.tensor import View
-from paramdelta.engine.slices import Budget
-from paramdelta.engine.threads import Progress
+from paramdelta.engine.job import Progress
+from paramdelta.engine.memory import Budget
+from paramdelta.formats.view import View
 from paramdelta.output.layout import Layout
 from paramdelta.output.verify import Verification
 from paramdelta.planning.explanation import Explanation, stored
@@ -90,13 +90,7 @@ def plan(plan: Plan, budget: Budget, layout: Layout, free: int, tensors: bool) -
             terms = " ".join(f"{t.coefficient:+g}·{_place(t.view)}" for t in tensor.terms)
             typer.echo(
                 f"  {tensor.name}  {tensor.dtype} {list(tensor.shape)}  "
-                + (
-                    tensor.why
-                    if tensor.derived
-                    else terms
-                    if tensor.pairs
-                    else "copied: " + tensor.why
-                )
+                + (terms if tensor.pairs else "copied: " + tensor.why)
             )
     typer.echo("\nfindings" if plan.findings else "\nno findings")
     for finding in plan.findings:
@@ -111,7 +105,7 @@ def explained(explanations: Iterable[Explanation]) -> None:
         typer.echo(f"  = {each.formula}" + (f"   ({tensor.why})" if tensor.why else ""))
         if each.reduced:
             typer.echo(f"  = {each.reduced}   (the rest cancels out and is not read)")
-        typer.echo("  operands" + (", with the coefficients of what is left" * tensor.sparse))
+        typer.echo("  operands" + (", with the coefficients of what is left" * (not tensor.linear)))
         wide = max((len(" = ".join(o.symbols)) for o in each.operands), default=0)
         for operand in each.operands:
             lines = [stored(part) for part in operand.view.parts]
@@ -311,8 +305,8 @@ def sweeping(made: Sweep, as_json: bool) -> None:
             "event": "plan",
             "scales": list(made.scales),
             "plans": [summary(plan) for plan in made.plans],
-            "bytes_to_read": made.joint.bytes_to_read,
-            "bytes_of_each": made.joint.bytes_to_write,
+            "bytes_to_read": made.bytes_to_read,
+            "bytes_of_each": made.plans[0].bytes_to_write,
             "bytes_shared": shared,
         }
         typer.echo(json.dumps(event, ensure_ascii=False))
@@ -557,7 +551,7 @@ def _finding(finding: Finding, all_tensors: bool) -> None:
 
 def _place(view: View) -> str:
     """Where an operand comes from: the folders of its parts."""
-    return "+".join(dict.fromkeys(part.file.parent.name for part in view.parts)) or "0"
+    return "+".join(dict.fromkeys(part.blob.folder for part in view.parts)) or "0"
 
 
 def _dtypes(tensors: Any) -> str:

@@ -20,11 +20,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from paramdelta.checkpoint import delta
-from paramdelta.checkpoint.adapter import LowRank
-from paramdelta.checkpoint.blockscaled import BlockScaled
-from paramdelta.checkpoint.checkpoint import Checkpoint, open_checkpoint
-from paramdelta.checkpoint.tensor import (
+from paramdelta.dtypes import DTYPES, FP8_SIDE
+from paramdelta.errors import MisfitError
+from paramdelta.formats import delta
+from paramdelta.formats.adapter import LowRank
+from paramdelta.formats.blockscaled import BlockScaled
+from paramdelta.formats.checkpoint import Checkpoint
+from paramdelta.formats.view import (
     Part,
     Rows,
     Tensor,
@@ -33,9 +35,7 @@ from paramdelta.checkpoint.tensor import (
     Wide,
     Zeros,
 )
-from paramdelta.dtypes import DTYPES, FP8_SIDE
-from paramdelta.errors import MisfitError
-from paramdelta.output.lock import locked_recipe, read_lock
+from paramdelta.output.lock import locked_recipe, open_output, read_lock
 from paramdelta.planning.plan import OutputTensor, Pair, Plan
 from paramdelta.planning.planner import make_plan
 
@@ -83,7 +83,7 @@ def verify(
             where=_changed(plan, lock) or str(folder),
             remedy="put the same files or revisions back",
         )
-    output = open_checkpoint(str(folder), "output")
+    output = open_output(folder)
     _compare_names(plan, output)
     plan = with_thresholds(plan)
     scales = {tensor.scales_of: tensor.name for tensor in plan.tensors if tensor.derived}
@@ -113,7 +113,7 @@ def verify(
 def _changed(plan: Plan, lock: dict[str, Any]) -> str:
     changed = []
     for source, locked in zip(plan.sources, lock.get("sources", []), strict=False):
-        digests = [file.header_sha256 for file in source.files]
+        digests = [file.header_sha256 for file in source.sources]
         if digests != [file.get("header_sha256") for file in locked.get("files", [])]:
             changed.append(str(source))
     return ", ".join(changed)
@@ -126,7 +126,7 @@ def _compare_names(plan: Plan, output: Checkpoint) -> None:
         if wanted.get(name) != found.get(name):
             raise MisfitError(
                 "the output's tensors are not those of the plan",
-                where=f"{output.location.path}, tensor {name!r}",
+                where=f"{output.location.url}, tensor {name!r}",
                 expected=str(wanted.get(name, "absent")),
                 got=str(found.get(name, "absent")),
             )
@@ -347,7 +347,7 @@ def _e4m3(value: Fraction) -> float:
 def _differs(output: Tensor, element: int, expected: str, got: str) -> MisfitError:
     return MisfitError(
         "the output is not what its sources give",
-        where=f"{output.file}, tensor {output.name!r}, element {element}",
+        where=f"{output.blob}, tensor {output.name!r}, element {element}",
         expected=expected,
         got=got,
         remedy="the file was changed or damaged after it was written: mix again",
@@ -358,7 +358,7 @@ def _stored(tensor: Tensor, start: int, stop: int) -> npt.NDArray[Any]:
     if start == stop:
         return np.empty(0, tensor.kind.numpy)
     offset = tensor.offset + start * tensor.kind.size
-    return np.memmap(tensor.file, tensor.kind.numpy, "r", offset, (stop - start,))
+    return np.memmap(tensor.blob.url, tensor.kind.numpy, "r", offset, (stop - start,))
 
 
 def _value(view: View, start: int, stop: int) -> Floats:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from paramdelta.checkpoint.checkpoint import Checkpoint
+from paramdelta.formats.checkpoint import Checkpoint
 from paramdelta.planning.findings import Findings, Severity
 
 _MEANING = (

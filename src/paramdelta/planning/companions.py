@@ -8,13 +8,14 @@ settings) comes from post. Here it is decided and can be printed; `output.compan
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from paramdelta.checkpoint.checkpoint import Checkpoint, read_json
 from paramdelta.dtypes import torch_name
+from paramdelta.formats.checkpoint import Checkpoint
 from paramdelta.planning.roles import role_tokens
 from paramdelta.planning.settlement import Settlement
+from paramdelta.planning.vocabulary import MOST
+from paramdelta.storage.blob import Blob
 
 ROLES = ("bos_token_id", "eos_token_id", "pad_token_id")
 _TOKENIZER = re.compile(
@@ -28,7 +29,6 @@ _NOT_COMPANIONS = re.compile(
     r"train_results\.json|eval_results\.json|requirements\.txt|\..*)"
 )
 _SUBFOLDERS = re.compile(r"\d+_\w+|additional_chat_templates")  # sentence-transformers' modules
-_MAX_SIZE = 256_000_000  # bytes; the largest tokenizers have some 30 MB
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Companion:
     """
 
     name: str
-    source: Path
+    source: Blob
     giver: str
     why: str
     changes: tuple[tuple[str, Any], ...] = ()
@@ -91,28 +91,19 @@ def _by_name(companion: Companion) -> str:
     return companion.name
 
 
-def _companions(checkpoint: Checkpoint) -> dict[str, Path]:
-    folder = checkpoint.location.folder
-    if folder is None:
-        return {}
-    found: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
-        if path.is_dir() and _SUBFOLDERS.fullmatch(path.name):
-            found |= {f"{path.name}/{inner.name}": inner for inner in sorted(path.iterdir())}
-        else:
-            found[path.name] = path
+def _companions(checkpoint: Checkpoint) -> dict[str, Blob]:
     return {
-        name: path
-        for name, path in found.items()
-        if path.is_file()
+        name: blob
+        for name, blob in checkpoint.files.items()
+        if ("/" not in name or _SUBFOLDERS.fullmatch(name.rpartition("/")[0]))
         and _SMALL_FILE.fullmatch(name)
         and not _NOT_COMPANIONS.fullmatch(name)
-        and path.stat().st_size <= _MAX_SIZE
+        and blob.size <= MOST
     }
 
 
 def _config(
-    source: Path, new: Checkpoint, post: Checkpoint, settlement: Settlement, facts: Facts
+    source: Blob, new: Checkpoint, post: Checkpoint, settlement: Settlement, facts: Facts
 ) -> Companion:
     changes: dict[str, Any] = {}
     for role in ROLES:
@@ -161,7 +152,7 @@ def _output_ids(value: Any, settlement: Settlement) -> Any:
 
 
 def _generation(
-    source: Path, new: Checkpoint, post: Checkpoint, settlement: Settlement
+    source: Blob, new: Checkpoint, post: Checkpoint, settlement: Settlement
 ) -> Companion:
     """Post's generation settings, its token ids as those of the output."""
     settings = post.read_json("generation_config.json")
@@ -180,8 +171,8 @@ def _generation(
 
 
 def _tokenizer(
-    ours: Mapping[str, Path],
-    theirs: Mapping[str, Path],
+    ours: Mapping[str, Blob],
+    theirs: Mapping[str, Blob],
     new: Checkpoint,
     post: Checkpoint,
     settlement: Settlement,
@@ -209,7 +200,7 @@ def _tokenizer(
         elif name == "special_tokens_map.json":
             changes |= _roles(new, post, settlement)
         if settlement.given:
-            changes |= _given(name, path, new, post, settlement)
+            changes |= _given(name, new, post, settlement)
         why = "vocabulary of the new base"
         if changes:
             why += "; " + ", ".join(_READABLE.get(key, key) for key in changes) + " of post"
@@ -229,7 +220,7 @@ _READABLE = {
 
 
 def _posts_tokenizer(
-    files: Mapping[str, Path], new: Checkpoint, post: Checkpoint
+    files: Mapping[str, Blob], new: Checkpoint, post: Checkpoint
 ) -> list[Companion]:
     length = new.read_json("tokenizer_config.json").get("model_max_length")
     chosen = []
@@ -257,9 +248,7 @@ def _roles(new: Checkpoint, post: Checkpoint, settlement: Settlement) -> dict[st
     }
 
 
-def _given(
-    name: str, path: Path, new: Checkpoint, post: Checkpoint, settlement: Settlement
-) -> dict[str, Any]:
+def _given(name: str, new: Checkpoint, post: Checkpoint, settlement: Settlement) -> dict[str, Any]:
     """What the tokens that post gives change in one of the tokenizer's files."""
     assert settlement.post is not None
     tokens = {out: settlement.post.tokens[p] for out, p in settlement.given.items()}
@@ -275,7 +264,7 @@ def _given(
         for out, token in tokens.items()
     }
     if name == "tokenizer.json":
-        ours = read_json(path)
+        ours = new.read_json(name)
         theirs = {
             token.get("content"): token for token in post.read_json(name).get("added_tokens") or []
         }

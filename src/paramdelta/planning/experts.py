@@ -18,7 +18,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from paramdelta.checkpoint.tensor import Part, Rows, Transposed, View
+from paramdelta.formats.view import Part, Rows, Transposed, View
 
 _ONE = re.compile(
     r"(?P<stem>.+\.experts)\.(?P<number>\d+)\."

@@ -2,13 +2,13 @@
 
 from dataclasses import dataclass
 from fractions import Fraction
-from pathlib import Path
 from typing import Any
 
-from paramdelta.checkpoint.tensor import Tensor, View
 from paramdelta.errors import UsageError
+from paramdelta.formats.view import Tensor, View
 from paramdelta.planning.coefficients import matching, near
 from paramdelta.planning.plan import OutputTensor, Plan
+from paramdelta.storage.blob import Blob
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Explanation:
                     "coefficient": operand.coefficient,
                     "stored": [
                         {
-                            "file": str(part.file),
+                            "file": str(part.blob),
                             "name": part.name,
                             "dtype": part.dtype,
                             "shape": list(part.shape),
@@ -79,20 +79,20 @@ def explain(plan: Plan, pattern: str) -> tuple[Explanation, ...]:
             expected="a name, or a glob such as '*.0.mlp*'",
             remedy=near(pattern, tensors),
         )
-    owners: dict[Path, list[str]] = {}
+    owners: dict[Blob, list[str]] = {}
     apart = {post.role for post, base in plan.lineages if base is None}
     for source in plan.sources:
         role = source.role.replace(" ", "")
         symbol = role.replace("post", "Δ") if source.role in apart else f"Θ_{role}"
-        for file in source.files:
-            owned = owners.setdefault(file.path, [])
+        for file in source.sources:
+            owned = owners.setdefault(file.blob, [])
             owned.append(symbol if source is not plan.new_base else "Θ'_base")
     return tuple(_explain(plan, tensors[name], owners) for name in found)
 
 
-def _explain(plan: Plan, tensor: OutputTensor, owners: dict[Path, list[str]]) -> Explanation:
+def _explain(plan: Plan, tensor: OutputTensor, owners: dict[Blob, list[str]]) -> Explanation:
     written: list[tuple[str, tuple[int, str], int]] = []
-    left = {pair.number: pair.sparsity for pair in tensor.pairs if pair.sparsity is not None}
+    left = {pair.number: pair.filters for pair in tensor.pairs if pair.filters}
     reasons: list[tuple[str, float | None, str]] = []
     several = len(plan.lineages) > 1
     for number, chosen in enumerate(tensor.asked, 1):
@@ -100,8 +100,8 @@ def _explain(plan: Plan, tensor: OutputTensor, owners: dict[Path, list[str]]) ->
         if chosen is None:
             reasons.append((f"Δ{tag}", None, "the tensor has no such Δ"))
             continue
-        sparsity = left.get(number - 1)
-        thinned = f"; {sparsity}" if sparsity is not None else ""
+        filters = " and of these ".join(map(str, left.get(number - 1, ())))
+        thinned = f"; of its elements, {filters}" if filters else ""
         reasons.append((f"Δ{tag}", chosen.scale, f"{chosen}{thinned}"))
         if chosen.scale != 0:
             apart = plan.lineages[number - 1][1] is None
@@ -132,10 +132,10 @@ def _added(scale: float, difference: str) -> str:
     return f" {'−' if scale < 0 else '+'} {factor}{difference}"
 
 
-def _symbols(view: View, owners: dict[Path, list[str]]) -> tuple[str, ...]:
-    return tuple(owners.get(view.parts[0].file, ["?"])) if view.parts else ("0",)
+def _symbols(view: View, owners: dict[Blob, list[str]]) -> tuple[str, ...]:
+    return tuple(owners.get(view.parts[0].blob, ["?"])) if view.parts else ("0",)
 
 
 def stored(part: Tensor) -> str:
     """A stored tensor for people: file, name, dtype, shape."""
-    return f"{part.file.parent.name}/{part.file.name}  {part.name}  {part.dtype} {list(part.shape)}"
+    return f"{part.blob.folder}/{part.blob.name}  {part.name}  {part.dtype} {list(part.shape)}"

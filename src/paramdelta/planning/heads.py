@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from paramdelta.formats.view import Fetch
 from paramdelta.planning import lineage, names
 from paramdelta.planning.findings import Findings, Severity
 from paramdelta.planning.sources import Source, Sources
@@ -20,7 +21,9 @@ def settle_head(sources: Sources, findings: Findings, how: str) -> tuple[list[st
     if pair is None:
         return output, None
     head, embedding = pair
-    tied = [has_tied_head(source, head, embedding, findings) for source in sources.all]
+    tied = [
+        has_tied_head(source, head, embedding, findings, sources.fetch) for source in sources.all
+    ]
     for each in sources.lineages:
         if each.is_adapter:  # it is as the model that it was trained on
             whole = sources.all.index(each.base or sources.new)
@@ -71,14 +74,16 @@ def settle_head(sources: Sources, findings: Findings, how: str) -> tuple[list[st
     return output, False
 
 
-def has_tied_head(source: Source, head: str, embedding: str, findings: Findings) -> bool:
+def has_tied_head(
+    source: Source, head: str, embedding: str, findings: Findings, fetch: Fetch
+) -> bool:
     """Whether the head is the embedding, whatever config.json says of a head that is stored."""
     views = source.known
     tied = names.is_tied(head, views, source.checkpoint.config)
     if tied and {head, embedding} <= views.keys():
         one, other = views[head], views[embedding]
         if one.shape != other.shape or not np.array_equal(
-            lineage.read_sample(one), lineage.read_sample(other), equal_nan=True
+            lineage.read_sample(one, fetch), lineage.read_sample(other, fetch), equal_nan=True
         ):
             findings.add(
                 Severity.WARNING,

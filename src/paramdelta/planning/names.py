@@ -13,8 +13,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from paramdelta.checkpoint.tensor import Tensor, View
 from paramdelta.errors import UsageError
+from paramdelta.formats.view import Tensor, View
 
 # Constants that some libraries store beside the weights. They are copied, never scaled.
 _BUFFER = re.compile(

@@ -7,13 +7,13 @@ questions whether the checkpoints are relatives and whether rows were trained. N
 from dataclasses import replace
 from typing import Any
 
-from paramdelta.checkpoint.adapter import LowRank
-from paramdelta.checkpoint.blockscaled import BlockScaled
-from paramdelta.checkpoint.checkpoint import Checkpoint
-from paramdelta.checkpoint.delta import other_half
-from paramdelta.checkpoint.tensor import View, Zeros
 from paramdelta.dtypes import DTYPES, FP8_BLOCK, FP8_SIDE
-from paramdelta.errors import UsageError
+from paramdelta.encodings.encoding import Encoding
+from paramdelta.encodings.fp8_blocks import Fp8Blocks, quantization_config
+from paramdelta.encodings.plain import Plain
+from paramdelta.errors import CheckpointError, UsageError
+from paramdelta.formats.delta import other_half
+from paramdelta.formats.view import View
 from paramdelta.planning import companions, lineage, names
 from paramdelta.planning.architecture import compare_architecture
 from paramdelta.planning.cancellation import cancelled
@@ -21,39 +21,44 @@ from paramdelta.planning.coefficients import coefficient, coefficients
 from paramdelta.planning.experts import relaid
 from paramdelta.planning.findings import Findings, Severity
 from paramdelta.planning.heads import settle_head
-from paramdelta.planning.plan import OutputTensor, Pair, Plan
-from paramdelta.planning.quantised import CODES, quantization_config, with_scales
+from paramdelta.planning.plan import OutputTensor, Plan
 from paramdelta.planning.settlement import Case, Settlement, picked, settle
-from paramdelta.planning.sources import Lineage, Source, Sources
+from paramdelta.planning.sources import Lineage, Opener, Source, Sources
 from paramdelta.planning.tokens import tell_rows
 from paramdelta.planning.vocabulary import Vocabulary, has_rows_of_tokens, read_vocabulary
 from paramdelta.recipe import Recipe
+from paramdelta.schemes.pair import Pair
+from paramdelta.schemes.sum import SUM
+from paramdelta.storage.reader import Reader
 
 COPIED = "copied from the new base"
 NO_DELTA = "no Δ for it"
 LOOK = "look whether it is the right checkpoint"
 
 
-def make_plan(recipe: Recipe, opened: dict[str, Checkpoint] | None = None) -> Plan:
+def make_plan(recipe: Recipe, opener: Opener | None = None) -> Plan:
     """Open the checkpoints of a recipe by their headers and decide everything.
 
-    ``opened``: by address, those that a plan before this one opened; this one's are added.
+    ``opener``: opens the checkpoints. Plans that share one open each checkpoint once.
 
     Raises:
         UsageError: an address that is no checkpoint, or a choice that cannot be meant.
         CheckpointError: damaged or hostile files.
         StorageError: something cannot be read or downloaded.
     """
-    return _Planner(recipe, {} if opened is None else opened).plan()
+    if opener is not None:
+        return _Planner(recipe, opener).plan()
+    with Reader() as reader:
+        return _Planner(recipe, Opener(reader)).plan()
 
 
 class _Planner:
     """Collects output tensors and findings; one instance makes one plan."""
 
-    def __init__(self, recipe: Recipe, opened: dict[str, Checkpoint]) -> None:
+    def __init__(self, recipe: Recipe, opener: Opener) -> None:
         self.recipe = recipe
         self.findings = Findings()
-        self.sources = Sources(recipe, opened, self.findings)
+        self.sources = Sources(recipe, opener, self.findings)
         self.new, self.lineages = self.sources.new, self.sources.lineages
 
     def plan(self) -> Plan:
@@ -86,7 +91,7 @@ class _Planner:
             ),
         )
         if quantised is not None:
-            tensors = self.scaled(tensors)
+            self.tell_requantized(tensors)
         # Wider elements first, as the format's own writer does: every tensor stays aligned.
         tensors.sort(key=lambda tensor: -DTYPES[tensor.dtype].size)
         return Plan(
@@ -207,14 +212,14 @@ class _Planner:
             for number, c in enumerate(found)
         )
         tensor = self.sparsified(replace(tensor, asked=asked))
-        return tensor if tensor.sparse else cancelled(tensor)
+        return cancelled(tensor) if tensor.linear else tensor
 
     def sparsified(self, tensor: OutputTensor) -> OutputTensor:
         """The same tensor with what is left of its Δ, as the recipe asks."""
         pairs = tuple(
             replace(
                 pair,
-                sparsity=self.recipe.sparsity(
+                filters=self.recipe.filters(
                     pair.number,
                     tensor.name,
                     self.lineages[pair.number].densities[tensor.name].scale,
@@ -223,13 +228,15 @@ class _Planner:
             for pair in tensor.pairs
         )
         numbers = [pair.number for pair in pairs]
-        if len(set(numbers)) < len(numbers) and any(p.sparsity or self.recipe.ties for p in pairs):
+        if len(set(numbers)) < len(numbers) and not (
+            self.recipe.scheme.linear and not any(p.filters for p in pairs)
+        ):
             raise UsageError(
                 "an adapter both replaces and adapts a tensor whose Δ is to be sparse",
                 where=tensor.name,
                 remedy="merge the adapter into its base first",
             )
-        return replace(tensor, pairs=pairs, ties=self.recipe.ties if pairs else None)
+        return replace(tensor, pairs=pairs, scheme=self.recipe.scheme if pairs else SUM)
 
     # -- tensors -----------------------------------------------------------------------------------
 
@@ -241,10 +248,11 @@ class _Planner:
         if names.is_buffer(new):
             what = "constants are copied, not mixed"
             self.findings.add(Severity.NOTE, "buffer", what, self.new, tensor=name)
-            return OutputTensor(name, new.dtype, new.shape, new, why="constant buffer")
+            return OutputTensor(name, Plain(new.dtype), new.shape, new, why="constant buffer")
         if not new.kind.mixable:
             self.unmixable(name, new)
-            return OutputTensor(name, new.dtype, new.shape, new, why=f"{new.dtype}, not a weight")
+            why = f"{new.dtype}, not a weight"
+            return OutputTensor(name, Plain(new.dtype), new.shape, new, why=why)
         target = self.target(new)
         of_tokens = has_rows_of_tokens(name)
         pairs = [
@@ -256,14 +264,13 @@ class _Planner:
         if of_tokens and known and not self.settlement.plain(self.heights(name)):
             return self.by_token(name, target, new, pairs)
         kept = tuple(pair for pair in pairs if self.fits(pair, new))
-        return OutputTensor(name, target, new.shape, new, kept, "" if kept else NO_DELTA)
+        return OutputTensor(name, target, new.shape, new, kept, why="" if kept else NO_DELTA)
 
-    def target(self, new: View) -> str:
-        """The dtype of an output tensor."""
-        is_fp8 = isinstance(new, BlockScaled)
+    def target(self, new: View) -> Encoding:
+        """How an output tensor is stored."""
         if self.recipe.dtype == FP8_BLOCK:
-            return CODES if is_fp8 else new.dtype
-        return self.recipe.dtype or ("BF16" if is_fp8 else new.dtype)
+            return Fp8Blocks() if new.is_quantized else Plain(new.dtype)
+        return Plain(self.recipe.dtype or ("BF16" if new.is_quantized else new.dtype))
 
     def quantise(self, tensors: list[OutputTensor]) -> dict[str, Any] | None:
         """What config.json will say of the output's quantisation; None if it has none.
@@ -281,22 +288,34 @@ class _Planner:
                 remedy="leave --dtype out, and quantise the output with a tool made for that "
                 "(llm-compressor, say)",
             )
-        return quantization_config(self.new.checkpoint.config, tensors)
+        plain = (t.name for t in tensors if len(t.streams) == 1 and len(t.shape) == 2)
+        return quantization_config(self.new.checkpoint.config, plain)
 
-    def scaled(self, tensors: list[OutputTensor]) -> list[OutputTensor]:
-        """The tensors of a quantised output, with their scales."""
-        result = with_scales(tensors, str(self.new))
-        for tensor in result:
-            if tensor.derived:
+    def tell_requantized(self, tensors: list[OutputTensor]) -> None:
+        """Note the tensors whose sums get fresh scales.
+
+        Raises:
+            CheckpointError: another tensor has the name of the scales.
+        """
+        names = {tensor.name for tensor in tensors}
+        for tensor in tensors:
+            for stream in tensor.streams[1:]:
+                if stream.name in names:
+                    raise CheckpointError(
+                        f"another tensor has the name of the scales of {tensor.name!r}",
+                        where=str(self.new),
+                        got=stream.name,
+                        remedy="leave --dtype out: the output is BF16",
+                    )
+            if len(tensor.streams) > 1 and tensor.stored is None:
                 self.findings.add(
                     Severity.NOTE,
                     "requantised",
                     "the sum is rounded to FP8, with a fresh scale for each block of "
                     f"{FP8_SIDE} × {FP8_SIDE}; without --dtype it is BF16",
                     self.new,
-                    tensor=tensor.scales_of,
+                    tensor=tensor.name,
                 )
-        return result
 
     def unmixable(self, name: str, new: View) -> None:
         if new.dtype.startswith(("F8", "F6", "F4", "C")) or self.new.checkpoint.config.get(
@@ -373,7 +392,7 @@ class _Planner:
                     allowed=COPIED,
                 )
                 return False
-            plain = not isinstance(view, (Zeros, LowRank)) and not each.post.is_stored
+            plain = view.is_stored and not each.post.is_stored
             if view.dtype != new.dtype and plain:
                 stored = {part.dtype for part in view.parts}
                 self.findings.add(
@@ -420,7 +439,7 @@ class _Planner:
     @property
     def dequantised(self) -> bool:
         """Whether the new base's weights are FP8 with scales, which the output does not have."""
-        return any(isinstance(view, BlockScaled) for view in self.new.views.values())
+        return any(view.is_quantized for view in self.new.views.values())
 
     # -- rows of tokens ----------------------------------------------------------------------------
 
@@ -444,7 +463,7 @@ class _Planner:
         found = (view for s in self.sources.all for view in (s.views.get(name), s.deltas.get(name)))
         return [view.shape[0] for view in found if view is not None and view.shape]
 
-    def by_token(self, name: str, target: str, new: View, pairs: list[Pair]) -> OutputTensor:
+    def by_token(self, name: str, target: Encoding, new: View, pairs: list[Pair]) -> OutputTensor:
         """An output tensor whose rows correspond by the settlement."""
         rows = new.shape[0]
         height = self.settlement.height(rows)
@@ -476,7 +495,7 @@ class _Planner:
             )
         as_is = self.settlement.mode == "new-base"
         why = "vocabulary of the new base" if as_is else "" if kept else NO_DELTA
-        return OutputTensor(name, target, shape, operand, tuple(kept), why)
+        return OutputTensor(name, target, shape, operand, tuple(kept), why=why)
 
     def rows_of(self, embedding: str) -> tuple[Case, ...]:
         """The rows of tokens by their fate, with findings."""
@@ -514,7 +533,7 @@ class _Planner:
             for other in others if each.base is not None else ():
                 assert each.base is not None
                 one = each.base
-                like = lineage.likeness(chosen, one.views, other.views)
+                like = lineage.likeness(chosen, one.views, other.views, self.sources.fetch)
                 if like is None:
                     continue
                 result[f"{one.checkpoint.role} ~ {other.checkpoint.role}"] = like

@@ -3,9 +3,8 @@
 from collections.abc import Iterable
 from typing import Any
 
-from paramdelta.checkpoint.checkpoint import Checkpoint
+from paramdelta.formats.checkpoint import Checkpoint
 from paramdelta.planning.vocabulary import Vocabulary
-from paramdelta.storage.local import read_bytes
 
 ROLES = ("bos_token", "eos_token", "pad_token")
 
@@ -14,10 +13,8 @@ def chat_template(checkpoint: Checkpoint) -> str:
     """The text of all chat templates of a checkpoint, "" if there is none."""
     inline = checkpoint.read_json("tokenizer_config.json").get("chat_template")
     texts = [str(part) for part in (inline if isinstance(inline, list) else [inline]) if part]
-    for name in ("chat_template.jinja", "chat_template.json"):
-        path = checkpoint.companion(name)
-        if path is not None:
-            texts.append(read_bytes(path).decode("utf-8", errors="replace"))
+    names = ("chat_template.jinja", "chat_template.json")
+    texts += [checkpoint.files.text(name) for name in names if name in checkpoint.files]
     return "\n".join(texts)
 
 

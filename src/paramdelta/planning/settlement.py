@@ -10,8 +10,8 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from paramdelta.checkpoint.tensor import ABSENT, Rows, View
 from paramdelta.errors import UsageError
+from paramdelta.formats.view import ABSENT, Rows, View
 from paramdelta.planning.vocabulary import (
     Agreement,
     Map,

@@ -2,18 +2,20 @@
 
 from dataclasses import dataclass, field, replace
 
-from paramdelta.checkpoint.adapter import is_adapter, open_adapter
-from paramdelta.checkpoint.blockscaled import scaled_weights
-from paramdelta.checkpoint.checkpoint import Checkpoint, open_checkpoint
-from paramdelta.checkpoint.delta import open_delta
-from paramdelta.checkpoint.tensor import View
 from paramdelta.errors import UsageError
+from paramdelta.formats.adapter import is_adapter, open_adapter
+from paramdelta.formats.blockscaled import scaled_weights
+from paramdelta.formats.checkpoint import Checkpoint, open_checkpoint
+from paramdelta.formats.delta import open_delta
+from paramdelta.formats.view import View, fetch_from
 from paramdelta.planning import names
 from paramdelta.planning.coefficients import Coefficient
 from paramdelta.planning.findings import Findings, Severity
 from paramdelta.recipe import Delta, Recipe
 from paramdelta.schedule import Schedule
-from paramdelta.storage.location import Location, locate
+from paramdelta.storage.files import Files
+from paramdelta.storage.location import locate
+from paramdelta.storage.reader import Reader
 
 
 @dataclass
@@ -53,10 +55,29 @@ class Lineage:
     densities: dict[str, Coefficient] = field(default_factory=dict)
 
 
-class Sources:
-    """The new base, and post and base of every Δ.
+class Opener:
+    """Opens checkpoints through one reader, each address once."""
 
-    ``opened``: by address, checkpoints that are open already; those of this recipe are added.
+    def __init__(self, reader: Reader) -> None:
+        self.reader = reader
+        self._files: dict[str, Files] = {}
+        self._checkpoints: dict[str, Checkpoint] = {}
+
+    def files(self, address: str) -> Files:
+        """The files at an address; raises UsageError, StorageError."""
+        if address not in self._files:
+            self._files[address] = Files(locate(address), self.reader)
+        return self._files[address]
+
+    def checkpoint(self, address: str, role: str) -> Checkpoint:
+        """The checkpoint at an address, under a role; raises as `open_checkpoint`."""
+        if address not in self._checkpoints:
+            self._checkpoints[address] = open_checkpoint(self.files(address), role)
+        return replace(self._checkpoints[address], role=role)
+
+
+class Sources:
+    """The new base, and post and base of every Δ. ``fetch`` reads their tensors.
 
     Raises:
         UsageError: an address that is no checkpoint, or a base that is missing.
@@ -64,30 +85,25 @@ class Sources:
         StorageError: something cannot be read or downloaded.
     """
 
-    def __init__(self, recipe: Recipe, opened: dict[str, Checkpoint], findings: Findings) -> None:
+    def __init__(self, recipe: Recipe, opener: Opener, findings: Findings) -> None:
         self.recipe = recipe
         self.findings = findings
-        self.opened = opened
-        self.new = self.source(self.open(recipe.new_base, "new base"))
+        self.opener = opener
+        self.fetch = fetch_from(opener.reader)
+        self.new = self.source(opener.checkpoint(recipe.new_base, "new base"))
         several = len(recipe.deltas) > 1
         self.lineages = [
             self.lineage_of(delta, f" {number}" if several else "", 2 * number - 1)
             for number, delta in enumerate(recipe.deltas, 1)
         ]
 
-    def open(self, address: str, role: str) -> Checkpoint:
-        """Open a checkpoint once, whatever roles it has."""
-        if address not in self.opened:
-            self.opened[address] = open_checkpoint(address, role)
-        return replace(self.opened[address], role=role)
-
     def lineage_of(self, delta: Delta, tag: str, at: int) -> Lineage:
         """Open post and base of one Δ."""
-        location = locate(delta.address)
+        files = self.opener.files(delta.address)
         if delta.delta is not None:
-            return self.stored(delta, location, tag, at)
-        if location.folder is not None and is_adapter(location.folder):
-            adapter = open_adapter(location, f"post{tag}")
+            return self.stored(delta, files, tag, at)
+        if is_adapter(files):
+            adapter = open_adapter(files, f"post{tag}")
             address = delta.base or (adapter.base if adapter.replaced else None)
             if adapter.replaced and address is None:
                 raise UsageError(
@@ -95,7 +111,7 @@ class Sources:
                     where=f"{delta.post}: {', '.join(sorted(adapter.replaced)[:3])}",
                     expected="--base, the model that it was trained on",
                 )
-            base = self.source(self.open(address, f"base{tag}")) if address else None
+            base = self.source(self.opener.checkpoint(address, f"base{tag}")) if address else None
             shapes = {n: v.shape for n, v in (base or self.new).views.items()}
             if base is None:
                 bridged, _ = names.bridged(adapter.deltas, self.new.views)
@@ -110,13 +126,13 @@ class Sources:
                 where=delta.post,
                 expected="--base (only a LoRA adapter is a Δ by itself)",
             )
-        post = self.source(self.open(delta.post, f"post{tag}"))
-        base = self.source(self.open(delta.base, f"base{tag}"))
+        post = self.source(self.opener.checkpoint(delta.post, f"post{tag}"))
+        base = self.source(self.opener.checkpoint(delta.base, f"base{tag}"))
         return Lineage(post, base, delta.scale, at)
 
-    def stored(self, delta: Delta, location: Location, tag: str, at: int) -> Lineage:
+    def stored(self, delta: Delta, files: Files, tag: str, at: int) -> Lineage:
         """Open one stored Δ; the tensors that have none stand as post's."""
-        found = open_delta(location, f"post{tag}")
+        found = open_delta(files, f"post{tag}")
         if at == 1 and (self.recipe.graft or self.recipe.take):
             raise UsageError(
                 "a stored Δ does not hold post's rows, which --graft and --take want",

@@ -4,6 +4,7 @@ import shlex
 
 import numpy as np
 
+from paramdelta.formats.view import Fetch
 from paramdelta.planning import lineage
 from paramdelta.planning.findings import Findings, Severity
 from paramdelta.planning.roles import needed
@@ -57,7 +58,7 @@ def tell_rows(
                 allowed="the rows of the tokens that both have are mixed",
             )
     tell_missing(settlement, each, findings)
-    recommend_takes(settlement, sources.new, each, embedding, findings)
+    recommend_takes(settlement, sources.new, each, embedding, findings, sources.fetch)
     return settlement.cases(heights)
 
 
@@ -93,7 +94,12 @@ def tell_missing(settlement: Settlement, each: Lineage, findings: Findings) -> N
 
 
 def recommend_takes(
-    settlement: Settlement, base: Source, each: Lineage, embedding: str, findings: Findings
+    settlement: Settlement,
+    base: Source,
+    each: Lineage,
+    embedding: str,
+    findings: Findings,
+    fetch: Fetch,
 ) -> None:
     """Recommend post's rows for special tokens whose rows in the new base nobody trained."""
     new, post = settlement.new, settlement.post
@@ -109,13 +115,12 @@ def recommend_takes(
     if not shared or len(ours.shape) != 2:
         return
     usual = np.linspace(0, min(new.size, ours.shape[0]) - 1, NEIGHBOURS).astype(int).tolist()
-    neighbours = float(np.median([lineage.row_norm(ours, row) for row in usual]))
-    found = [
-        post.tokens[j]
-        for i, j in shared[:SPECIAL]
-        if lineage.row_norm(ours, i) < UNTRAINED * neighbours
-        and lineage.row_norm(theirs, j) >= UNTRAINED * neighbours
-    ]
+    shared = shared[:SPECIAL]
+    norms = lineage.row_norms(ours, [*usual, *(i for i, _ in shared)], fetch)
+    least = UNTRAINED * float(np.median(norms[: len(usual)]))
+    weak = [pair for pair, norm in zip(shared, norms[len(usual) :], strict=True) if norm < least]
+    trained = lineage.row_norms(theirs, [j for _, j in weak], fetch) >= least
+    found = [post.tokens[j] for (_, j), is_trained in zip(weak, trained, strict=True) if is_trained]
     if found:
         findings.add(
             Severity.WARNING,

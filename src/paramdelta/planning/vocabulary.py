@@ -13,13 +13,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from paramdelta.checkpoint.checkpoint import Checkpoint, parse_json, read_json
-from paramdelta.checkpoint.tensor import ABSENT
 from paramdelta.errors import CheckpointError, UsageError
+from paramdelta.formats.checkpoint import Checkpoint
+from paramdelta.formats.view import ABSENT
 from paramdelta.planning.sentencepiece import pieces
-from paramdelta.storage.local import read_bytes
+from paramdelta.storage.files import parse_json
 
 Map = npt.NDArray[np.int32]
+
+MOST = 256_000_000  # bytes of a tokenizer file; the largest have some 30 MB
 
 _PLACEHOLDER = re.compile(r"reserved|unused|extra_id|placeholder", re.IGNORECASE)
 _MARKED = re.compile(r"<.*>|\[.*\]")
@@ -67,13 +69,12 @@ def read_vocabulary(checkpoint: Checkpoint, known: dict[bytes, Vocabulary]) -> V
         CheckpointError: a tokenizer file that cannot be understood.
     """
     try:
-        path = checkpoint.companion("tokenizer.json")
-        if path is None:
+        if "tokenizer.json" not in checkpoint.files:
             return _read(checkpoint)
-        data = read_bytes(path)
+        data = checkpoint.files.bytes("tokenizer.json", MOST)
         digest = hashlib.sha256(data).digest()
         if digest not in known:
-            known[digest] = _of_tokenizer(parse_json(data, path))
+            known[digest] = _of_tokenizer(parse_json(data, f"{checkpoint}, tokenizer.json"))
         return known[digest]
     except (TypeError, ValueError, KeyError, AttributeError, IndexError) as error:
         raise CheckpointError(
@@ -98,12 +99,13 @@ def _read(checkpoint: Checkpoint) -> Vocabulary | None:
     added = _added_tokens(checkpoint)
     special = frozenset(added)
     for name in ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model"):
-        if path := checkpoint.companion(name):
-            return Vocabulary(dict(enumerate(pieces(read_bytes(path)))) | added, special)
-    if path := checkpoint.companion("vocab.json"):
-        return Vocabulary(_by_id(read_json(path)) | added, special)
-    if path := checkpoint.companion("vocab.txt"):
-        words = read_bytes(path).decode("utf-8").splitlines()
+        if name in checkpoint.files:
+            found = pieces(checkpoint.files.bytes(name, MOST))
+            return Vocabulary(dict(enumerate(found)) | added, special)
+    if "vocab.json" in checkpoint.files:
+        return Vocabulary(_by_id(checkpoint.files.json("vocab.json")) | added, special)
+    if "vocab.txt" in checkpoint.files:
+        words = checkpoint.files.bytes("vocab.txt", MOST).decode("utf-8").splitlines()
         return Vocabulary(dict(enumerate(words)) | added, special)
     return None
 

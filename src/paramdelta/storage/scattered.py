@@ -4,7 +4,7 @@ from typing import Any
 
 from numba import types
 
-from paramdelta.compiled import compiled
+from paramdelta.arithmetic.compiled import compiled
 
 # ssize_t pread(int, void *, size_t, off_t), addresses as numbers; off_t has 64 bits wherever numba
 # runs.
