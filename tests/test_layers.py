@@ -8,8 +8,8 @@ import paramdelta
 PACKAGE = Path(paramdelta.__file__).parent
 LAYERS = (
     ("version",), ("errors",), ("units", "dtypes", "text"), ("arithmetic",), ("storage",),
-    ("formats",), ("encodings", "schemes"), ("schedule",), ("recipe",), ("mergekit",), ("planning",),
-    ("engine",), ("output",), ("jobs",), ("api",), ("check", "demo"), ("cli",),
+    ("formats",), ("encodings", "schemes"), ("schedule",), ("recipe",), ("mergekit",),
+    ("planning",), ("engine",), ("output",), ("jobs",), ("api",), ("check", "demo"), ("cli",),
 )  # fmt: skip
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 

@@ -1,6 +1,7 @@
 """What paramdelta does, as functions; the command line calls these."""
 
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,13 +22,13 @@ from paramdelta.jobs.measure import MeasureJob
 from paramdelta.jobs.mix import MixJob
 from paramdelta.jobs.outputs import Written, measured, write_outputs
 from paramdelta.jobs.tensors import check_framework, converted, iterate
+from paramdelta.jobs.verify.verification import Verification
 from paramdelta.output.card import adapter_card, delta_card, model_card
 from paramdelta.output.companions import contents
 from paramdelta.output.folder import FolderSink
 from paramdelta.output.layout import Layout, make_layout
 from paramdelta.output.lock import LOCK, is_finished, lock_text, run_identity
 from paramdelta.output.place import Place, check_room, find_place
-from paramdelta.output.verify import Verification
 from paramdelta.planning.linear import linear
 from paramdelta.planning.plan import Plan
 from paramdelta.planning.planner import make_plan
@@ -413,16 +414,39 @@ def verify(
     folder: str | Path,
     *,
     share: float = 0.01,
-    progress: Callable[[int, int], None] | None = None,
+    memory: int | str = MEMORY,
+    workers: int | None = None,
+    seed: int | None = None,
+    download: bool = False,
+    progress: Callable[[Progress], None] | None = None,
 ) -> Verification:
-    """Recompute a share of an output from its sources by an independent path and compare.
+    """Make a share of an output again from its sources, by an independent path, and compare.
+
+    The files of the output are compared with the content digests that its lock holds, all of them.
+    ``share``, above 0 and at most 1: of the numbers of each tensor; at 1 the contents of all
+    sources are compared with the lock as well. ``seed`` repeats a sample; by default each is
+    another. ``download``: whether sources may be fetched that are not on this machine.
 
     Raises:
-        MisfitError: it differs, or the sources are no longer the same.
+        UsageError: options that are not valid.
+        MisfitError: it differs, or the sources are not here, or are no longer the same.
+        CheckpointError: a lock or a checkpoint that is malformed.
+        StorageError: reading failed.
     """
-    from paramdelta.output import verify as verification
+    from paramdelta.jobs.verify.folder import verify_folder
+    from paramdelta.jobs.verify.verification import Options
 
-    return verification.verify(Path(folder), share, progress)
+    if not 0 < share <= 1:
+        raise UsageError(f"share {share} is not valid", expected="above 0 and at most 1: 0.01")
+    options = Options(
+        share,
+        parse_size(memory),
+        workers or default_workers(),
+        int.from_bytes(os.urandom(4), "little") if seed is None else seed,
+        download,
+        progress or (lambda _: None),
+    )
+    return verify_folder(str(folder), options)
 
 
 def plan_extract(

@@ -6,8 +6,8 @@ remaining error into the last bit ("round to odd"); one rounding to nearest even
 correctly rounded result (Boldo and Melquiond, "Emulation of FMA and correctly rounded sums: proved
 algorithms using rounding to odd", IEEE Trans. Comp. 2008).
 
-- `mix_exact`: one Δ at scale 1 in a single pass. 16-bit operands are added as float32, wider ones as
-  float64. F16, BF16 and F32 results are the correctly rounded exact sum.
+- `mix_exact`: one Δ at scale 1 in a single pass. 16-bit operands are added as float32, wider ones
+  as float64. F16, BF16 and F32 results are the correctly rounded exact sum.
 - `mix_codes`: the same for FP8 operands, which are decoded on the way.
 - `begin`, `add`, `finish`: any number of Δs at any scale, in double-double accumulators.
 - `subtract`: a Δ by itself, in float64.
@@ -531,11 +531,12 @@ def _divided(row: Any, scale: Any, codes: Any) -> Any:
 
 @compiled
 def quantize(values: Array, codes: Array, scales: Array) -> int:
-    """``values ≈ codes · scales``, a scale for each block of 128 × 128; smaller blocks at the edges.
+    """``values ≈ codes · scales``, a scale for each block of 128 × 128; smaller blocks at the
+    edges.
 
     ``values``: float64 (R, C). ``codes``: uint8 (R, C), E4M3 (OCP OFP8). ``scales``: float32
-    (⌈R/128⌉, ⌈C/128⌉). Returns how many finite values exceed what a float32 scale can represent; they
-    become the largest value that it can.
+    (⌈R/128⌉, ⌈C/128⌉). Returns how many finite values exceed what a float32 scale can represent;
+    they become the largest value that it can.
 
     A scale is the largest finite magnitude of its block divided by 448, the largest E4M3 number, in
     float64, rounded to float32, and at least float32's smallest normal number, because software

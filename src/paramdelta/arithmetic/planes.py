@@ -1,10 +1,10 @@
 """The inner loops of stored Δs, compiled by numba: halves of a Δ as words, and words as floats.
 
-A word holds the bits of a float64 in another order, from the top: the low 8 bits of the exponent, the
-sign, the mantissa, the high 3 bits of the exponent. The exponent is renumbered, so that zero and all
-normal float32 numbers have zeros in the high bits. The bytes of a word, from the top, are therefore
-an exponent, a sign with the leading bits of the mantissa, and bytes that are zero for nearly all
-differences of weights. Bytes of one kind compress well together.
+A word holds the bits of a float64 in another order, from the top: the low 8 bits of the exponent,
+the sign, the mantissa, the high 3 bits of the exponent. The exponent is renumbered, so that zero
+and all normal float32 numbers have zeros in the high bits. The bytes of a word, from the top, are
+therefore an exponent, a sign with the leading bits of the mantissa, and bytes that are zero for
+nearly all differences of weights. Bytes of one kind compress well together.
 """
 
 from typing import Any

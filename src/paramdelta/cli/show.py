@@ -15,8 +15,8 @@ from paramdelta.api import Extracted, ExtractedAdapter, Mix, Swept
 from paramdelta.engine.job import Progress
 from paramdelta.engine.memory import Budget
 from paramdelta.formats.view import View
+from paramdelta.jobs.verify.verification import Verification
 from paramdelta.output.layout import Layout
-from paramdelta.output.verify import Verification
 from paramdelta.planning.explanation import Explanation, stored
 from paramdelta.planning.findings import Finding, Severity
 from paramdelta.planning.plan import Plan, finding_facts, summary
@@ -372,14 +372,22 @@ def verified(result: Verification, folder: Path, as_json: bool) -> None:
                     "tensors": result.tensors,
                     "elements": result.elements,
                     "total": result.total,
+                    "how": result.how,
+                    "files": result.files,
+                    "seed": result.seed,
+                    "notes": list(result.notes),
                 }
             )
         )
-    else:
-        typer.echo(
-            f"{folder}: right. {result.tensors} tensors, {show_count(result.elements)} of "
-            f"{show_count(result.total)} numbers recomputed from the sources"
-        )
+        return
+    sampled = result.elements < result.total
+    typer.echo(
+        f"{folder}: right. {result.tensors} tensors, {show_count(result.elements)} of "
+        f"{show_count(result.total)} numbers {result.how}, {result.files} files as they were"
+        + (f"; sample {result.seed}" if sampled else "")
+    )
+    for note in result.notes:
+        typer.echo(f"  note      {note}")
 
 
 def conversation(questions: "list[Question]", answers: "dict[str, list[Answer]]") -> None:
@@ -430,10 +438,6 @@ class Reporter:
             {"bytes_moved": now.moved, "bytes_resumed": now.resumed, "seconds_left": left}
             | ({"stage": now.stage} if now.stage else {}),
         )
-
-    def verify(self, done: int, total: int) -> None:
-        """Progress of a verification, in elements."""
-        self.update(done, total, f"{show_count(done)} of {show_count(total)} numbers", {})
 
     def check(self, done: int, total: int) -> None:
         """Progress of a check, in bytes."""

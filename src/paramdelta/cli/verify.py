@@ -9,17 +9,25 @@ from paramdelta.cli import recipe as options
 
 
 def verify(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder that mix wrote.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder that paramdelta wrote.")],
     sample: Annotated[
         str | None,
         typer.Option(metavar="SHARE", help="Share of each tensor to compare.  [default: 1%]"),
     ] = None,
     full: Annotated[bool, typer.Option("--full", help="Compare every number.")] = False,
+    seed: Annotated[
+        int | None, typer.Option(metavar="N", min=0, help="Repeat the sample of an earlier run.")
+    ] = None,
+    download: Annotated[
+        bool, typer.Option("--download", help="Fetch sources that are not on this machine.")
+    ] = False,
+    memory: options.Memory = "256MB",
+    workers: options.Workers = None,
     as_json: options.Json = False,
 ) -> None:
-    """Recompute an output from its sources by an independent path and compare the bytes.
+    """Recompute an output from its sources by an independent path and compare the numbers.
 
-    Exits with 3 at the first difference.
+    Every file is compared with the content digest in the lock. Exits with 3 if anything differs.
     """
     from paramdelta import api
     from paramdelta.cli import show
@@ -30,5 +38,13 @@ def verify(
         raise UsageError("--sample and --full exclude each other")
     share = 1.0 if full else parse_share(sample or "1%")
     with show.progress_bar("verifying", as_json) as progress:
-        result = api.verify(folder, share=share, progress=progress.verify)
+        result = api.verify(
+            folder,
+            share=share,
+            memory=memory,
+            workers=workers,
+            seed=seed,
+            download=download,
+            progress=progress.mix,
+        )
     show.verified(result, folder, as_json)

@@ -105,11 +105,11 @@ class _Run(Generic[Task, Receipt]):
             with self.changed:
                 if self.collected not in self.receipts and not self.errors and self.running:
                     self.changed.wait(TICK)
-                receipt = self.receipts.pop(self.collected, None)
-                if receipt is None and (self.errors or not self.running):
+                found = self.collected in self.receipts
+                if not found and (self.errors or not self.running):
                     return
-            if receipt is not None:
-                yield self.collected, receipt
+            if found:  # a receipt may be None
+                yield self.collected, self.receipts.pop(self.collected)
             self._tick()
 
     def _collect(self, number: int, receipt: Receipt) -> None:

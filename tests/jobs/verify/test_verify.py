@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from paramdelta import MisfitError, mix, verify
-from paramdelta.engine.run import Inputs
+
 from paramdelta.formats.adapter import LowRank
 from paramdelta.formats.view import ABSENT, Part, Rows, Transposed, Wide, Zeros
 from paramdelta.output.verify import _compare, _value, exact_value, rounded
