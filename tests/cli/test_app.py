@@ -212,3 +212,22 @@ def test_plan_checks_the_place(lineage, tmp_path):
     assert run("plan", *lineage.options, "--out", str(tmp_path / "out")).returncode == 0
     inside = run("plan", *lineage.options, "--out", str(lineage.post / "out"))
     assert (inside.returncode, "lies on an input" in inside.stderr) == (2, True)
+
+
+def test_check(lineage, tmp_path):
+    """A right folder, as words and as JSON; a broken one ends with 3; an absent one with 4."""
+    from tests.check.folders import edit, right
+
+    folder = right(tmp_path / "model")
+    edit(folder, "config.json", architectures=["LlamaModel"], model_type="unknown")
+    found = run("check", str(folder), "--headers")
+    assert found.returncode == 0, found.stderr
+    assert found.stdout.endswith("no findings\n")
+    assert "numbers, as asked" in found.stdout
+    edit(folder, "config.json", quantization_config={"quant_method": "fp8"})
+    found = run("check", str(folder), "--json")
+    assert found.returncode == 3
+    facts = json.loads(found.stdout.splitlines()[-1])
+    assert (facts["event"], facts["kind"], facts["passed"]) == ("check", "transformers", False)
+    assert [finding["code"] for finding in facts["findings"]] == ["quantization-untrue"]
+    assert run("check", str(tmp_path / "absent")).returncode == 4
