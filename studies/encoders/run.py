@@ -20,6 +20,7 @@ import transformers
 import paramdelta
 from studies.encoders import encoder
 from studies.encoders.data import SETS, Corpus, read_corpus
+from studies.encoders.items import write_items
 from studies.encoders.settings import PREREGISTRATION, SETTINGS, Settings, digest, read_settings
 
 DIRECTIONS = {"code": "medical", "medical": "code"}  # skill -> domain
@@ -43,6 +44,7 @@ class Study:
 
     def run(self) -> None:
         """Every arm and seed in the registered order; what has a result file is not run again."""
+        write_items(self.corpus, self.out, self.stamp)
         self._kept("base", lambda: {"model": "base", **self._scores(self.base)})
         for arm, seed in self.settings.order:
             self.run_seed(arm, seed)

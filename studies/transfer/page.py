@@ -11,11 +11,12 @@ import argparse
 import json
 import math
 import random
-import re
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
+from studies import pages
+from studies.pages import table
 from studies.transfer import summary
 from studies.transfer.figures import average, efficiency, interval, spearman
 
@@ -28,7 +29,6 @@ SCENARIOS = {
     "several": "several Δ",
 }
 FACTS = ("old facts", "new facts")
-_MARK = re.compile(r"\{\{(table: )?([^{}]+)\}\}")
 
 
 def with_interval(value: tuple[float, float] | None) -> str:
@@ -37,12 +37,6 @@ def with_interval(value: tuple[float, float] | None) -> str:
         return "–"
     mean, half = value
     return f"{mean:.1f}" if math.isnan(half) else f"{mean:.1f} ± {half:.1f}"
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
 
 
 def _number(value: float) -> str:
@@ -537,11 +531,9 @@ def render(template: str, folder: Path) -> str:
 
     Raises KeyError for a name that this module does not know.
     """
-
-    def made(mark: re.Match[str]) -> str:
-        return TABLES[mark[2]](folder).rstrip("\n") if mark[1] else VALUES[mark[2]](folder)
-
-    return _MARK.sub(made, template)
+    return pages.render(
+        template, lambda name: VALUES[name](folder), lambda name: TABLES[name](folder)
+    )
 
 
 def main() -> None:

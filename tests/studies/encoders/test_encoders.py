@@ -146,7 +146,7 @@ def test_the_study_runs_mixes_and_resumes(
     names = {path.stem for path in out.glob("*.json")}
     models = {"code", "medical", "medical+code", "code+medical", "mix", "average"}
     scales = {"code-scale-0.5", "medical-scale-0.5"}
-    assert names == {"base"} | {
+    assert names == {"base", "items"} | {
         f"{arm}-{seed}-{model}"
         for arm, seed in toy_settings.order
         for model in (models | scales if arm == "usual" else models)
