@@ -62,6 +62,10 @@ study-crossed: $(READY) ## preregistered: shift x delta x new skills, eight fres
 	$(BIN)/python -m studies.crossed
 	$(BIN)/python -m studies.crossed.analysis
 
+study-decoder: $(READY) ## preregistered: school arithmetic on SmolLM2-135M (an hour a seed; --device cuda)
+	$(BIN)/python -m studies.decoder
+	$(BIN)/python -m studies.decoder.analysis
+
 study-vocabulary: $(READY) ## extended vocabularies, against mergekit (10 min)
 	$(BIN)/python -m studies.vocabulary
 

