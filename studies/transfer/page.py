@@ -322,14 +322,15 @@ def widths(folder: Path) -> str:
                 str(width),
                 _plain(interval([r["measures"]["shift / delta"] for r in chosen])[0], 2),
                 *(with_interval(value) for value in averages),
+                _of_seeds(summary.differences(chosen, "ParamΔ", "post", chosen[0]["tasks"])),
                 *(
                     _of_seeds(summary.shares_of_direct(chosen, "ParamΔ", capped=capped))
                     for capped in (False, True)
                 ),
             ]
         )
-    head = ["width", "shift / Δ", "post", "ParamΔ", "direct", "ParamΔ, % of direct", "capped"]
-    return table(head, rows)
+    models = ["post", "ParamΔ", "direct", "ParamΔ − post"]
+    return table(["width", "shift / Δ", *models, "ParamΔ, % of direct", "capped"], rows)
 
 
 def circumstances(folder: Path) -> str:
@@ -448,6 +449,11 @@ def _kept_range(folder: Path, pick: Callable[[Sequence[float]], float]) -> str:
     return _plain(pick(means), 0)
 
 
+def _widest(folder: Path) -> list[dict]:
+    results = summary.load(folder, "widths")
+    return [r for r in results if r["width"] == max(r["width"] for r in results)]
+
+
 def _apart(folder: Path) -> str:
     """The largest difference of a task's score between the two trainings of the shipped lineage."""
     other = json.loads((folder / "again.json").read_text(encoding="utf-8"))["scores"]
@@ -496,6 +502,10 @@ VALUES: dict[str, Callable[[Path], str]] = {
     "most kept": partial(_kept_range, pick=max),
     "least kept": partial(_kept_range, pick=min),
     "apart": _apart,
+    "wide seeds": lambda folder: str(len(_widest(folder))),
+    "gain at the largest width": lambda folder: _of_seeds(
+        summary.differences(_widest(folder), "ParamΔ", "post", _widest(folder)[0]["tasks"])
+    ),
     "best α": lambda folder: ", ".join(
         _best_alpha(folder, short) for short in ("general", "task", "domain")
     ),
