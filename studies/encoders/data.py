@@ -92,8 +92,6 @@ def read_corpus(
     medical = unique(medical_pairs(read_lines(data / NEEDED[0])))
     held = [pair for pair in medical if share("disease " + pair.group) < TEST_SHARE]
     train = [pair for pair in medical if share("disease " + pair.group) >= TEST_SHARE]
-    known = {pair.document for pair in train}
-    held = [pair for pair in held if pair.document not in known]
     return Corpus(
         {"code": library, "medical": train},
         {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import random
 import re
@@ -89,6 +90,50 @@ def test_missing_data_is_named(tmp_path: Path) -> None:
     """The error names the file that does not exist and the option that sets the folder."""
     with pytest.raises(data.DataMissingError, match=r"medquad\.jsonl\.gz.*--data"):
         data.read_corpus(tmp_path, [], 1, 1, 1)
+
+
+def function(name: str, text: str, number: int) -> str:
+    """The source of a documented function."""
+    return f'def {name}():\n    """{text}"""\n    x = {number}\n    return x\n\n\n'
+
+
+def test_the_corpus_holds_nothing_twice_and_no_test_item_in_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Code of wheels that the library contains too, and repeated answers, are left out."""
+
+    def write(name: str, rows: list[dict]) -> None:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with gzip.open(path, "wt", encoding="utf-8") as file:
+            file.writelines(json.dumps(row) + "\n" for row in rows)
+
+    library = function("a", "Known text of the library.", 1)
+    monkeypatch.setattr(data, "library_sources", lambda: iter([("a.py", library)]))
+    with zipfile.ZipFile(tmp_path / "x.whl", "w") as archive:
+        archive.writestr("x/same.py", library)
+        new = function("b", "New text of the wheel.", 2)
+        archive.writestr("x/new.py", new + function("c", "Another text, the same code.", 2))
+        archive.writestr("x/tests/test.py", function("d", "Code of a test module.", 3))
+    medical = [
+        {"focus": f"disease {i}", "question": f"{kind} of {i}?", "answer": f"{kind} is a b {i % 9}"}
+        for i in range(60)
+        for kind in ("cause", "sign")
+    ]
+    write(data.NEEDED[0], medical)
+    prompt = 'def f(x):\n    """Return it."""\n'
+    row = {"task_id": "H/0", "entry_point": "f", "prompt": prompt}
+    write(data.NEEDED[1], [{**row, "canonical_solution": "    return x\n"}])
+    write(data.NEEDED[2], [{"task_id": 11, "text": "Add.", "code": "def g(x): return x"}])
+    corpus = data.read_corpus(tmp_path, [tmp_path / "x.whl"], 10, 3, 4)
+    assert [pair.document for pair in corpus.test["code"]] == ["def f():\n    x = 2\n    return x"]
+    answers = [pair.document for pair in corpus.train["medical"]]
+    assert len(answers) == len(set(answers)) > 0
+    assert not {pair.document for pair in corpus.test["medical"]} & set(answers)
+    assert corpus.describe()["test humaneval"]["pairs"] == 1
+    assert (
+        corpus.describe() == data.read_corpus(tmp_path, [tmp_path / "x.whl"], 10, 3, 4).describe()
+    )
 
 
 def test_batches_hold_hard_negatives() -> None:
