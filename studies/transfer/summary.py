@@ -38,16 +38,6 @@ def model_average(results: Sequence[dict], model: str) -> tuple[float, float] | 
     return interval([average(r["models"][model], r["tasks"]) for r in results])
 
 
-def efficiencies(results: Sequence[dict]) -> list[float]:
-    """Transfer efficiency on average over the tasks, in per cent: one value a seed."""
-    return [
-        efficiency(
-            average(r["models"]["ParamΔ"], r["tasks"]), average(r["models"]["direct"], r["tasks"])
-        )
-        for r in results
-    ]
-
-
 def shares_of_direct(results: Sequence[dict], model: str, capped: bool = False) -> list[float]:
     """A model's mean score in percent of direct's: one value a seed.
 
