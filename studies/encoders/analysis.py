@@ -125,6 +125,7 @@ class Direction:
     skill: str
     scores: dict[str, dict[str, Draws]]  # role -> set, or "both" -> draws
     near: dict[str, dict[str, Draws]]
+    seeds: int
 
     @property
     def domain(self) -> str:
@@ -181,6 +182,7 @@ def directions(arm: Arm, resamples: int) -> dict[str, Direction]:
             skill,
             {role: plain[name] for role, name in role_names(skill).items()},
             {role: near[name] for role, name in role_names(skill).items()},
+            len(arm.seeds),
         )
         for skill in DIRECTIONS
     }

@@ -56,7 +56,7 @@ class Findings:
     def rows(self, cells: Callable[[Direction], list[str]]) -> list[list[str]]:
         """One row per arm and direction."""
         return [
-            [f"{arm} ({len(self.arms[arm].seeds)} seeds)", TITLES[skill], *cells(direction)]
+            [f"{arm} (n = {len(self.arms[arm].seeds)})", TITLES[skill], *cells(direction)]
             for arm, both in self.found.items()
             for skill, direction in both.items()
         ]
@@ -77,6 +77,14 @@ def scores(findings: Findings, name: str) -> str:
     return pages.table(["arm", "skill", *ROLES], findings.rows(cells))
 
 
+def claims(direction: Direction, gain: Estimate, ratio: Estimate) -> list[str]:
+    """The verdicts on the two claims, or that there are too few seeds for any."""
+    if direction.seeds < FEWEST:
+        return ["too few seeds"] * 2
+    more = {"above 0": "holds", "below 0": "refuted"}.get(gain.verdict, "undecided")
+    return [more, "holds" if ratio.low >= 95 else "does not hold"]
+
+
 def primary(findings: Findings) -> str:
     """The two primary measures and the two claims."""
 
@@ -86,8 +94,7 @@ def primary(findings: Findings) -> str:
             str(gain),
             str(estimate(direction.room())),
             shown(direction.share_of_gain()),
-            {"above 0": "holds", "below 0": "refuted"}.get(gain.verdict, "undecided"),
-            "holds" if ratio.low >= 95 else "does not hold",
+            *claims(direction, gain, ratio),
         ]
 
     head = [
@@ -137,6 +144,7 @@ def ratios(findings: Findings) -> str:
             str(direction.share_of_direct(direction.skill, "post")),
             str(direction.share_of_direct(direction.skill)),
             str(direction.share_of_direct(direction.skill, capped=True)),
+            str(direction.share_of_direct("both", "new base")),
             str(direction.share_of_direct("both")),
         ]
 
@@ -147,6 +155,7 @@ def ratios(findings: Findings) -> str:
         "post / direct, skill",
         "ParamΔ / direct, skill",
         "capped",
+        "new base / direct, both",
         "ParamΔ / direct, both",
     ]
     return pages.table(["arm", "skill", *head], findings.rows(cells))

@@ -100,6 +100,7 @@ def test_the_first_paragraph_follows_the_results(results: Path) -> None:
     assert "after 2 of 5 registered seeds" in found
     assert "nothing is claimed yet" in found
     assert "ParamΔ gives more than the better of post and new base: 37.5 (" in found
+    assert page.render("{{table: primary}}", results, read_settings()).count("too few seeds") == 4
     empty = results / "empty"
     empty.mkdir()
     (empty / "items.json").write_text((results / "items.json").read_text())
@@ -115,5 +116,14 @@ def test_the_page_is_what_its_results_say() -> None:
 
 def test_no_number_is_typed_into_the_template() -> None:
     """Outside marks, links and code, the template holds only digits of names and definitions."""
-    names = ("MiniLM-L6-v2", "MRR@10 × 100", "SHA-256", "95 %", "α = 1", "/ 2", "bfloat16")
+    names = (
+        "MiniLM-L6-v2",
+        "MRR@10 × 100",
+        "SHA-256",
+        "95 %",
+        "α = 1",
+        "/ 2",
+        "bfloat16",
+        "≥ 95 %",
+    )
     assert typed_numbers(page.TEMPLATE.read_text(encoding="utf-8"), names) == []
