@@ -4,8 +4,6 @@ import copy
 import json
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +25,7 @@ from paramdelta.output import lora
 from paramdelta.output import staging as staged
 from tests import opening
 from tests.checkpoints import bf16, llama, moved, save
+from tests.cli.test_app import run
 from tests.crash import Program, forks, spread
 from tests.memory import linux, printed
 from tests.opening import fetch
@@ -365,15 +364,6 @@ def test_commands(tmp_path, lineage, capsys):
         *("--out", str(tmp_path / "mix")),
     )
     assert mixed.returncode == 0, mixed.stderr
-
-
-def run(*arguments):
-    """Run `paramdelta` and return the finished process."""
-    return subprocess.run(
-        [sys.executable, "-c", "from paramdelta.cli.app import main; main()", *arguments],
-        capture_output=True,
-        text=True,
-    )
 
 
 MEASURE = """
