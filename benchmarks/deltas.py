@@ -29,10 +29,11 @@ import zstandard
 from benchmarks import machine
 from benchmarks.meter import ROOT
 from examples.minilm.prepare import WHEELS, unpack
-from paramdelta.formats import delta, planes
-from paramdelta.formats.checkpoint import open_checkpoint
-from paramdelta.formats.view import float64
-from paramdelta.planning.lineage import fetch
+from paramdelta.arithmetic import planes
+from paramdelta.formats import delta
+from paramdelta.formats.view import fetch_from, float64
+from paramdelta.planning.sources import Opener
+from paramdelta.storage.reader import Reader
 from paramdelta.version import __version__
 
 RESULTS = ROOT / "benchmarks" / "results" / "deltas.json"
@@ -70,7 +71,9 @@ def pairs(data: Path) -> dict[str, tuple[Path, Path, Path]]:
 
 def blocks(post: Path, base: Path) -> Iterator[tuple[str, Block]]:
     """Blocks of all weights that both have, and their dtype."""
-    one, other = (open_checkpoint(str(path), "source").tensors for path in (post, base))
+    reader = Reader()
+    fetch = fetch_from(reader)
+    one, other = (Opener(reader).checkpoint(str(path), "source").tensors for path in (post, base))
     for name, view in one.items():
         if name not in other or other[name].shape != view.shape or not view.kind.mixable:
             continue

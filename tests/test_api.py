@@ -24,10 +24,10 @@ from paramdelta import (
     read_recipe,
     verify,
 )
-from paramdelta.formats.checkpoint import read_header
 from paramdelta.output.files import staging_folder
 from paramdelta.output.verify import rounded
 from paramdelta.recipe import read_scale
+from tests import opening
 from tests.checkpoints import encode, llama, moved, save
 from tests.cli.test_app import run
 from tests.numbers import nearest
@@ -288,10 +288,10 @@ def test_a_mix_by_schedule(tmp_path):
     def wide(role, name):
         return (sets[role][name].astype(np.uint32) << 16).view(np.float32).astype(np.float64)
 
-    _, tensors = read_header(tmp_path / "out" / "model.safetensors")
+    tensors = opening.header(tmp_path / "out" / "model.safetensors")
     for tensor in tensors:
         name = tensor.name
-        found = np.fromfile(tensor.file, np.uint16, tensor.elements, offset=tensor.offset)
+        found = np.fromfile(tensor.blob.url, np.uint16, tensor.elements, offset=tensor.offset)
         found = (found.astype(np.uint32) << 16).view(np.float32).astype(np.float64)
         new, old = wide("new", name), wide("old", name)
         chat, think = wide("chat", name) - old, wide("think", name) - old  # exact in float64

@@ -7,10 +7,12 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import pytest
-
 import paramdelta.engine.run as engine
 import paramdelta.output.files as files
+import pytest
+from paramdelta.engine.sweep import SweepWorker
+from paramdelta.output.files import staging_folder
+
 from paramdelta import (
     Delta,
     Interrupted,
@@ -23,12 +25,11 @@ from paramdelta import (
     sweep,
     verify,
 )
-from paramdelta.engine.sweep import SweepWorker
-from paramdelta.formats.checkpoint import open_checkpoint
-from paramdelta.output.files import staging_folder
+from paramdelta.formats.view import Tensor
 from paramdelta.output.layout import make_layout
 from paramdelta.planning.sweep import make_sweep
-from paramdelta.schedule import preset
+from paramdelta.recipe.schedule import preset
+from tests import opening
 from tests.checkpoints import fp8, llama, moved, save
 from tests.cli.test_app import run
 from tests.engine.test_threads import linux
@@ -44,8 +45,8 @@ def content(folder):
 def tensors(folder):
     """The bytes of every tensor of a checkpoint, whatever file it is in."""
     return {
-        name: tensor.file.read_bytes()[tensor.offset : tensor.offset + tensor.size]
-        for name, tensor in open_checkpoint(str(folder), "output").tensors.items()
+        name: Path(tensor.blob.url).read_bytes()[tensor.offset : tensor.offset + tensor.size]
+        for name, tensor in opening.checkpoint(folder, "output").tensors.items()
     }
 
 
@@ -186,16 +187,16 @@ def test_without_hard_links_every_folder_has_its_own(tmp_path, monkeypatch):
 def test_operands_are_fetched_once(lineage, tmp_path, monkeypatch):
     """However many scales: as many bytes as one mix, and no element twice."""
     fetched = []
-    fetch = engine.Inputs.fetch
+    read = engine.Reader.read
 
-    def counting(self, tensor, start, into):
-        fetched.append((tensor.file, tensor.name, start, len(into)))
-        fetch(self, tensor, start, into)
+    def counting(self, blob, offset, into):
+        fetched.append((blob, offset, len(into)))
+        read(self, blob, offset, into)
 
-    monkeypatch.setattr(engine.Inputs, "fetch", counting)
+    made = plan(lineage.recipe())
+    monkeypatch.setattr(engine.Reader, "read", counting)
     result = sweep(lineage.recipe(), SCALES, tmp_path / "out")
     assert len(set(fetched)) == len(fetched)
-    made = plan(lineage.recipe())
     assert sum(size for *_, size in fetched) == result.read == made.bytes_to_read
     assert result.written == 4 * made.bytes_to_write
 
@@ -210,9 +211,9 @@ def test_fp8_with_fresh_scales(tmp_path, monkeypatch, dare):
         save(tmp_path / name, weights, config_json={"model_type": "llama"})
     post, base, new = (str(tmp_path / name) for name in ("post", "base", "new"))
     reads = []
-    fetch = engine.Inputs.fetch
+    fetch = Tensor.read
     monkeypatch.setattr(
-        engine.Inputs, "fetch", lambda *a: (reads.append((a[1].file, a[1].name, a[2])), fetch(*a))
+        Tensor, "read", lambda *a: (reads.append((a[0].blob, a[0].name, *a[1:3])), fetch(*a))
     )
     recipe = Recipe(new, (Delta(post, base, dare=dare),), "fp8-block")
     sweep(recipe, (0.5, 1.5), tmp_path / "once")

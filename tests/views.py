@@ -1,10 +1,9 @@
 """Views over arrays in memory, for tests: a fetch that copies and counts."""
 
-from pathlib import Path
-
 import numpy as np
 
 from paramdelta.formats.view import Fetch, Starts, Tensor
+from paramdelta.storage.blob import Blob
 
 NAMES = {"uint16": "BF16", "float32": "F32", "float64": "F64", "int16": "F16", "uint8": "F8_E4M3"}
 
@@ -27,7 +26,7 @@ class Store:
         """The array as a stored tensor."""
         self.arrays[name] = np.ascontiguousarray(array)
         dtype = dtype or NAMES[array.dtype.name]
-        return Tensor(name, dtype, array.shape, Path(name), 0, array.nbytes)
+        return Tensor(name, dtype, array.shape, Blob(name, array.nbytes, ""), 0, array.nbytes)
 
     def fetch(self, tensor: Tensor, start: Starts, into: memoryview) -> None:
         """Copy a run of elements, or several, checked as a file would check it."""

@@ -19,10 +19,10 @@ from paramdelta.api import ExtractedAdapter, plan_extract
 from paramdelta.demo import tour
 from paramdelta.engine import sketch
 from paramdelta.engine.sketch import Aim, difference, factorise, missed
-from paramdelta.planning.lineage import fetch
 from paramdelta.planning.linear import linear
 from paramdelta.planning.plan import Plan
 from studies.lowrank import page
+from tests.opening import fetch
 
 RESULTS = Path(__file__).parent / "results.json"
 PAGE = Path(__file__).parents[2] / "docs" / "lora.md"

@@ -3,7 +3,7 @@
 import pytest
 
 from paramdelta.errors import CheckpointError
-from paramdelta.formats.checkpoint import open_checkpoint
+from tests import opening
 from tests.attacks.hostile import ATTACKS
 from tests.cli.test_app import run
 
@@ -15,7 +15,7 @@ def test_opening_it_is_refused(attack, tmp_path):
     folder.mkdir()
     ATTACKS[attack](folder)
     with pytest.raises(CheckpointError) as error:
-        open_checkpoint(str(folder), "post")
+        opening.checkpoint(folder, "post")
     assert str(tmp_path) in str(error.value)
 
 

@@ -18,6 +18,7 @@ def run(*arguments, **variables):
         [sys.executable, "-c", "from paramdelta.cli.app import main; main()", *arguments],
         capture_output=True,
         text=True,
+        errors="replace",
         env=os.environ | variables,
     )
 
@@ -191,3 +192,23 @@ tokenizer_source: union
     assert "base + TIES(top50%(post − base))" in planned.stdout
     config.write_text("merge_method: slerp\n")
     assert run("recipe", "import", str(config)).returncode == 2
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp874"])
+def test_terminals_that_lack_characters(lineage, encoding):
+    """Δ and Θ become question marks where they cannot be shown; events are always ASCII."""
+    shown = run("recipe", "--help", PYTHONIOENCODING=encoding)
+    assert shown.returncode == 0, shown.stderr
+    planned = run("plan", *lineage.options, "--preset", "mlp-only", PYTHONIOENCODING=encoding)
+    assert planned.returncode == 0, planned.stderr
+    assert "mlp-only" in planned.stdout
+    events = run("plan", *lineage.options, "--json", PYTHONIOENCODING=encoding)
+    assert events.stdout.isascii()
+    assert json.loads(events.stdout)["event"] == "plan"
+
+
+def test_plan_checks_the_place(lineage, tmp_path):
+    """With --out the plan says whether the mix could be written there."""
+    assert run("plan", *lineage.options, "--out", str(tmp_path / "out")).returncode == 0
+    inside = run("plan", *lineage.options, "--out", str(lineage.post / "out"))
+    assert (inside.returncode, "lies on an input" in inside.stderr) == (2, True)

@@ -11,12 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paramdelta.engine.run import Inputs
 from paramdelta.errors import CheckpointError
 from paramdelta.formats import adapter as module
-from paramdelta.formats.adapter import KEPT, LowRank, is_adapter, open_adapter
-from paramdelta.formats.view import Tensor, Transposed
-from paramdelta.storage.location import Location, locate
+from paramdelta.formats.adapter import KEPT, LowRank, is_adapter
+from paramdelta.formats.view import Tensor, Transposed, cache_of
+from tests import opening
 from tests.checkpoints import bf16, encode, llama, save
 from tests.views import one_by_one
 
@@ -124,15 +123,13 @@ def test_the_same_as_peft_merges(tmp_path, make, config, stored):
     safe = stored.endswith("safetensors")
     base, merged = trained(make(), tmp_path / "adapter", safe, **config)
     assert (tmp_path / "adapter" / stored).is_file()
-    inputs = Inputs()
-    found = open_adapter(locate(str(tmp_path / "adapter")), "post")
+    found = opening.adapter(tmp_path / "adapter")
     deltas = found.oriented({name: value.shape for name, value in base.items()})
     assert deltas.keys() | found.replaced.keys() <= base.keys()
-    result = base | {n: read(tensor, inputs.fetch) for n, tensor in found.replaced.items()}
+    result = base | {n: read(tensor, opening.fetch) for n, tensor in found.replaced.items()}
     for name, delta in deltas.items():
         assert delta.shape == result[name].shape
-        result[name] = result[name] + read(delta, inputs.fetch)
-    inputs.close()
+        result[name] = result[name] + read(delta, opening.fetch)
     assert merged.keys() == base.keys()
     changed = 0
     for name, value in merged.items():
@@ -150,7 +147,7 @@ def _copies(base, merged):
 def test_the_note_on_axes_is_not_trusted_for_square_weights(tmp_path):
     """PEFT notes fan_in_fan_out of the layer that it adapted last: GPT-2's head, a plain one."""
     base, _ = trained(a_gpt2(), tmp_path / "a", r=2, target_modules=["c_proj", "lm_head"])
-    found = open_adapter(locate(str(tmp_path / "a")), "post")
+    found = opening.adapter(tmp_path / "a")
     assert not found.turned
     square = "transformer.h.0.attn.c_proj.weight"
     deltas = found.oriented({name: value.shape for name, value in base.items()})
@@ -166,7 +163,7 @@ def test_adapters_to_an_altered_base_are_refused(tmp_path, start):
         a_llama().float(), tmp_path / "a", r=2, init_lora_weights=start, target_modules=["q_proj"]
     )
     with pytest.raises(CheckpointError, match="no Δ") as error:
-        open_adapter(locate(str(tmp_path / "a")), "post")
+        opening.adapter(tmp_path / "a")
     assert "path_initial_model_for_weight_conversion" in error.value.remedy
 
 
@@ -191,7 +188,7 @@ def test_real_variants_are_refused(tmp_path, config, reason):
         config = peft.LoraConfig(r=2, target_modules=["q_proj"], **config)
         peft.get_peft_model(a_llama(), config).save_pretrained(tmp_path / "a")
     with pytest.raises(CheckpointError, match=reason):
-        open_adapter(locate(str(tmp_path / "a")), "post")
+        opening.adapter(tmp_path / "a")
 
 
 # -- the view --------------------------------------------------------------------------------------
@@ -252,7 +249,7 @@ def test_any_run_is_a_part_of_the_whole(data):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "BLOCK", block)
         patch.setattr(module, "DEEP", data.draw(st.sampled_from([1, 8, 16, 4096]), label="deep"))
-        patch.setattr(module, "_kept", module._Kept(data.draw(st.sampled_from([0, 300, KEPT]))))
+        patch.setattr(module, "KEPT", data.draw(st.sampled_from([0, 300, KEPT])))
         for _ in range(3):
             start = data.draw(st.integers(0, rows * columns))
             stop = data.draw(st.integers(start, rows * columns))
@@ -287,14 +284,13 @@ def large(rows=16384, depth=256, columns=16384):
     return LowRank("w", "F64", (rows, columns), tensors["b"], tensors["a"], 0.5), fetch, fetched
 
 
-def test_memory_is_bounded(monkeypatch):
+def test_memory_is_bounded():
     """A Δ of 2 GiB, read in slices of 1 MiB, takes what is kept and 4 MiB, not a part of itself.
 
     Whole it takes 6 s on one core of the machine that this was written on, 0.08 GB/s of bfloat16
     output; at the usual rank 16 and width 4096, 1.3 GB/s.
     """
     view, fetch, fetched = large()
-    monkeypatch.setattr(module, "_kept", module._Kept(KEPT))
     step, buffer = (1 << 20) // 8, memoryview(bytearray(1 << 20))
     view.read(0, 8, buffer[:64], fetch)  # compiled
     tracemalloc.start()
@@ -310,14 +306,14 @@ def test_memory_is_bounded(monkeypatch):
 def test_memory_is_bounded_where_nothing_fits(monkeypatch):
     """A `down` beyond what is kept is read again for each slice; the bound stands."""
     view, fetch, _ = large(rows=64, depth=2048, columns=16384)
-    kept = module._Kept(1 << 20)
-    monkeypatch.setattr(module, "_kept", kept)
+    monkeypatch.setattr(module, "KEPT", 1 << 20)
     tracemalloc.start()
     found = view.float64(0, 1 << 17, fetch)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < (6 << 20)
-    assert kept._size <= kept.limit
+    kept = cache_of(fetch, "low rank", dict)
+    assert 0 < kept._size <= kept.limit == 1 << 20
     assert np.isfinite(found).all()
 
 
@@ -370,16 +366,16 @@ def opened(folder: Path, config=None, tensors=None):
     (folder / "adapter_config.json").write_text(text)
     tensors = pair() if tensors is None else tensors
     (folder / "adapter_model.safetensors").write_bytes(encode(tensors))
-    assert is_adapter(folder)
-    return open_adapter(locate(str(folder)), "post")
+    assert is_adapter(opening.files(folder))
+    return opening.adapter(folder)
 
 
 def test_what_is_an_adapter(tmp_path):
     """A folder with an adapter's config; not one that holds a whole model as well, nor a file."""
     opened(tmp_path / "a")
-    assert not is_adapter(save(tmp_path / "m", llama()))
-    assert not is_adapter(save(tmp_path / "a", llama()))
-    assert not is_adapter(tmp_path / "a" / "adapter_model.safetensors")
+    assert not is_adapter(opening.files(save(tmp_path / "m", llama())))
+    assert not is_adapter(opening.files(save(tmp_path / "a", llama())))
+    assert not is_adapter(opening.files(tmp_path / "a" / "adapter_model.safetensors"))
 
 
 def test_what_an_adapter_says(tmp_path):
@@ -394,8 +390,8 @@ def test_what_an_adapter_says(tmp_path):
     assert [part.name for part in delta.parts] == [f"{PREFIX}{Q}.lora_{x}.weight" for x in "BA"]
     assert delta.nbytes == 4 * (2 * 4 + 6 * 2)
     assert delta.identity[-1] == 2.0
-    (file,) = found.checkpoint.files
-    assert file.path == tmp_path / "a" / "adapter_model.safetensors"
+    (file,) = found.checkpoint.sources
+    assert file.blob.url == str(tmp_path / "a" / "adapter_model.safetensors")
     assert len(found.checkpoint.tensors) == 3
     assert found.checkpoint.config == {}
 
@@ -469,8 +465,8 @@ def test_the_base_of_an_adapter(tmp_path, name, revision, base):
         ({"base_model_name_or_path": ["org/base"]}, "base_model_name_or_path makes"),
         ({"base_model_name_or_path": "org/base\n--out=x"}, "base_model_name_or_path makes"),
         ({"revision": 7}, "revision makes"),
-        ("[]", "not valid JSON"),
-        ("{" * 10_000, "not valid JSON"),
+        ("[]", "invalid JSON"),
+        ("{" * 10_000, "invalid JSON"),
         ('{"peft_type": "LORA", "r": 2, "lora_alpha": NaN}', "lora_alpha makes"),
         ('{"peft_type": "LORA", "r": 2, "lora_alpha": 1e999}', "lora_alpha makes"),
     ],
@@ -561,14 +557,14 @@ def test_absent_weights(tmp_path):
     """Neither file is a download unfinished."""
     (tmp_path / "adapter_config.json").write_text(json.dumps(CONFIG))
     with pytest.raises(CheckpointError, match="no weights"):
-        open_adapter(Location(str(tmp_path), tmp_path), "post")
+        opening.adapter(tmp_path)
 
 
 def test_a_pickle_is_read_where_nothing_better_is(tmp_path):
     """adapter_model.bin is not looked at beside safetensors; alone it has to be a state dict."""
     found = opened(tmp_path, None, pair(Q))
     (tmp_path / "adapter_model.bin").write_bytes(b"x")
-    assert open_adapter(Location(str(tmp_path), tmp_path), "post").deltas == found.deltas
+    assert opening.adapter(tmp_path).deltas == found.deltas
     (tmp_path / "adapter_model.safetensors").unlink()
     with pytest.raises(CheckpointError, match="pickle"):
-        open_adapter(Location(str(tmp_path), tmp_path), "post")
+        opening.adapter(tmp_path)

@@ -7,22 +7,22 @@ import numpy as np
 import pytest
 
 from paramdelta.errors import CheckpointError, StorageError, UsageError
-from paramdelta.formats.checkpoint import open_checkpoint
+from tests import opening
 from tests.checkpoints import encode, llama, save
 
 
 def test_one_file_many_shards_and_a_lone_file_agree(tmp_path):
     """However it is cut, the same tensors are found."""
     tensors = llama()
-    one = open_checkpoint(str(save(tmp_path / "one", tensors)), "base")
-    many = open_checkpoint(str(save(tmp_path / "many", tensors, shards=3)), "base")
-    lone = open_checkpoint(str(tmp_path / "one" / "model.safetensors"), "base")
+    one = opening.checkpoint(save(tmp_path / "one", tensors), "base")
+    many = opening.checkpoint(save(tmp_path / "many", tensors, shards=3), "base")
+    lone = opening.checkpoint(tmp_path / "one" / "model.safetensors", "base")
     for other in (many, lone):
         assert {n: (t.dtype, t.shape) for n, t in other.tensors.items()} == {
             n: (t.dtype, t.shape) for n, t in one.tensors.items()
         }
     assert one.parameters == sum(v.size for v in tensors.values())
-    assert lone.location.folder is None
+    assert not lone.files
 
 
 def test_hub_cache_links_work(tmp_path):
@@ -32,27 +32,27 @@ def test_hub_cache_links_work(tmp_path):
     snapshot.mkdir(parents=True)
     (blobs / "123").write_bytes(encode(llama()))
     os.symlink("../../blobs/123", snapshot / "model.safetensors")
-    assert len(open_checkpoint(str(snapshot), "base").tensors) == len(llama())
+    assert len(opening.checkpoint(snapshot, "base").tensors) == len(llama())
 
 
 def test_shards_without_index_are_found_if_complete(tmp_path):
     """All shards there: the lost index is no matter."""
     folder = save(tmp_path / "m", llama(), shards=3)
     (folder / "model.safetensors.index.json").unlink()
-    assert len(open_checkpoint(str(folder), "base").tensors) == len(llama())
+    assert len(opening.checkpoint(folder, "base").tensors) == len(llama())
 
 
 def test_another_name_is_found_if_alone(tmp_path):
     """A single file of another name in a folder is the checkpoint."""
     (tmp_path / "adapter").mkdir()
     (tmp_path / "adapter" / "weights.safetensors").write_bytes(encode(llama()))
-    assert open_checkpoint(str(tmp_path / "adapter"), "base").tensors
+    assert opening.checkpoint(tmp_path / "adapter", "base").tensors
 
 
 def test_metadata_and_empty_tensors(tmp_path):
     """A tensor without elements and a scalar are tensors too."""
     tensors = {"none": np.ones((0, 4), np.float32), "scalar": np.float32(3).reshape(())}
-    found = open_checkpoint(str(save(tmp_path / "m", tensors)), "base").tensors
+    found = opening.checkpoint(save(tmp_path / "m", tensors), "base").tensors
     assert found["none"].elements == 0
     assert found["scalar"].shape == ()
 
@@ -61,7 +61,7 @@ def test_absent_addresses_are_usage_errors(tmp_path):
     """No folder, no Hub id, and an address that cannot be read yet."""
     for address in (str(tmp_path / "absent"), "a/b/c", "./absent", "s3://bucket/model"):
         with pytest.raises(UsageError):
-            open_checkpoint(address, "post")
+            opening.checkpoint(address, "post")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
@@ -70,12 +70,12 @@ def test_unreadable_file(tmp_path):
     folder = save(tmp_path / "m", llama())
     (folder / "model.safetensors").chmod(0)
     with pytest.raises(StorageError, match=r"model\.safetensors"):
-        open_checkpoint(str(folder), "post")
+        opening.checkpoint(folder, "post")
 
 
 def test_a_folder_in_place_of_a_file(tmp_path):
     """A folder named model.safetensors is no weight file."""
     (tmp_path / "m" / "model.safetensors").mkdir(parents=True)
     with pytest.raises((CheckpointError, StorageError)):
-        open_checkpoint(str(tmp_path / "m"), "post")
+        opening.checkpoint(tmp_path / "m", "post")
     shutil.rmtree(tmp_path / "m")

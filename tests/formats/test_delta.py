@@ -6,7 +6,6 @@ import math
 import struct
 import tracemalloc
 import zlib
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,12 +13,16 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from paramdelta.engine.run import combine
 from paramdelta.errors import CheckpointError
 from paramdelta.formats import delta
 from paramdelta.formats.delta import BLOCK, KEPT, MOST, Difference, encode, other_half
 from paramdelta.formats.view import Part, Rows, Tensor, Transposed, Wide, Zeros, float64
-from paramdelta.planning.plan import OutputTensor, Pair
+from paramdelta.schemes.pair import Pair
+from paramdelta.schemes.scheme import BLOCK as RUN
+from paramdelta.schemes.scheme import SCRATCH
+from paramdelta.schemes.sum import SUM
+from paramdelta.storage.blob import Blob
+from tests import opening
 from tests.numbers import BITS, VIEWS, array, patterns
 
 DTYPES = ("BF16", "F16", "F32", "F64")
@@ -39,14 +42,12 @@ def halves(post, base):
 def mixed(dtype, new, post, base, scale, kinds):
     """``new + scale (post − base)`` by the engine's arithmetic, as bits."""
     views = [
-        Tensor(n, k, a.shape, Path("x"), 0, a.nbytes)
+        Tensor(n, k, a.shape, Blob("x", 0, ""), 0, a.nbytes)
         for n, k, a in zip("npb", (dtype, *kinds), (new, post, base), strict=True)
     ]
-    tensor = OutputTensor(
-        "t", dtype, new.shape, views[0], (Pair(0, views[1], views[2], float(scale)),)
-    )
+    pairs = (Pair(0, views[1], views[2], float(scale)),)
     out = np.empty(new.size, VIEWS[dtype])
-    combine(tensor, [new, post, base], out, np.empty(1 << 14), np.empty(1 << 14))
+    SUM.combine(pairs, [new, post, base], 0, out, dtype, np.empty((SCRATCH, RUN)))
     return out.view(BITS[dtype])
 
 
@@ -153,7 +154,7 @@ def stream(post, base):
 
 def view_of(data, used, shape):
     """The view on a stream."""
-    stored = Tensor("w", "U8", (len(data),), Path("delta.safetensors"), 0, len(data))
+    stored = Tensor("w", "U8", (len(data),), Blob("delta.safetensors", 0, ""), 0, len(data))
     return Difference("w", "F64", shape, stored, 0, used)
 
 
@@ -184,8 +185,9 @@ def test_a_short_run_reads_one_block(long):
     """A row costs the table's entries and its block, and, asked for again, the entries alone."""
     post, _, raw, used = long
     view, source = view_of(raw, used, (post.size,)), Bytes(raw)
-    view.array(2 * BLOCK + 5, 2 * BLOCK + 9, source.fetch)
-    view.array(2 * BLOCK + 9, 2 * BLOCK + 900, source.fetch)
+    fetch = source.fetch  # the run's: caches belong to it
+    view.array(2 * BLOCK + 5, 2 * BLOCK + 9, fetch)
+    view.array(2 * BLOCK + 9, 2 * BLOCK + 900, fetch)
     assert [length for _, length in source.reads][0::2] == [16, 16][: len(source.reads) - 1]
     assert len(source.reads) == 3
 
@@ -194,10 +196,11 @@ def test_reading_is_bounded_in_memory(long):
     """Reading slice by slice holds no more than `scratch` says, beside the result."""
     post, _, raw, used = long
     view, source = view_of(raw, used, (post.size,)), Bytes(raw)
-    view.array(0, 10, source.fetch)  # compiles
+    fetch = source.fetch  # the run's: caches belong to it
+    view.array(0, 10, fetch)  # compiles
     tracemalloc.start()
     for start in range(0, post.size - 3000, 3000):
-        view.array(start, start + 3000, source.fetch)
+        view.array(start, start + 3000, fetch)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < view.scratch(24000) + 24000
@@ -332,9 +335,8 @@ def folder_of(path, *, about=None, metadata=None, tensors=None):
 
 def opened(path):
     """The Δ of a folder."""
-    from paramdelta.storage.location import locate
 
-    return delta.open_delta(locate(str(path)), "post")
+    return opening.stored_delta(path)
 
 
 def test_a_folder_is_opened(tmp_path):

@@ -16,11 +16,10 @@ from hypothesis import strategies as st
 
 from paramdelta import Delta, Recipe, mix, verify
 from paramdelta.errors import CheckpointError, ParamDeltaError
-from paramdelta.formats.checkpoint import open_checkpoint
 from paramdelta.formats.permuted import Permuted
-from paramdelta.formats.torch_pickle import read_pickle
 from paramdelta.formats.view import Tensor, Transposed
 from paramdelta.storage.local import File
+from tests import opening
 from tests.attacks.hostile import archive, legacy, plain, state, storage, tensor, torch_file
 from tests.checkpoints import encode
 
@@ -46,13 +45,7 @@ def save(path, value, zipped=True, protocol=2):
 def content(view):
     """All bytes of a view, read as the engine reads them."""
     data = bytearray(view.elements * view.kind.size)
-    file = File(view.parts[0].file)
-
-    def fetch(stored, starts, into):
-        stored.fetch_from(file, starts, into)
-
-    view.read(0, view.elements, memoryview(data), fetch)
-    file.close()
+    view.read(0, view.elements, memoryview(data), opening.fetch)
     return bytes(data)
 
 
@@ -63,7 +56,7 @@ def raw(value):
 
 def check(path, expected):
     """The file holds just these tensors."""
-    found = {view.name: view for view in read_pickle(path).tensors}
+    found = {view.name: view for view in opening.contents(path).tensors}
     assert list(found) == list(expected)
     for name, value in expected.items():
         assert found[name].shape == tuple(value.shape)
@@ -121,16 +114,11 @@ def test_every_shape(tmp_path, zipped):
 def test_a_turned_tensor_is_read_in_any_run(tmp_path, zipped):
     """Slices that begin and end inside a row."""
     value = torch.arange(35, dtype=torch.float32).reshape(5, 7).T
-    (view,) = read_pickle(save(tmp_path / "x.bin", {"a": value}, zipped)).tensors
-    file = File(view.parts[0].file)
-
-    def fetch(stored, starts, into):
-        stored.fetch_from(file, starts, into)
-
+    (view,) = opening.contents(save(tmp_path / "x.bin", {"a": value}, zipped)).tensors
     flat = value.reshape(-1).numpy()
     for start in range(0, 35, 4):
         for stop in range(start, 36, 3):
-            assert (view.array(start, stop, fetch) == flat[start:stop]).all()
+            assert (view.array(start, stop, opening.fetch) == flat[start:stop]).all()
 
 
 @pytest.mark.parametrize(
@@ -148,7 +136,7 @@ def test_other_views_are_refused(tmp_path, view):
     """Where the elements do not follow each other, the message says so and what to do."""
     path = save(tmp_path / "x.bin", {"a": view})
     with pytest.raises(CheckpointError, match=r"tensor 'a'(.|\n)*save the tensors contiguous"):
-        read_pickle(path)
+        opening.contents(path)
 
 
 @FORMATS
@@ -168,7 +156,7 @@ def test_training_checkpoints(tmp_path, wrapper, zipped):
         "device": torch.device("cpu"),
         "shape": torch.Size([3]),
     }
-    contents = read_pickle(save(tmp_path / "x.pt", held, zipped))
+    contents = opening.contents(save(tmp_path / "x.pt", held, zipped))
     assert [view.name for view in contents.tensors] == ["a"]
     assert contents.ignored == (
         "optimizer (dict of 1)", "args (Namespace)", "epoch (int)", "best (scalar)",
@@ -177,7 +165,7 @@ def test_training_checkpoints(tmp_path, wrapper, zipped):
         f"{wrapper}/\\x1b[2J (int)",
     )  # fmt: skip
     assert contents.key == wrapper
-    contents = read_pickle(save(tmp_path / "x.pt", {"model": {"state_dict": weights}}, zipped))
+    contents = opening.contents(save(tmp_path / "x.pt", {"model": {"state_dict": weights}}, zipped))
     assert [view.name for view in contents.tensors] == ["a"]
     assert contents.key == "model/state_dict"
 
@@ -204,7 +192,7 @@ A, B = {"a": torch.ones(3)}, {"a": torch.zeros(3)}
 )
 def test_the_only_branch_is_found(tmp_path, held, key):
     """Where one dict of tensors can be the weights, it is taken, and its name is told."""
-    contents = read_pickle(save(tmp_path / "x.pt", held))
+    contents = opening.contents(save(tmp_path / "x.pt", held))
     assert contents.key == key
     assert content(contents.tensors[0]) == raw(A["a"])
 
@@ -225,20 +213,20 @@ def test_several_branches_need_a_choice(tmp_path, first, second):
     """The error lists them, and each can be taken by its name."""
     path = save(tmp_path / "x.pt", {first: A, second: {"deep": B}, "optimizer": A})
     with pytest.raises(CheckpointError, match="cannot tell") as error:
-        read_pickle(path)
+        opening.contents(path)
     assert f"'{first}' (1 tensors), '{second}/deep' (1 tensors)" in str(error.value)
     assert f"x.pt#{first}" in str(error.value)
     for key, expected in ((first, A), (second, B), (f"{second}/deep", B)):
-        (view,) = read_pickle(path, key).tensors
+        (view,) = opening.contents(path, key).tensors
         assert content(view) == raw(expected["a"])
     with pytest.raises(CheckpointError, match="no such set of weights"):
-        read_pickle(path, "other")
+        opening.contents(path, "other")
 
 
 def test_what_stands_beside_is_told_in_bounds(tmp_path):
     """A thousand other values are not listed one by one."""
     held = {"model": A} | {f"value{i}": i for i in range(1000)}
-    ignored = read_pickle(save(tmp_path / "x.pt", held)).ignored
+    ignored = opening.contents(save(tmp_path / "x.pt", held)).ignored
     assert len(ignored) == 101
     assert ignored[-1] == "and 900 more"
 
@@ -264,7 +252,7 @@ def test_objects_beside_the_weights_are_opaque(tmp_path, zipped, protocol):
         "tree": __import__("fractions").Fraction(1, 3),
         "counts": __import__("collections").defaultdict(int, a=1),
     }
-    contents = read_pickle(save(tmp_path / "x.ckpt", held, zipped, protocol))
+    contents = opening.contents(save(tmp_path / "x.ckpt", held, zipped, protocol))
     assert [view.name for view in contents.tensors] == ["a"]
     told = dict(entry[:-1].split(" (", 1) for entry in contents.ignored)
     assert told["hyper_parameters"] == f"{__name__}.Options"
@@ -277,9 +265,9 @@ def test_an_object_among_the_weights_is_refused(tmp_path):
     """It could be a tensor of a subclass; what torch itself keeps there is not."""
     path = save(tmp_path / "x.pt", A | {"b": Callback()})
     with pytest.raises(CheckpointError, match=r"only its own code can make(.|\n)*Callback"):
-        read_pickle(path)
+        opening.contents(path)
     held = A | {"layer._extra_state": Callback(), "step": np.float32(3), "kind": Callback}
-    contents = read_pickle(save(path, held))
+    contents = opening.contents(save(path, held))
     assert contents.ignored[-1] == f"kind (code {__name__}.Callback)"
 
 
@@ -296,7 +284,7 @@ def test_an_object_among_the_weights_is_refused(tmp_path):
 def test_other_kinds_of_tensors_are_refused(tmp_path, make, message):
     """They are not a run of numbers; the message names what would be needed."""
     with pytest.raises(CheckpointError, match=message):
-        read_pickle(save(tmp_path / "x.pt", A | {"b": make()}))
+        opening.contents(save(tmp_path / "x.pt", A | {"b": make()}))
 
 
 @FORMATS
@@ -322,21 +310,21 @@ def test_torch_script_is_named(tmp_path):
     """A program is called one, though its entries may be compressed."""
     torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), tmp_path / "x.pt")
     with pytest.raises(CheckpointError, match="TorchScript"):
-        read_pickle(tmp_path / "x.pt")
+        opening.contents(tmp_path / "x.pt")
 
 
 def test_a_whole_model_is_refused(tmp_path):
     """A pickled module needs its class; the message names it and says how to go on."""
     path = save(tmp_path / "x.pt", torch.nn.Linear(2, 2))
     with pytest.raises(CheckpointError, match=r"torch\.nn\.modules\.linear\.Linear") as error:
-        read_pickle(path)
+        opening.contents(path)
     assert "state_dict()" in str(error.value)
 
 
 def test_a_lone_tensor_is_refused(tmp_path):
     """One tensor has no name."""
     with pytest.raises(CheckpointError, match="no dict of tensors"):
-        read_pickle(save(tmp_path / "x.pt", torch.ones(2)))
+        opening.contents(save(tmp_path / "x.pt", torch.ones(2)))
 
 
 # -- folders ---------------------------------------------------------------------------------------
@@ -367,10 +355,10 @@ def test_shards_one_file_and_a_lone_file_agree(tmp_path):
         (tmp_path / "lone" / name).write_bytes(b"never opened")
     file = str(tmp_path / "lone" / "weights.pth")
     for address in (str(several), str(tmp_path / "one"), str(tmp_path / "lone"), file):
-        found = open_checkpoint(address, "post").tensors
+        found = opening.checkpoint(address, "post").tensors
         assert {n: v.shape for n, v in found.items()} == {"a": (2,), "b": (3,), "c": (1,)}
     (several / "pytorch_model.bin.index.json").unlink()
-    assert len(open_checkpoint(str(several), "post").tensors) == 3
+    assert len(opening.checkpoint(several, "post").tensors) == 3
 
 
 def test_safetensors_are_preferred(tmp_path):
@@ -378,9 +366,9 @@ def test_safetensors_are_preferred(tmp_path):
     (tmp_path / "model.safetensors").write_bytes(encode({"a": np.ones(2, np.float32)}))
     for name in ("pytorch_model.bin", "pytorch_model.bin.index.json", "x.pt"):
         (tmp_path / name).write_bytes(b"never opened")
-    assert list(open_checkpoint(str(tmp_path), "post").tensors) == ["a"]
+    assert list(opening.checkpoint(tmp_path, "post").tensors) == ["a"]
     (tmp_path / "model.safetensors").rename(tmp_path / "other.safetensors")
-    assert list(open_checkpoint(str(tmp_path), "post").tensors) == ["a"]
+    assert list(opening.checkpoint(tmp_path, "post").tensors) == ["a"]
 
 
 def test_an_index_that_lies(tmp_path):
@@ -393,13 +381,13 @@ def test_an_index_that_lies(tmp_path):
         else:
             save(second, {"c" if change == "elsewhere" else "a": torch.ones(2)})
         with pytest.raises(CheckpointError):
-            open_checkpoint(str(folder), "post")
+            opening.checkpoint(folder, "post")
 
 
 def test_the_digest_sees_other_weights(tmp_path):
     """An archive's directory holds checksums, so other weights of the same shape differ."""
-    one = read_pickle(save(tmp_path / "x.pt", {"a": torch.ones(1000)}))
-    other = read_pickle(save(tmp_path / "x.pt", {"a": torch.zeros(1000)}))
+    one = opening.contents(save(tmp_path / "x.pt", {"a": torch.ones(1000)}))
+    other = opening.contents(save(tmp_path / "x.pt", {"a": torch.zeros(1000)}))
     assert one.sha256 != other.sha256
 
 
@@ -430,7 +418,7 @@ def test_opening_reads_no_weights(tmp_path, monkeypatch):
     path = tmp_path / "x.pt"
     sparse_archive(path, state(**tensors), [count * 4, count * 4, 4])
     meter = Meter(monkeypatch)
-    found = {view.name: view for view in read_pickle(path).tensors}
+    found = {view.name: view for view in opening.contents(path).tensors}
     assert [found[n].size for n in names] == [count * 4] * 2
     assert content(found["small"]) == struct.pack("<f", 7)
     assert meter.count < 100_000
@@ -442,7 +430,7 @@ def test_opening_reads_no_weights(tmp_path, monkeypatch):
         file.write(start + struct.pack("<q", count))
         file.truncate(len(start) + 8 + count * 4)
     meter.count = 0
-    (view,) = read_pickle(path).tensors
+    (view,) = opening.contents(path).tensors
     assert (view.offset, view.size) == (len(start) + 8, count * 4)
     assert meter.count < 100_000
 
@@ -489,7 +477,9 @@ def test_neither_torch_nor_the_pickles_code_is_used(tmp_path):
     call = b"cos\nsystem\n" + plain((f"touch {marker}",)) + b"R"
     bad.write_bytes(archive(state(a=tensor(), b=call)))
     code = (
-        "import sys; from paramdelta.formats.checkpoint import open_checkpoint as o\n"
+        "import sys; from paramdelta.planning.sources import Opener\n"
+        "from paramdelta.storage.reader import Reader\n"
+        "o = Opener(Reader()).checkpoint\n"
         f"print(len(o({str(good)!r}, 'post').tensors), 'torch' in sys.modules)\n"
         f"o({str(bad)!r}, 'post')"
     )
@@ -523,7 +513,7 @@ def opened_or_refused(path, data):
     """Nothing but a ParamDeltaError comes out, or tensors that lie inside the file."""
     path.write_bytes(data)
     try:
-        contents = read_pickle(path)
+        contents = opening.contents(path)
     except ParamDeltaError:
         return
     for view in contents.tensors:
@@ -573,7 +563,7 @@ def test_noise_is_refused(tmp_path, data):
     """Random bytes."""
     (tmp_path / "x.pt").write_bytes(data)
     with pytest.raises(CheckpointError):
-        read_pickle(tmp_path / "x.pt")
+        opening.contents(tmp_path / "x.pt")
 
 
 # -- mixing ----------------------------------------------------------------------------------------
@@ -583,7 +573,7 @@ def mixed(tmp_path, post, base, new, name="out"):
     """Mix files, verify the output, and give its tensors."""
     mix(Recipe(str(new), (Delta(str(post), str(base)),)), str(tmp_path / name))
     verify(str(tmp_path / name))
-    found = open_checkpoint(str(tmp_path / name), "output").tensors
+    found = opening.checkpoint(tmp_path / name, "output").tensors
     return {n: np.frombuffer(content(v), "<f4").reshape(v.shape) for n, v in found.items()}
 
 
@@ -607,7 +597,7 @@ def test_a_real_pair(tmp_path):
     """
     files = [OWNGPT / "gpt_finetuned.pt", OWNGPT / "gpt_pretrained.pt"]
     post, base = (torch.load(f, weights_only=True)["model_state_dict"] for f in files)
-    opened = open_checkpoint(str(files[0]), "post")
+    opened = opening.checkpoint(files[0], "post")
     assert opened.ignored == ("config (dict of 6)",)
     check(files[0], post)
     same = mixed(tmp_path, *files, files[1], "same")

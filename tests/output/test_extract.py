@@ -29,14 +29,14 @@ from paramdelta import (
     verify,
 )
 from paramdelta.cli.app import main
-from paramdelta.formats.checkpoint import DELTA, open_checkpoint
-from paramdelta.formats.delta import BLOCK, open_delta
+from paramdelta.formats.checkpoint import DELTA
+from paramdelta.formats.delta import BLOCK
 from paramdelta.output import staging as staged
 from paramdelta.output.staging import staging_folder
-from paramdelta.planning.lineage import fetch
-from paramdelta.storage.location import locate
+from tests import opening
 from tests.checkpoints import bf16, fp8, llama, moved, save
 from tests.numbers import BITS, VIEWS, patterns
+from tests.opening import fetch
 
 KINDS = {"BF16": np.uint16, "F16": np.float16, "F32": np.float32, "F64": np.float64}
 CONFIG = {"model_type": "llama", "tie_word_embeddings": False}
@@ -45,7 +45,7 @@ CONFIG = {"model_type": "llama", "tie_word_embeddings": False}
 def tensors_of(folder: Path) -> dict[str, bytes]:
     """The bytes of every tensor of a checkpoint, by name."""
     found = {}
-    for name, tensor in open_checkpoint(str(folder), "output").tensors.items():
+    for name, tensor in opening.checkpoint(folder, "output").tensors.items():
         found[name] = tensor.array(0, tensor.elements, fetch).tobytes()
     return found
 
@@ -163,7 +163,7 @@ def test_what_has_no_delta_is_stored_whole(tmp_path, lineage):
     extra = {"steps": np.arange(5), "only.weight": np.ones((2, 2), np.float32)}
     post = save(tmp_path / "more", moved(llama(), 1) | extra, config_json=CONFIG)
     extract((str(post), str(lineage.base)), tmp_path / "delta")
-    found = open_delta(locate(str(tmp_path / "delta")), "post")
+    found = opening.stored_delta(tmp_path / "delta")
     assert found.whole.keys() == extra.keys()
     assert found.whole["steps"].array(0, 5, fetch).tolist() == list(range(5))
     with pytest.raises(MisfitError, match="have no place in the new base"):
@@ -411,7 +411,7 @@ def test_a_killed_run_leaves_nothing_that_looks_whole(tmp_path):
         assert not (staging / DELTA).exists() or not list(staging.glob("*.part"))
         if staging.exists() and not (staging / DELTA).exists():
             with pytest.raises(CheckpointError):
-                open_delta(locate(str(staging)), "post")
+                opening.stored_delta(staging)
     if not out.exists():
         subprocess.run([*COMMAND, *options, "--out", str(out)], check=True)
     for path in (tmp_path / "whole").glob("*.safetensors"):

@@ -21,14 +21,13 @@ from paramdelta import (
     extract_adapter,
     mix,
 )
-from paramdelta.formats.adapter import CONFIG, open_adapter
-from paramdelta.formats.checkpoint import open_checkpoint
+from paramdelta.formats.adapter import CONFIG
 from paramdelta.output import lora
 from paramdelta.output import staging as staged
 from paramdelta.output.staging import staging_folder
-from paramdelta.planning.lineage import fetch
-from paramdelta.storage.location import locate
+from tests import opening
 from tests.checkpoints import bf16, llama, moved, save
+from tests.opening import fetch
 
 SMALL = {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
 
@@ -37,14 +36,14 @@ def wide(folder: Path) -> dict[str, np.ndarray]:
     """Every tensor of a checkpoint in float64."""
     return {
         name: tensor.float64(0, tensor.elements, fetch).reshape(tensor.shape)
-        for name, tensor in open_checkpoint(str(folder), "output").tensors.items()
+        for name, tensor in opening.checkpoint(folder, "output").tensors.items()
     }
 
 
 def held(folder: Path) -> dict[str, np.ndarray]:
     """Every Δ of an adapter in float64, multiplied by numpy."""
     found = {}
-    for name, delta in open_adapter(locate(str(folder)), "post").deltas.items():
+    for name, delta in opening.adapter(folder).deltas.items():
         up, down = (
             view.float64(0, view.elements, fetch).reshape(view.shape)
             for view in (delta.up, delta.down)
@@ -147,7 +146,7 @@ def test_peft_merges_it_as_paramdelta_mixes_it(tmp_path, make, how):
     ours = load_file(tmp_path / "mix" / "model.safetensors")
     base = wide(tmp_path / "base")
     shapes = {name: tensor.shape for name, tensor in base.items()}
-    product = open_adapter(locate(str(tmp_path / "a")), "post").oriented(shapes)
+    product = opening.adapter(tmp_path / "a").oriented(shapes)
     changed = 0
     for name, tensor in ours.items():
         exact = base[name]

@@ -6,6 +6,7 @@ import os
 import shutil
 import sys
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,8 +15,8 @@ from typer.testing import CliRunner
 from paramdelta import Delta, MisfitError, Recipe, StorageError, UsageError, mix, plan, verify
 from paramdelta.cli.app import app
 from paramdelta.engine.slices import MAX_BUFFER, cut, share_out
-from paramdelta.formats.checkpoint import open_checkpoint
 from paramdelta.output.files import Files, staging_folder
+from tests import opening
 from tests.checkpoints import bf16, fp8, save
 from tests.engine.test_threads import grown_and_projected, linux, sparse
 from tests.numbers import fp8_values
@@ -54,8 +55,8 @@ def stored(folder):
     """Everything that a checkpoint stores, by name, as arrays."""
     dtypes = {"F8_E4M3": np.uint8, "F32": np.float32, "BF16": np.uint16}
     found = {}
-    for name, tensor in open_checkpoint(str(folder), "output").tensors.items():
-        data = np.memmap(tensor.file, dtypes[tensor.dtype], "r", tensor.offset, tensor.elements)
+    for name, tensor in opening.checkpoint(folder, "output").tensors.items():
+        data = np.memmap(tensor.blob.url, dtypes[tensor.dtype], "r", tensor.offset, tensor.elements)
         found[name] = np.array(data).reshape(tensor.shape)
     return found
 
@@ -189,8 +190,8 @@ def test_stopped_anywhere_and_resumed_is_the_whole(tmp_path, recipe, monkeypatch
 
 def altered(folder, name, element, size):
     """Flip the lowest bit of one element of the output."""
-    tensor = open_checkpoint(str(folder), "output").tensors[name]
-    with tensor.file.open("r+b") as file:
+    tensor = opening.checkpoint(folder, "output").tensors[name]
+    with Path(tensor.blob.url).open("r+b") as file:
         file.seek(tensor.offset + element * size)
         byte = file.read(1)[0]
         file.seek(-1, os.SEEK_CUR)

@@ -67,7 +67,7 @@ def test_short_reads_and_writes_are_completed(tmp_path, monkeypatch):
     [
         (errno.ENOSPC, "free some space"),
         (errno.EFBIG, "ulimit -f"),
-        (errno.EIO, "look at the disk"),
+        (errno.EIO, "check the disk"),
     ],
 )
 def test_failures_say_what_to_do(tmp_path, monkeypatch, code, remedy):
@@ -197,11 +197,21 @@ def test_parts_are_gathered(tmp_path):
 
 @pytest.mark.usefixtures("positional")
 def test_a_failing_gather_says_what_to_do(tmp_path):
-    """The descriptor of a folder gives no bytes: the system's reason comes through."""
-    file = File(tmp_path, os.O_RDONLY)
-    with pytest.raises(StorageError, match="cannot read"):
+    """A file that ends too early: where, and how many bytes there are."""
+    path = tmp_path / "a"
+    path.write_bytes(bytes(6))
+    file = File(path)
+    with pytest.raises(CheckpointError, match="ends too early"):
         file.gather(memoryview(bytearray(8)), np.array([0, 4]), range(8))
     file.close()
+
+
+def test_only_regular_files_are_opened(tmp_path):
+    """A FIFO or a folder is refused at once, without waiting for a writer."""
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", tmp_path):
+        with pytest.raises(StorageError, match="not a regular file"):
+            File(path)
 
 
 def gathered(file, offsets, size):

@@ -16,14 +16,22 @@ import threading
 from collections import OrderedDict
 from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from paramdelta.errors import CheckpointError
-from paramdelta.formats.checkpoint import INDEX, WEIGHTS, Checkpoint, read_json, read_weights
+from paramdelta.formats.checkpoint import INDEX, WEIGHTS, Checkpoint, read_weights
 from paramdelta.formats.patterns import PatternError, Patterns
-from paramdelta.formats.view import Fetch, Part, Tensor, Transposed, View, float64, rectangles
-from paramdelta.storage.location import Location
+from paramdelta.formats.view import (
+    Fetch,
+    Part,
+    Tensor,
+    Transposed,
+    View,
+    cache_of,
+    float64,
+    rectangles,
+)
+from paramdelta.storage.files import Files
 from paramdelta.text import shown
 
 if TYPE_CHECKING:
@@ -72,9 +80,19 @@ class LowRank(View):
         shape = self.shape[::-1]
         return replace(self, shape=shape, up=_turned(self.down), down=_turned(self.up))
 
+    @property
+    def is_stored(self) -> bool:
+        """Only the factors are."""
+        return False
+
     def scratch(self, size: int) -> int:
-        """Blocks of both factors, and of what is kept of one."""
-        return KEPT + 3 * 8 * BLOCK
+        """Blocks of both factors."""
+        return 3 * 8 * BLOCK
+
+    @property
+    def caches(self) -> dict[str, int]:
+        """Blocks of one factor; those of the factors' own views."""
+        return {**self.up.caches, **self.down.caches, "low rank": KEPT}
 
     def read(self, start: int, stop: int, into: memoryview, fetch: Fetch) -> None:
         """Multiply block by block of the factors what the run needs."""
@@ -94,13 +112,14 @@ class LowRank(View):
         """Add the products of one run of `up`'s columns to rows of ``out`` from ``row`` on."""
         from paramdelta.arithmetic import lowrank  # compiled code, not needed for planning
 
+        kept = cache_of(fetch, "low rank", lambda: _Kept(KEPT))
         up = float64(_block(self.up, rows, deep, fetch), self.up.dtype)
         for some in _cut(columns, BLOCK // EIGHT):
             for few in _cut(deep, BLOCK // len(some) // EIGHT * EIGHT):
-                stored = _kept.get((fetch, self.down), (few, some))
+                stored = kept.get(self.down, (few, some))
                 if stored is None:
                     stored = _block(self.down, few, some, fetch)
-                    _kept.put((fetch, self.down), (few, some), stored)
+                    kept.put(self.down, (few, some), stored)
                 down = float64(stored, self.down.dtype)
                 column = some.start - columns.start
                 lowrank.accumulate(up, few.start - deep.start, down, out, row, column)
@@ -170,9 +189,6 @@ class _Kept:
                 self._size += block.nbytes
 
 
-_kept = _Kept(KEPT)
-
-
 # -- the file --------------------------------------------------------------------------------------
 
 
@@ -237,47 +253,43 @@ def _last(name: str) -> str:
     return name.rpartition(".")[0].rpartition(".")[2]
 
 
-def is_adapter(folder: Path) -> bool:
-    """Whether a folder holds an adapter and not, as merged ones may, a whole model beside it."""
-    whole = (folder / WEIGHTS).is_file() or (folder / INDEX).is_file()
-    return (folder / CONFIG).is_file() and not whole
+def is_adapter(files: Files) -> bool:
+    """Whether a folder holds an adapter, and not a whole model beside one, as merged ones may."""
+    return CONFIG in files and WEIGHTS not in files and INDEX not in files
 
 
-def open_adapter(location: Location, role: str) -> Adapter:
+def open_adapter(files: Files, role: str) -> Adapter:
     """Read an adapter's config and header; for a folder of which `is_adapter` is true.
 
     Raises:
-        CheckpointError: no LoRA adapter, one whose Δ is no sum of matrices, or a damaged one.
+        CheckpointError: not a LoRA adapter, one whose Δ is not a sum of matrices, or a damaged one.
         StorageError: a file cannot be read.
     """
-    folder = location.path
-    where = str(folder / CONFIG)
-    config = read_json(folder / CONFIG)
+    config = files.json(CONFIG)
+    where = str(files[CONFIG])
     _check(config, where)
-    path = next((p for p in (folder / ADAPTER, folder / PICKLE) if p.is_file()), None)
-    if path is None:
+    blob = files.get(ADAPTER) or files.get(PICKLE)
+    if blob is None:
         raise CheckpointError(
             "the adapter has no weights",
-            where=str(folder),
+            where=files.location.url,
             expected=f"{ADAPTER} or {PICKLE}",
             remedy="finish the download",
         )
-    source, found, _ = read_weights(path)
+    source, found, _ = read_weights(files.reader, blob)
     tensors = {tensor.name: tensor for tensor in found}
-    named = folder / "config.json"
-    checkpoint = Checkpoint(
-        role, location, tensors, (source,), read_json(named) if named.is_file() else {}
-    )
-    halves, replaced = _sorted(tensors, str(path))
+    named = files.json("config.json")
+    checkpoint = Checkpoint(role, files.location, tensors, (source,), files, named)
+    halves, replaced = _sorted(tensors, str(blob))
     scaling = _Scaling(config, where)
     deltas, settled = {}, set()
     for module, pair in halves.items():
         name = module + ".weight"
-        deltas[name] = _low_rank(name, module, pair, scaling, str(path))
+        deltas[name] = _low_rank(name, module, pair, scaling, str(blob))
         if pair.keys() == _EMBEDDING or len(deltas[name].shape) != 2:
             settled.add(name)
     if not deltas and not replaced:
-        raise CheckpointError("the adapter is empty", where=str(path), expected="at least one pair")
+        raise CheckpointError("the adapter is empty", where=str(blob), expected="at least one pair")
     return Adapter(
         checkpoint,
         _base(config, where),

@@ -15,6 +15,7 @@ import json
 import math
 import re
 from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from paramdelta.dtypes import DTYPES
@@ -254,6 +255,25 @@ def _check_cover(entries: list[Entry], data_start: int, file_size: int, where: s
             f"{position} bytes, by its header",
             f"{file_size} bytes",
         )
+
+
+def encode_header(
+    tensors: Iterable[tuple[str, str, Sequence[int], int, int]],
+    metadata: Mapping[str, str],
+    multiple: int,
+    size: int = 0,
+) -> bytes:
+    """The first bytes of a file, up to the data.
+
+    ``tensors``: name, safetensors dtype, shape, first byte in the data and the byte after the last.
+    ``multiple``: the result is padded to a multiple of so many bytes, and to ``size`` at least.
+    """
+    header: dict[str, Any] = {"__metadata__": dict(metadata)}
+    for name, dtype, shape, begin, end in tensors:
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [begin, end]}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (max(-(-(8 + len(text)) // multiple) * multiple, size) - 8 - len(text))
+    return len(text).to_bytes(8, "little") + text
 
 
 def _outside(name: str, end: int, data_size: int, file_size: int, where: str) -> CheckpointError:

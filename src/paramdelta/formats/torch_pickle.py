@@ -20,13 +20,14 @@ import math
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
-from pathlib import Path
 from typing import Any, TypeAlias
 
 from paramdelta.dtypes import DTYPES
 from paramdelta.errors import CheckpointError
 from paramdelta.formats import archive, magic
+from paramdelta.formats.archive import Read
 from paramdelta.formats.permuted import Permuted
 from paramdelta.formats.unpickle import (
     ELSEWHERE,
@@ -41,7 +42,8 @@ from paramdelta.formats.unpickle import (
     kind,
 )
 from paramdelta.formats.view import Tensor, Transposed, View
-from paramdelta.storage.local import File
+from paramdelta.storage.blob import Blob
+from paramdelta.storage.reader import Reader
 from paramdelta.text import shown
 
 MOST_TOLD = 100  # things beside the weights that are named one by one
@@ -70,7 +72,7 @@ class Contents:
     key: str = ""
 
 
-def read_pickle(path: Path, key: str | None = None) -> Contents:
+def read_pickle(reader: Reader, blob: Blob, key: str | None = None) -> Contents:
     """Find the tensors of a file that `torch.save` wrote.
 
     ``key``: the name of the branch with the weights, such as "ema" or "model/state_dict". None: the
@@ -81,15 +83,12 @@ def read_pickle(path: Path, key: str | None = None) -> Contents:
             no key, or a key that names none of them.
         StorageError: the file cannot be read.
     """
-    file = File(path)
-    try:
-        size = file.size()
-        allowance = Allowance(size, str(path))
-        read = _read_archive if file.read(0, min(4, size)) == b"PK\3\4" else _read_legacy
-        held, offsets, digest = read(file, size, allowance)
-    finally:
-        file.close()
-    place, state = _chosen(held, key, str(path))
+    where, size = blob.url, blob.size
+    allowance = Allowance(size, where)
+    read: Read = partial(reader.get, blob)
+    read_object = _read_archive if read(0, min(4, size)) == b"PK\3\4" else _read_legacy
+    held, offsets, digest = read_object(read, size, allowance, where)
+    place, state = _chosen(held, key, where)
     tensors = []
     for name, value in state.items():
         if not isinstance(value, Strided):
@@ -97,8 +96,8 @@ def read_pickle(path: Path, key: str | None = None) -> Contents:
         allowance.spend(15, 600)
         if not isinstance(name, str) or name == "__metadata__" or not _is_text(name):
             got = shown(name) if isinstance(name, str) else "not a string"
-            raise error("invalid tensor name", str(path), f"text, at most {MAX_WORD} long", got)
-        tensors.append(_view(name, value, offsets, f"{path}, tensor '{shown(name)}'", path))
+            raise error("invalid tensor name", where, f"text, at most {MAX_WORD} long", got)
+        tensors.append(_view(name, value, offsets, f"{where}, tensor '{shown(name)}'", blob))
     return Contents(tuple(tensors), tuple(_beside(held, place)), digest, "/".join(place))
 
 
@@ -130,7 +129,7 @@ def _chosen(held: Any, key: str | None, where: str) -> tuple[_Place, dict[Any, A
         where,
         "one set of weights" if key is None else f"'{shown(key)}'",
         ", ".join(f"'{shown(name)}' ({_count(found[name][1])} tensors)" for name in names),
-        f"name the one that you mean: {Path(where).name}#{shown((names or [''])[0])}",
+        f"name the one that you mean: {where.rpartition('/')[2]}#{shown((names or [''])[0])}",
     )
 
 
@@ -232,7 +231,7 @@ def _is_text(name: str) -> bool:
 # -- one tensor ------------------------------------------------------------------------------------
 
 
-def _view(name: str, tensor: Strided, offsets: dict[str, int], where: str, path: Path) -> View:
+def _view(name: str, tensor: Strided, offsets: dict[str, int], where: str, blob: Blob) -> View:
     """A tensor as a view, checked against its storage."""
     dtype, storage, shape = DTYPES[tensor.dtype], tensor.storage, tensor.shape
     elements = math.prod(shape)
@@ -255,9 +254,9 @@ def _view(name: str, tensor: Strided, offsets: dict[str, int], where: str, path:
             f"{elements} elements of {dtype.size} bytes from element {tensor.first} on",
         )
     if order == sorted(order):
-        return Tensor(name, dtype.name, shape, path, offset, elements * dtype.size)
+        return Tensor(name, dtype.name, shape, blob, offset, elements * dtype.size)
     laid = tuple(shape[axis] for axis in order)
-    stored = Tensor(name, dtype.name, laid, path, offset, elements * dtype.size)
+    stored = Tensor(name, dtype.name, laid, blob, offset, elements * dtype.size)
     if len(shape) == 2:
         return Transposed(name, dtype.name, shape, stored)
     axes = tuple(order.index(axis) for axis in range(len(order)))
@@ -285,16 +284,18 @@ def _order(tensor: Strided) -> list[int] | None:
 # -- the zip archive -------------------------------------------------------------------------------
 
 
-def _read_archive(file: File, size: int, allowance: Allowance) -> tuple[Any, dict[str, int], str]:
+def _read_archive(
+    read: Read, size: int, allowance: Allowance, where: str
+) -> tuple[Any, dict[str, int], str]:
     """The object, the offset of each storage that it uses, and the digest."""
     where = allowance.where
-    start, stop = archive.find_directory(file.read, size, where)
-    directory = file.read(start, stop - start)
+    start, stop = archive.find_directory(read, size, where)
+    directory = read(start, stop - start)
     listed = list(archive.listed(directory, where))
     other = magic.of_archive([entry.name.decode("utf-8", "replace") for entry in listed])
     if other is not None:
         other.check(where)
-    entries = archive.locate(file.read, listed, start, where)
+    entries = archive.locate(read, listed, start, where)
     roots = {name.split("/", 1)[0] for name in entries}
     root = next(iter(roots)) if len(roots) == 1 else ""
     if f"{root}/data.pkl" not in entries:
@@ -306,12 +307,12 @@ def _read_archive(file: File, size: int, allowance: Allowance) -> tuple[Any, dic
         )
     if f"{root}/byteorder" in entries:
         entry = entries[f"{root}/byteorder"]
-        order = file.read(entry.begin, min(entry.size, 16))
+        order = read(entry.begin, min(entry.size, 16))
         _check_order(order == b"little", order.decode("latin-1"), where)
     entry = entries[f"{root}/data.pkl"]
     if entry.size > MAX_PICKLE:
         raise error("the pickle is too large", where, f"{MAX_PICKLE} bytes", f"{entry.size} bytes")
-    stream = Stream(file.read, entry.begin, entry.begin + entry.size)
+    stream = Stream(read, entry.begin, entry.begin + entry.size)
     text = stream.fill(entry.size)[: entry.size]
     machine = Machine(stream, allowance)
     held = machine.run()
@@ -347,10 +348,12 @@ _MAGIC = 0x1950A86A20F9469CFC6C
 _PROTOCOL = 1001
 
 
-def _read_legacy(file: File, size: int, allowance: Allowance) -> tuple[Any, dict[str, int], str]:
+def _read_legacy(
+    read: Read, size: int, allowance: Allowance, where: str
+) -> tuple[Any, dict[str, int], str]:
     """The object, the offset of each storage that it uses, and the digest."""
     where = allowance.where
-    stream = Stream(file.read, 0, size)
+    stream = Stream(read, 0, size)
     machine = Machine(stream, allowance)
     start = [machine.run()]
     if start == [_MAGIC]:
@@ -378,7 +381,7 @@ def _read_legacy(file: File, size: int, allowance: Allowance) -> tuple[Any, dict
     position = stream.position
     for key in keys:
         storage = machine.storages[key]
-        count = int.from_bytes(file.read(position, 8), "little") if position + 8 <= size else -1
+        count = int.from_bytes(read(position, 8), "little") if position + 8 <= size else -1
         if count != storage.count:
             raise error(
                 f"storage '{shown(key)}' is not as the pickle says",

@@ -9,14 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from paramdelta.errors import ParamDeltaError
 from paramdelta.formats.checkpoint import Checkpoint
 from paramdelta.output.lock import renamed
 from paramdelta.planning.plan import Plan
+from paramdelta.schemes.dare import Dare
 from paramdelta.units import show_count
 from paramdelta.version import __version__
 
 if TYPE_CHECKING:
-    from paramdelta.output.lora import MadeAdapter
+    from paramdelta.jobs.lowrank import MadeAdapter
 
 PAPER = "https://arxiv.org/abs/2504.21023"
 SKETCH = "https://doi.org/10.1137/090771806"
@@ -32,11 +34,6 @@ _ADAPTER = (
     "What post-training made of a model, as nearly as a LoRA adapter can hold it: for each linear "
     f"weight the best product of thin matrices (ParamΔ, [Cao et al., ICLR 2025]({PAPER}); singular "
     f"values by [Halko, Martinsson and Tropp, 2011]({SKETCH}))"
-)
-DARE = "DARE drops a random share of a Δ ([Yu et al., 2023](https://arxiv.org/abs/2311.03099))"
-TIES = (
-    "TIES keeps the elements of the largest magnitude and merges those of the elected sign "
-    "([Yadav et al., 2023](https://arxiv.org/abs/2306.01708))"
 )
 _FRONT_MATTER = re.compile(r"\A---\s*\n(.*?)\n---\s*(\n|\Z)", re.DOTALL)
 _KEPT = ("license", "license_name", "license_link", "language", "pipeline_tag")
@@ -114,8 +111,8 @@ def _origins(sources: Sequence[Checkpoint], cards: Sequence[dict[str, Any]]) -> 
 def _sparsity(plan: Plan) -> list[str]:
     """The papers of what is left out of the Δ."""
     recipe = plan.recipe
-    named = [DARE] if any(delta.dare is not None for delta in recipe.deltas) else []
-    named += [TIES] if recipe.ties is not None else []
+    named = [Dare.citation] if any(delta.dare is not None for delta in recipe.deltas) else []
+    named += [recipe.scheme.citation] if recipe.scheme.citation else []
     return ["; ".join(named) + ".", ""] if named else []
 
 
@@ -161,13 +158,12 @@ def _public(source: Checkpoint) -> str:
 
 def front_matter(source: Checkpoint) -> dict[str, Any]:
     """The metadata of a checkpoint's own card, {} if there is none that can be read."""
-    path = source.companion("README.md")
-    if path is None:
+    if "README.md" not in source.files:
         return {}
     try:
-        match = _FRONT_MATTER.match(path.read_text(encoding="utf-8", errors="replace"))
+        match = _FRONT_MATTER.match(source.files.text("README.md"))
         data = yaml.safe_load(match[1]) if match else None
-    except (OSError, yaml.YAMLError):
+    except (ParamDeltaError, yaml.YAMLError):
         return {}
     return data if isinstance(data, dict) else {}
 
@@ -185,9 +181,9 @@ def _licence(source: Checkpoint, card: dict[str, Any]) -> str:
         licence = ", ".join(map(str, licence))
     if licence:
         return str(licence)
-    file = source.companion("LICENSE") or source.companion("LICENSE.txt")
-    if file is not None:
-        first = file.read_text(encoding="utf-8", errors="replace").strip().splitlines()[:1]
+    name = next((name for name in ("LICENSE", "LICENSE.txt") if name in source.files), None)
+    if name is not None:
+        first = source.files.text(name).strip().splitlines()[:1]
         return f"see its LICENSE ({first[0].strip()})" if first else "see its LICENSE"
     return "not stated"
 

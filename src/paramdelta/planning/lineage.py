@@ -1,7 +1,7 @@
-"""Were these ever the same model? A cosine on a small sample of weights, before the mix.
+"""Whether two checkpoints share an ancestor: the cosine of a small sample of their weights.
 
-Models that share an ancestor point the same way: a continued or post-trained model keeps a cosine
-near 1 with its base, while two models trained apart have one near 0.
+A continued or post-trained model keeps a cosine near 1 with its base. Two models that were trained
+separately have a cosine near 0.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,11 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from paramdelta.formats.view import Starts, Tensor, View
-from paramdelta.storage.local import File
+from paramdelta.formats.view import Fetch, View, float64
 
 TENSORS = 8  # matrices that are sampled
-ELEMENTS = 65536  # at most so many numbers of each, in one run from the middle
+ELEMENTS = 65536  # at most this many numbers of each, in one run from the middle
 RELATED = 0.5  # a cosine below this: never the same model
 
 
@@ -41,42 +40,43 @@ def sample(tensors: Sequence[str], checkpoints: Sequence[Mapping[str, View]]) ->
 
 
 def likeness(
-    names: Sequence[str], one: Mapping[str, View], other: Mapping[str, View]
+    names: Sequence[str], one: Mapping[str, View], other: Mapping[str, View], fetch: Fetch
 ) -> Likeness | None:
-    """Compare two checkpoints on the named tensors, a few MB read; None without a sample."""
+    """Compare two checkpoints on the named tensors; reads a few MB.
+
+    None without a sample, or if its numbers are too large to compare.
+    """
     dot = norm_one = norm_other = apart = 0.0
     for name in names:
-        a, b = read_sample(one[name]), read_sample(other[name])
+        a, b = read_sample(one[name], fetch), read_sample(other[name], fetch)
         finite = np.isfinite(a) & np.isfinite(b)
         a, b = a[finite], b[finite]
-        dot += float(a @ b)
-        norm_one += float(a @ a)
-        norm_other += float(b @ b)
-        apart += float((a - b) @ (a - b))
-    if not names or norm_one == 0 or norm_other == 0:
+        with np.errstate(over="ignore", invalid="ignore"):
+            dot += float(a @ b)
+            norm_one += float(a @ a)
+            norm_other += float(b @ b)
+            apart += float((a - b) @ (a - b))
+    if norm_one == 0 or norm_other == 0 or not np.isfinite([norm_one, norm_other, apart]).all():
         return None
     return Likeness(dot / (norm_one * norm_other) ** 0.5, (apart / norm_one) ** 0.5, len(names))
 
 
-def read_sample(view: View) -> npt.NDArray[np.float64]:
+def read_sample(view: View, fetch: Fetch) -> npt.NDArray[np.float64]:
     """A run of at most `ELEMENTS` numbers from the middle of a tensor, as float64."""
     count = min(view.elements, ELEMENTS)
     start = (view.elements - count) // 2
     return view.float64(start, start + count, fetch)
 
 
-def row_norm(view: View, row: int) -> float:
-    """Euclidean norm of one row of a matrix."""
-    return float(np.linalg.norm(view.float64(row * view.width, (row + 1) * view.width, fetch)))
-
-
-def fetch(tensor: Tensor, starts: Starts, into: memoryview) -> None:
-    """Read what `Fetch` promises of a stored tensor, opening its file for that alone."""
-    file = File(tensor.file)
-    try:
-        tensor.fetch_from(file, starts, into)
-    finally:
-        file.close()
+def row_norms(view: View, rows: Sequence[int], fetch: Fetch) -> npt.NDArray[np.float64]:
+    """Euclidean norms of some rows of a matrix. All rows of a file are requested at once."""
+    values = np.empty((len(rows), view.width), view.kind.numpy)
+    if values.size:
+        starts = np.asarray(rows, np.int64) * view.width
+        view.gather(starts, values.data.cast("B"), fetch)
+    wide = float64(values.reshape(-1), view.dtype).reshape(values.shape)
+    norms: npt.NDArray[np.float64] = np.linalg.norm(wide, axis=1)
+    return norms
 
 
 def _is_matrix(tensor: View) -> bool:

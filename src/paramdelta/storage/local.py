@@ -1,13 +1,12 @@
-"""Folders and files of this machine: positional reads and writes, and what surrounds them.
+"""Files and folders of this machine.
 
-A mix touches every byte once and should not push everyone else's files out of the page cache. So
-reads that had to go to the disk are dropped behind: through the cache, whose large pages make the
-largest requests, and out of it again while they are still warm. Whole blocks are written around the
-cache ("direct"), which also saves the clearing of fresh pages. Where the system can neither, all
-goes the plain way.
+A mix touches every byte once and should not evict other files from the page cache. Reads that had
+to go to the disk therefore go through the page cache and are dropped from it right after. Whole
+blocks are written around the page cache (direct I/O), which also saves zeroing fresh pages. Where
+the system supports neither, plain I/O is used.
 
-Positional I/O (pread, pwrite) lets many threads share one file descriptor. Where the platform has
-none (Windows), a lock a file and a seek stand in for it.
+Positional I/O (pread, pwrite) lets many threads share one file descriptor. Where the platform lacks
+it (Windows), a lock per file and a seek replace it.
 """
 
 import contextlib
@@ -15,13 +14,16 @@ import errno
 import mmap
 import os
 import random
+import stat
 import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from paramdelta.errors import CheckpointError, StorageError
+from paramdelta.storage.blob import Blob
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,16 +31,20 @@ if TYPE_CHECKING:
 
 _POSITIONAL = hasattr(os, "preadv") and hasattr(os, "pwrite")
 _BINARY = getattr(os, "O_BINARY", 0)
+_NONBLOCK = getattr(os, "O_NONBLOCK", 0)  # opening a FIFO must not wait for a writer
 _DIRECT = getattr(os, "O_DIRECT", 0) if _POSITIONAL else 0
-BLOCK = 4096  # bytes: what every file system accepts for direct transfers
-WINDOW = 8 << 20  # bytes: what is dropped at a time; no page of the cache is larger
-STEP = 256 << 10  # bytes that are read at a time where only the page cache is to have them
+PAGE = 4096  # bytes; every file system accepts direct transfers of this alignment
+WINDOW = 8 << 20  # bytes dropped from the page cache at a time; no page is larger
+STEP = 256 << 10  # bytes per read where the data only has to reach the page cache
+DEPTH = 4  # levels of folders that are listed
+MOST_FILES = 20_000  # that a folder may hold to be listed
 
 
 @dataclass
 class _Ahead:
-    """A stretch of a file that is brought into the page cache: how far, and the bytes of it that
-    are still to be read from there.
+    """A range of a file that is being read into the page cache.
+
+    ``done``: the position up to which it was read. ``wanted``: bytes that readers have yet to take.
     """
 
     done: int
@@ -46,32 +52,38 @@ class _Ahead:
 
 
 def page_buffer(size: int) -> memoryview:
-    """Page-aligned memory, as direct writes want it."""
+    """Page-aligned memory, which direct writes need."""
     return memoryview(mmap.mmap(-1, max(size, 1)))[:size]
 
 
 class File:
-    """An open file that many threads read and write at positions of their own.
+    """An open regular file. Many threads may read and write it at once.
 
     Raises:
-        StorageError: it cannot be opened, or a later read or write fails.
+        StorageError: it cannot be opened, is not a regular file, or a later read or write fails.
     """
 
-    def __init__(self, path: Path, flags: int = os.O_RDONLY) -> None:
-        """Open a file."""
+    def __init__(self, path: str | Path, flags: int = os.O_RDONLY) -> None:
+        """Open a file. A FIFO or a device is refused and does not block."""
         self.path = path
         self._lock = threading.Lock()
         self._direct: int | None = None
-        self._passed: dict[int, int] | None = None  # by window: its bytes that have been read
+        self._passed: dict[int, int] | None = None  # window -> bytes of it that were read
         self._ahead: dict[range, _Ahead] = {}
         try:
-            self._descriptor = os.open(path, flags | _BINARY, 0o666)
-        except OSError as error:
+            self._descriptor = os.open(path, flags | _BINARY | _NONBLOCK, 0o666)
+            self.status = os.fstat(self._descriptor)
+        except (OSError, ValueError) as error:  # ValueError: a path with a null character
             raise storage_error(error, path, "open") from None
+        if not stat.S_ISREG(self.status.st_mode):
+            os.close(self._descriptor)
+            raise StorageError(
+                "not a regular file", where=str(path), expected="a file, not a folder or device"
+            )
 
     @classmethod
-    def create(cls, path: Path) -> "File":
-        """Open for reading and direct writing; made if absent, kept as it is if present."""
+    def create(cls, path: str | Path) -> "File":
+        """Open for reading and direct writing. An absent file is created, a present one kept."""
         file = cls(path, os.O_RDWR | os.O_CREAT)
         if _DIRECT:
             with contextlib.suppress(OSError):  # tmpfs and some network file systems cannot
@@ -79,8 +91,8 @@ class File:
         return file
 
     @classmethod
-    def open_once(cls, path: Path) -> "File":
-        """Open a file whose bytes are read once each: it leaves the page cache as it was."""
+    def open_once(cls, path: str | Path) -> "File":
+        """Open a file whose bytes are read once each. The page cache stays as it was."""
         file = cls(path)
         if hasattr(os, "posix_fadvise") and not file._is_cached():
             file._passed = {}
@@ -92,7 +104,7 @@ class File:
 
     @cached_property
     def identity(self) -> tuple[int, int]:
-        """Device and number: two paths with the same lead to one file."""
+        """Device and inode. Two paths with the same identity lead to one file."""
         found = os.fstat(self._descriptor)
         return found.st_dev, found.st_ino
 
@@ -111,7 +123,7 @@ class File:
                     raise CheckpointError(
                         "the file ends too early",
                         where=str(self.path),
-                        expected=f"{offset + len(buffer)} bytes at the least",
+                        expected=f"at least {offset + len(buffer)} bytes",
                         got=f"{offset + done} bytes",
                         remedy="download the file again",
                     )
@@ -120,7 +132,7 @@ class File:
             raise storage_error(error, self.path, "read") from None
 
     def read_once(self, buffer: memoryview, offset: int) -> None:
-        """As `read_into`; bytes that were not in the page cache do not stay there."""
+        """As `read_into`. Bytes that were not in the page cache do not stay there."""
         self.read_into(buffer, offset)
         if self._passed is None:
             return
@@ -136,11 +148,11 @@ class File:
                 os.posix_fadvise(self._descriptor, start, WINDOW, os.POSIX_FADV_DONTNEED)
 
     def gather(self, buffer: memoryview, offsets: "npt.NDArray[np.int64]", among: range) -> None:
-        """Fill the buffer with equal parts, one from each of ``offsets``; raises as `read_into`.
+        """Fill the buffer with parts of equal size, one from each offset; raises as `read_into`.
 
-        ``among``: the bytes of the file in which they lie, most of which other calls will want. The
-        disk is not asked for the parts one by one: of a file that is read once, all of these bytes
-        are fetched into the page cache first, by all threads that come for parts.
+        ``among``: the bytes of the file that hold all parts. Other calls will ask for most of them.
+        The disk does not see a request per part: if the file is read once, the threads that call
+        this read all of ``among`` into the page cache first.
         """
         import numpy as np
 
@@ -151,13 +163,13 @@ class File:
             from paramdelta.storage.scattered import read_parts  # compiled code
 
             done = read_parts(self._descriptor, np.frombuffer(buffer, np.uint8), offsets)
-        for number in range(done, len(offsets)):  # which also says what is wrong
+        for number in range(done, len(offsets)):  # this path also reports what is wrong
             self.read_into(buffer[number * size : (number + 1) * size], int(offsets[number]))
         if self._passed is not None:
             self._drop_behind(among, len(buffer))
 
     def _read_ahead(self, stretch: range) -> None:
-        """Help to bring a stretch into the page cache, unless that holds too little for it."""
+        """Help to read a range into the page cache, unless memory is too small for it."""
         if len(stretch) > _memory() // 4:
             return
         step = memoryview(bytearray(STEP))
@@ -172,7 +184,7 @@ class File:
                 self.read_into(step[: stop - offset], offset)
 
     def _drop_behind(self, stretch: range, count: int) -> None:
-        """Empty the page cache of a stretch when so many bytes more make it all."""
+        """Drop a range from the page cache once all of it was read."""
         with self._lock:
             ahead = self._ahead.get(stretch)
             if ahead is None:
@@ -184,7 +196,7 @@ class File:
         os.posix_fadvise(self._descriptor, stretch.start, len(stretch), os.POSIX_FADV_DONTNEED)
 
     def read(self, offset: int, length: int) -> bytes:
-        """So many bytes from ``offset``; raises as `read_into`."""
+        """``length`` bytes from ``offset``; raises as `read_into`."""
         buffer = bytearray(length)
         self.read_into(memoryview(buffer), offset)
         return bytes(buffer)
@@ -196,8 +208,8 @@ class File:
         """
         done = 0
         try:
-            if self._direct is not None and offset % BLOCK == 0 and len(data) >= BLOCK:
-                done = self._write_direct(data[: len(data) // BLOCK * BLOCK], offset)
+            if self._direct is not None and offset % PAGE == 0 and len(data) >= PAGE:
+                done = self._write_direct(data[: len(data) // PAGE * PAGE], offset)
             while done < len(data):
                 done += self._write(data[done:], offset + done)
         except OSError as error:
@@ -208,7 +220,7 @@ class File:
         try:
             while done < len(data):
                 done += os.pwrite(self._direct or 0, data[done:], offset + done)
-                if done % BLOCK:
+                if done % PAGE:
                     break
         except OSError as error:
             if error.errno != errno.EINVAL:  # not aligned as this file system wants it
@@ -232,7 +244,7 @@ class File:
             return os.write(self._descriptor, data)
 
     def allocate(self, size: int) -> None:
-        """Give the file ``size`` bytes of disk now, so that a full disk is met at the start.
+        """Reserve ``size`` bytes of disk now, so that a full disk is noticed at the start.
 
         Raises:
             StorageError: no space left, or the file system allows no file of this size.
@@ -249,17 +261,17 @@ class File:
             raise storage_error(error, self.path, f"allocate {size} bytes for") from None
 
     def sync(self) -> None:
-        """Return when all that was written is on the disk; raises StorageError."""
+        """Return when everything written is on the disk; raises StorageError."""
         try:
             getattr(os, "fdatasync", os.fsync)(self._descriptor)
         except OSError as error:
             raise storage_error(error, self.path, "sync") from None
 
     def _is_cached(self) -> bool:
-        """Whether the file's bytes are, mostly, in the page cache; True where it cannot be told.
+        """Whether most of the file is in the page cache; True where the system cannot tell.
 
-        Asked by reading single bytes with the promise not to wait for the disk: without
-        read-ahead and at new places every time, for a probe that misses fetches its page.
+        Reads single bytes with RWF_NOWAIT, without read-ahead and at random places: a probe that
+        misses loads its page.
         """
         if not hasattr(os, "RWF_NOWAIT"):
             return True
@@ -281,44 +293,48 @@ class File:
         return True
 
     def close(self) -> None:
-        """Close the descriptors; the file must not be used any more."""
-        if self._passed or self._ahead:  # what is left: windows that hold the ends, scattered parts
+        """Close the descriptors; may be called twice. The file must not be used afterwards."""
+        if self._descriptor < 0:
+            return
+        if self._passed or self._ahead:  # windows at the ends of tensors, scattered parts
             os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
         os.close(self._descriptor)
+        self._descriptor = -1
         if self._direct is not None:
             os.close(self._direct)
+            self._direct = None
 
 
 def _memory() -> int:
-    """Bytes of this machine's memory; 0 where the system does not say."""
+    """Bytes of this machine's memory; 0 if unknown."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):
         return 0
 
 
-def storage_error(error: OSError, path: Path, verb: str) -> StorageError:
-    """An OSError as one that says where, what and what to do."""
+def storage_error(error: OSError | ValueError, path: str | Path, verb: str) -> StorageError:
+    """A StorageError that says what failed, where, and what to do."""
     remedies = {
-        errno.ENOSPC: "free some space or choose another --out",
-        errno.EDQUOT: "your quota is used up: free some space or choose another --out",
+        errno.ENOSPC: "free some space or choose another output folder",
+        errno.EDQUOT: "your quota is used up: free some space or choose another output folder",
         errno.EFBIG: "the file system or a limit (ulimit -f) allows no larger file: "
-        "choose a smaller --shard-size",
-        errno.EACCES: "look at the permissions",
-        errno.EROFS: "the file system is read-only: choose another --out",
+        "choose a smaller shard size",
+        errno.EACCES: "check the permissions",
+        errno.EROFS: "the file system is read-only: choose another output folder",
         errno.EMFILE: "too many open files: raise ulimit -n",
-        errno.EIO: "the device reports a failure: look at the disk",
+        errno.EIO: "the device reports a failure: check the disk",
     }
     return StorageError(
         f"cannot {verb} the file",
         where=str(path),
-        got=error.strerror or str(error),
-        remedy=remedies.get(error.errno or 0),
+        got=getattr(error, "strerror", None) or str(error),
+        remedy=remedies.get(getattr(error, "errno", None) or 0),
     )
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a small text file (UTF-8, as it stands) and sync it; raises StorageError."""
+    """Write a small text file (UTF-8) and sync it; raises StorageError."""
     write_bytes(path, text.encode())
 
 
@@ -334,14 +350,6 @@ def write_bytes(path: Path, data: bytes) -> None:
         raise storage_error(error, path, "write") from None
 
 
-def read_bytes(path: Path) -> bytes:
-    """The whole of a small file; raises StorageError."""
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise storage_error(error, path, "read") from None
-
-
 def sync_folder(path: Path) -> None:
     """Make renames and new files in a folder durable, where the system can."""
     if os.name == "posix":
@@ -353,7 +361,7 @@ def sync_folder(path: Path) -> None:
 
 
 def raise_open_file_limit() -> None:
-    """Allow as many open files as the system lets this process have: models have many shards."""
+    """Raise the soft limit on open files to the hard limit: models have many shards."""
     try:
         import resource
     except ImportError:  # Windows has no such limit
@@ -363,3 +371,106 @@ def raise_open_file_limit() -> None:
     if soft != resource.RLIM_INFINITY and soft < wanted:
         with contextlib.suppress(ValueError, OSError):
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+# -- the store -------------------------------------------------------------------------------------
+
+
+class LocalStore:
+    """Files of this machine as a `Store`. Each file is opened once."""
+
+    grain = 0
+
+    def __init__(self, once: bool) -> None:
+        raise_open_file_limit()
+        self._open = File.open_once if once else File
+        self._files: dict[Blob, File] = {}
+        self._lock = threading.Lock()
+
+    def list(self, url: str) -> dict[str, Blob]:
+        """See `Store.list`. Hidden files and folders are left out."""
+        path = Path(url)
+        try:
+            if path.is_dir():
+                return dict(_walk(path, "", DEPTH))
+            return {path.name: local_blob(path)} if path.exists() else {}
+        except (OSError, ValueError) as error:
+            raise storage_error(error, path, "list") from None
+
+    def read(self, blob: Blob, offset: int, into: memoryview) -> None:
+        """See `Store.read`."""
+        self._file(blob).read_once(into, offset)
+
+    def read_many(
+        self, blob: Blob, offsets: "npt.NDArray[np.int64]", into: memoryview, among: range
+    ) -> None:
+        """See `Store.read_many`."""
+        self._file(blob).gather(into, offsets, among)
+
+    def close(self) -> None:
+        """Close all files."""
+        with self._lock:
+            for file in self._files.values():
+                file.close()
+            self._files.clear()
+
+    def _file(self, blob: Blob) -> File:
+        file = self._files.get(blob)
+        if file is None:
+            with self._lock:
+                file = self._files.get(blob)
+                if file is None:
+                    file = self._open(blob.url)
+                    if _version(file.status) != blob.version:
+                        file.close()
+                        raise changed(blob)
+                    self._files[blob] = file
+        return file
+
+
+def local_blob(path: Path) -> Blob:
+    """The blob of a file of this machine; raises OSError."""
+    found = path.stat()
+    return Blob(os.path.abspath(path), found.st_size, _version(found))  # noqa: PTH100 - keeps links
+
+
+def modified_ns(blob: Blob) -> int:
+    """When a file of this machine was last changed, in ns; 0 for a blob that is elsewhere."""
+    try:
+        return Path(blob.url).stat().st_mtime_ns
+    except OSError:
+        return 0
+
+
+def changed(blob: Blob) -> StorageError:
+    """The error for a file that is not the one that was planned with."""
+    return StorageError(
+        "the file changed while it was in use",
+        where=str(blob),
+        remedy="run the command again when nothing writes to the file",
+    )
+
+
+def _version(found: os.stat_result) -> str:
+    return f"{found.st_mtime_ns}-{found.st_ino}"
+
+
+def _walk(folder: Path, prefix: str, depth: int) -> Iterator[tuple[str, Blob]]:
+    """Names and blobs of the files below a folder, in the order of their names."""
+    entries = sorted(
+        (entry for entry in os.scandir(folder) if not entry.name.startswith(".")),
+        key=lambda entry: entry.name,
+    )
+    if len(entries) > MOST_FILES:
+        raise StorageError(
+            "the folder holds too many files for a checkpoint",
+            where=str(folder),
+            expected=f"at most {MOST_FILES}",
+            got=str(len(entries)),
+        )
+    for entry in entries:
+        if entry.is_dir():
+            if depth > 1:
+                yield from _walk(folder / entry.name, f"{prefix}{entry.name}/", depth - 1)
+        elif entry.is_file():  # not a dangling link, a FIFO or a device
+            yield prefix + entry.name, local_blob(folder / entry.name)

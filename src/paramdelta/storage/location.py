@@ -1,10 +1,12 @@
-"""An address as the user writes it, and the place on this machine where its files are."""
+"""An address as the user writes it, and the place that it stands for."""
 
+import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from paramdelta.errors import UsageError
+from paramdelta.errors import MisfitError, UsageError
+from paramdelta.storage.store import LOCAL, is_known, scheme_of
 
 _HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
 
@@ -13,42 +15,56 @@ _HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
 class Location:
     """Where a checkpoint is.
 
-    ``address``: as written. ``path``: the folder, or the single weight file. ``repo`` and
-    ``revision``: Hub id and commit hash, where it came from the Hub.
+    ``address``: as written. ``url``: the folder or the single weight file; see `Blob`. ``repo`` and
+    ``revision``: Hub id and commit, if it came from the Hub. ``branch``: which of several sets of
+    weights in one file is meant, such as "ema": what follows ``#`` in the address.
     """
 
     address: str
-    path: Path
+    url: str
     repo: str | None = None
     revision: str | None = None
+    branch: str | None = None
 
     @property
     def pinned(self) -> str:
         """The address that will mean the same tomorrow: ``org/name@commit``, or the full path."""
-        return f"{self.repo}@{self.revision}" if self.repo else str(self.path.absolute())
-
-    @property
-    def folder(self) -> Path | None:
-        """Where the companion files are; None for a single file, which has none."""
-        return self.path if self.path.is_dir() else None
+        pinned = f"{self.repo}@{self.revision}" if self.repo else self.url
+        return f"{pinned}#{self.branch}" if self.branch else pinned
 
     @property
     def name(self) -> str:
-        """What a model card calls it: the Hub id, else the folder's name."""
-        return self.repo or self.path.absolute().name
+        """The Hub id, else the name of the folder or file. Model cards use it."""
+        return self.repo or self.url.rstrip("/").replace(os.sep, "/").rpartition("/")[2]
+
+    @property
+    def path(self) -> Path | None:
+        """The place on this machine; None if it is elsewhere."""
+        return Path(self.url) if scheme_of(self.url) == LOCAL else None
 
 
-def locate(address: str) -> Location:
-    """Find a checkpoint: what exists on this machine first, else a Hub id, which is downloaded.
+def locate(address: str, download: bool = True) -> Location:
+    """Find a checkpoint: an existing path first, then a URL, then a Hub id, which is downloaded.
+
+    ``download``: False forbids to use the network: what is in the cache of the Hub is found.
 
     Raises:
-        UsageError: neither an existing path nor a Hub id.
+        UsageError: neither an existing path, nor a URL that can be read, nor a Hub id.
+        MisfitError: it is not on this machine, and a download is forbidden.
         StorageError: the download failed.
     """
     path = Path(address).expanduser()
-    if path.exists():
-        return Location(address, path)
-    if "://" in address:
+    if _exists(path):
+        return Location(address, os.path.abspath(path))  # noqa: PTH100 - keeps links
+    file, _, branch = address.rpartition("#")
+    if branch and file and _exists(Path(file).expanduser()):
+        return replace(locate(file, download), address=address, branch=branch)
+    scheme = scheme_of(address)
+    if scheme != LOCAL:
+        if is_known(scheme) and not download:
+            raise not_here(address)
+        if is_known(scheme):
+            return Location(address, address.rstrip("/"))
         raise UsageError(
             "this kind of address cannot be read yet",
             where=address,
@@ -64,5 +80,21 @@ def locate(address: str) -> Location:
         )
     from paramdelta.storage import hub  # keeps huggingface_hub out of local work
 
-    path, commit = hub.download(match["repo"], match["revision"])
-    return Location(address, path, match["repo"], commit)
+    path, commit = hub.download(match["repo"], match["revision"], cached=not download)
+    return Location(address, str(path), match["repo"], commit)
+
+
+def not_here(address: str) -> MisfitError:
+    """The error for a checkpoint that would have to be downloaded, which was not asked for."""
+    return MisfitError(
+        "a source is not on this machine",
+        where=address,
+        remedy="allow its download (download=True, or --download)",
+    )
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # a name that is too long, a loop of links, a null character
+        return False

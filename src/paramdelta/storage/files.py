@@ -1,0 +1,81 @@
+"""The files of one checkpoint: what is there, and the contents of the small ones."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from paramdelta import documents
+from paramdelta.errors import CheckpointError
+from paramdelta.storage.blob import Blob
+from paramdelta.storage.location import Location
+from paramdelta.storage.reader import Reader
+
+MOST_JSON = 64_000_000  # bytes; the index of a model with 100,000 tensors is under 10 MB
+KEPT = 1_000_000  # bytes; larger contents are not kept in memory
+
+
+class Files(Mapping[str, Blob]):
+    """A checkpoint's files by name, with slashes for subfolders. None beside a single weight file.
+
+    The place is listed once, and each small file is read once. A copy made by pickle reads again.
+    """
+
+    def __init__(self, location: Location, reader: Reader) -> None:
+        """List a place; raises StorageError."""
+        self.location = location
+        self.reader = reader
+        found = reader.list(location.url)
+        self.single = next(iter(found.values())) if _is_single(found, location) else None
+        self._blobs = {} if self.single is not None else found
+        self._objects: dict[str, dict[str, Any]] = {}
+
+    def __getitem__(self, name: str) -> Blob:
+        return self._blobs[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._blobs)
+
+    def __len__(self) -> int:
+        return len(self._blobs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_objects": {}}
+
+    def bytes(self, name: str, limit: int = MOST_JSON) -> bytes:
+        """The contents of a file that is there; raises CheckpointError, StorageError."""
+        return self.reader.small(self[name], limit)
+
+    def text(self, name: str, limit: int = MOST_JSON) -> str:
+        """The contents as text; bytes that are not UTF-8 are replaced. Raises as `bytes`."""
+        return self.bytes(name, limit).decode("utf-8", errors="replace")
+
+    def json(self, name: str) -> dict[str, Any]:
+        """The JSON object of a file, {} if the file is absent.
+
+        Raises:
+            CheckpointError: not a JSON object, or larger than `MOST_JSON`.
+            StorageError: it cannot be read.
+        """
+        if name not in self:
+            return {}
+        if name in self._objects:
+            return self._objects[name]
+        blob = self[name]
+        value = parse_json(self.bytes(name), str(blob))
+        if blob.size <= KEPT:
+            self._objects[name] = value
+        return value
+
+
+def parse_json(data: bytes, where: str) -> dict[str, Any]:
+    """A JSON object; raises CheckpointError."""
+    try:
+        value = documents.parse_json(data)
+        if not isinstance(value, dict):
+            raise ValueError("it is not an object")
+    except ValueError as error:
+        raise CheckpointError("invalid JSON", where=where, got=str(error)) from None
+    return value
+
+
+def _is_single(found: Mapping[str, Blob], location: Location) -> bool:
+    return len(found) == 1 and next(iter(found.values())).url == location.url
