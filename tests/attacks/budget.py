@@ -102,22 +102,21 @@ class Worker:
 
 
 def _weights(path: Path) -> Any:
-    from paramdelta.formats.checkpoint import read_weights
+    from tests import opening
 
-    return read_weights(path)
+    return opening.weights(path)
 
 
 def _folder(path: Path) -> Any:
-    from paramdelta.formats.checkpoint import open_checkpoint
+    from tests import opening
 
-    return open_checkpoint(str(path), "post")
+    return opening.checkpoint(path, "post")
 
 
 def _adapter(path: Path) -> Any:
-    from paramdelta.formats.adapter import open_adapter
-    from paramdelta.storage.location import locate
+    from tests import opening
 
-    return open_adapter(locate(str(path)), "post")
+    return opening.adapter(path)
 
 
 def _json(path: Path) -> Any:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from paramdelta.errors import CheckpointError
 from paramdelta.formats import magic
-from paramdelta.formats.checkpoint import read_weights
+from tests import opening
 from tests.attacks.hostile import GOOD, legacy, torch_file
 from tests.checkpoints import encode
 
@@ -103,15 +103,15 @@ def test_a_file_that_cannot_be_read_says_what_it_is(tmp_path, name):
     path.write_bytes(data)
     if kind.reader is None and kind is not magic.UNKNOWN:
         with pytest.raises(CheckpointError, match=r"^this is ") as error:
-            read_weights(path)
+            opening.weights(path)
         assert kind.what in error.value.what
         assert error.value.remedy
         assert error.value.where == str(path)
     elif name in ("safetensors", "zip", "legacy"):
-        assert read_weights(path)[1]
+        assert opening.weights(path)
     else:
         with pytest.raises(CheckpointError):
-            read_weights(path)
+            opening.weights(path)
 
 
 @pytest.mark.parametrize(
@@ -137,7 +137,7 @@ def test_other_archives_are_named(tmp_path):
     path = tmp_path / "model.bin"
     path.write_bytes(zipped(config__json=b"{}", model__weights=b""))
     with pytest.raises(CheckpointError, match=r"a zip archive that torch\.save did not write"):
-        read_weights(path)
+        opening.weights(path)
 
 
 def test_names_decide_where_bytes_do_not():

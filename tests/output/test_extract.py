@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from paramdelta.output.staging import staging_folder
 
 from paramdelta import (
     CheckpointError,
@@ -32,7 +33,6 @@ from paramdelta.cli.app import main
 from paramdelta.formats.checkpoint import DELTA
 from paramdelta.formats.delta import BLOCK
 from paramdelta.output import staging as staged
-from paramdelta.output.staging import staging_folder
 from tests import opening
 from tests.checkpoints import bf16, fp8, llama, moved, save
 from tests.numbers import BITS, VIEWS, patterns

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from paramdelta.output.staging import staging_folder
 
 from paramdelta import (
     CheckpointError,
@@ -24,7 +25,6 @@ from paramdelta import (
 from paramdelta.formats.adapter import CONFIG
 from paramdelta.output import lora
 from paramdelta.output import staging as staged
-from paramdelta.output.staging import staging_folder
 from tests import opening
 from tests.checkpoints import bf16, llama, moved, save
 from tests.opening import fetch

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from paramdelta.engine.slices import MAX_BUFFER, cut, share_out
+from paramdelta.output.files import Files, staging_folder
 from typer.testing import CliRunner
 
 from paramdelta import Delta, MisfitError, Recipe, StorageError, UsageError, mix, plan, verify
 from paramdelta.cli.app import app
-from paramdelta.engine.slices import MAX_BUFFER, cut, share_out
-from paramdelta.output.files import Files, staging_folder
 from tests import opening
 from tests.checkpoints import bf16, fp8, save
 from tests.engine.test_threads import grown_and_projected, linux, sparse
