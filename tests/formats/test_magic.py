@@ -151,6 +151,23 @@ def test_names_decide_where_bytes_do_not():
     assert found == {"tf_model.h5": magic.HDF5, "model-Q4_K_M.gguf": magic.GGUF}
 
 
+def test_folders_by_the_files_in_them(tmp_path):
+    """A folder with other weights only says what they are; checkpoint.pth.tar is a torch file."""
+    folder = tmp_path / "other"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    (folder / "tf_model.h5").write_bytes(b"x")
+    with pytest.raises(CheckpointError, match="HDF5") as error:
+        opening.checkpoint(folder)
+    assert error.value.got == "tf_model.h5"
+    assert "from_tf" in str(error.value.remedy)
+    for name in ("checkpoint.pth.tar", "model.pt.tar"):
+        folder = tmp_path / name[:5]
+        folder.mkdir()
+        (folder / name).write_bytes(torch_file(GOOD))
+        assert opening.checkpoint(folder).tensors.keys() == GOOD.keys()
+
+
 def test_every_kind_has_words():
     """A kind that cannot be read says what to do; only two readers exist."""
     kinds = [value for value in vars(magic).values() if isinstance(value, magic.Kind)]
