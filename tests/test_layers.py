@@ -7,7 +7,7 @@ import paramdelta
 
 PACKAGE = Path(paramdelta.__file__).parent
 LAYERS = (
-    ("version",), ("errors",), ("units", "dtypes", "text", "documents"), ("arithmetic",),
+    ("version",), ("text",), ("errors",), ("units", "dtypes", "documents"), ("arithmetic",),
     ("storage",), ("formats",), ("encodings", "schemes"), ("schedule",), ("recipe",),
     ("mergekit",), ("planning",), ("engine",), ("output",), ("jobs",), ("api",), ("check", "demo"),
     ("cli",),

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from paramdelta.errors import CheckpointError
 from paramdelta.formats import magic
-from paramdelta.formats.checkpoint import read_weights
+from tests import opening
 from tests.attacks.hostile import GOOD, legacy, torch_file
 from tests.checkpoints import encode
 
@@ -103,15 +103,15 @@ def test_a_file_that_cannot_be_read_says_what_it_is(tmp_path, name):
     path.write_bytes(data)
     if kind.reader is None and kind is not magic.UNKNOWN:
         with pytest.raises(CheckpointError, match=r"^this is ") as error:
-            read_weights(path)
+            opening.weights(path)
         assert kind.what in error.value.what
         assert error.value.remedy
         assert error.value.where == str(path)
     elif name in ("safetensors", "zip", "legacy"):
-        assert read_weights(path)[1]
+        assert opening.weights(path)
     else:
         with pytest.raises(CheckpointError):
-            read_weights(path)
+            opening.weights(path)
 
 
 @pytest.mark.parametrize(
@@ -137,7 +137,7 @@ def test_other_archives_are_named(tmp_path):
     path = tmp_path / "model.bin"
     path.write_bytes(zipped(config__json=b"{}", model__weights=b""))
     with pytest.raises(CheckpointError, match=r"a zip archive that torch\.save did not write"):
-        read_weights(path)
+        opening.weights(path)
 
 
 def test_names_decide_where_bytes_do_not():
@@ -149,6 +149,23 @@ def test_names_decide_where_bytes_do_not():
     assert magic.identify(gzip.compress(b""), 20, "m.nemo") is magic.NEMO
     found = magic.named(["config.json", "tf_model.h5", "model-Q4_K_M.gguf", "m.safetensors"])
     assert found == {"tf_model.h5": magic.HDF5, "model-Q4_K_M.gguf": magic.GGUF}
+
+
+def test_folders_by_the_files_in_them(tmp_path):
+    """A folder with other weights only says what they are; checkpoint.pth.tar is a torch file."""
+    folder = tmp_path / "other"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    (folder / "tf_model.h5").write_bytes(b"x")
+    with pytest.raises(CheckpointError, match="HDF5") as error:
+        opening.checkpoint(folder)
+    assert error.value.got == "tf_model.h5"
+    assert "from_tf" in str(error.value.remedy)
+    for name in ("checkpoint.pth.tar", "model.pt.tar"):
+        folder = tmp_path / name[:5]
+        folder.mkdir()
+        (folder / name).write_bytes(torch_file(GOOD))
+        assert opening.checkpoint(folder).tensors.keys() == GOOD.keys()
 
 
 def test_every_kind_has_words():

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from paramdelta.output.files import JOURNAL
 from paramdelta.output.staging import staging_folder
 
 from paramdelta import (

@@ -15,6 +15,7 @@ from paramdelta.storage.blob import Blob
 from paramdelta.storage.files import Files
 from paramdelta.storage.location import Location
 from paramdelta.storage.reader import Reader
+from paramdelta.text import shown
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -22,7 +23,7 @@ DELTA = "paramdelta.delta.json"  # in a folder that holds a stored Δ and no mod
 PICKLE = "pytorch_model.bin"
 PICKLE_INDEX = "pytorch_model.bin.index.json"
 HEAD = 1 << 16  # bytes read at first: most headers fit
-_PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pth.tar", ".pt.tar")
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.(safetensors|bin)")
 # What training leaves beside the weights: all of it pickles, none of it a model.
 _TRAINING = re.compile(r"(training_args|optimizer|scheduler|scaler|rng_state.*)\.(bin|pt|pth)")
@@ -192,7 +193,15 @@ def _weight_files(files: Files) -> tuple[list[Blob], Mapping[str, str]]:
             got=", ".join(found[:8]) + (" …" if len(found) > 8 else ""),
             remedy="name one file instead of the folder, or finish the download",
         )
-    raise CheckpointError("no weights here", where=where, expected=expected, got="neither")
+    other = magic.named(top)
+    kind = next(iter(other.values()), None)
+    raise CheckpointError(
+        "no weights here" + (f" that can be read: this is {kind.what}" if kind else ""),
+        where=where,
+        expected=expected,
+        got=", ".join(shown(name) for name in list(other)[:8]) or "neither",
+        remedy=kind.remedy if kind else None,
+    )
 
 
 def _weight_map(files: Files, index: str) -> dict[str, str]:

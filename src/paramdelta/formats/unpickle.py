@@ -234,7 +234,7 @@ class Machine:
 
     def text(self, value: str) -> None:
         """A string."""
-        self.spend(1, 56 + 2 * len(value))  # to look into its size would cost more
+        self.spend(2, 56 + 2 * len(value))  # to look into its size would cost more
         self.stack.append(value)
 
     def opaque(self, kind: str, foreign: bool = False) -> Opaque:
@@ -325,6 +325,7 @@ class Machine:
         """What a name of code stands for here: one of our functions, or an `Opaque`."""
         module, name = names
         full = f"{module}.{name}"
+        self.spend(1, 0)
         if module.partition(".")[0] in _DANGEROUS or full in _DANGEROUS:
             raise error(
                 "the pickle asks to run a command; it was not run",
@@ -481,7 +482,8 @@ def _long(stream: Stream, position: int, count: int) -> tuple[int, int]:
 
 def _lines(stream: Stream, position: int, _: None) -> tuple[tuple[str, str], int]:
     """Two lines: a module and a name."""
-    stream.fill(min(position + 2 * MAX_WORD, stream.size))
+    if position + 2 * MAX_WORD > stream.have:
+        stream.fill(min(position + 2 * MAX_WORD, stream.size))
     middle = stream.data.find(b"\n", position, position + MAX_WORD)
     end = stream.data.find(b"\n", middle + 1, middle + 1 + MAX_WORD)
     if middle < 0 or end < 0:
