@@ -25,7 +25,7 @@ from paramdelta.jobs.tensors import check_framework, converted, iterate
 from paramdelta.jobs.verify.verification import Verification
 from paramdelta.output.card import adapter_card, delta_card, model_card
 from paramdelta.output.companions import contents
-from paramdelta.output.folder import FolderSink
+from paramdelta.output.folder import FolderSink, tidy
 from paramdelta.output.layout import Layout, make_layout
 from paramdelta.output.lock import LOCK, is_finished, lock_text, run_identity
 from paramdelta.output.place import Place, check_room, find_place, free_space
@@ -308,6 +308,8 @@ def sweep(
         for number, (plan, folder) in enumerate(zip(made.plans, outs, strict=True))
         if anew or not is_finished(plan, shard_bytes, folder)
     ]
+    for number in {*range(len(outs))} - {*todo}:
+        tidy(outs[number], LOCK)
     not_finite: dict[int, dict[tuple[str, str], int]] = {}
     read = written = 0
     if todo:
