@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         mix,
         plan,
         sweep,
+        tensors,
         verify,
     )
     from paramdelta.errors import (
@@ -36,7 +37,9 @@ if TYPE_CHECKING:
     )
     from paramdelta.planning.findings import Finding, Severity
     from paramdelta.planning.plan import Plan
-    from paramdelta.recipe import Delta, Recipe, read_recipe
+    from paramdelta.recipe import Delta, Recipe, Rule, Schedule, Span, read_recipe
+    from paramdelta.schemes.dare import Dare
+    from paramdelta.schemes.ties import Ties
 
 _HOMES = {
     "Extracted": "api",
@@ -49,6 +52,7 @@ _HOMES = {
     "mix": "api",
     "plan": "api",
     "sweep": "api",
+    "tensors": "api",
     "verify": "api",
     "CheckpointError": "errors",
     "Interrupted": "errors",
@@ -61,11 +65,17 @@ _HOMES = {
     "Plan": "planning.plan",
     "Delta": "recipe",
     "Recipe": "recipe",
+    "Rule": "recipe",
+    "Schedule": "recipe",
+    "Span": "recipe",
     "read_recipe": "recipe",
+    "Dare": "schemes.dare",
+    "Ties": "schemes.ties",
 }
 
 __all__ = [
     "CheckpointError",
+    "Dare",
     "Delta",
     "Extracted",
     "ExtractedAdapter",
@@ -77,9 +87,13 @@ __all__ = [
     "ParamDeltaError",
     "Plan",
     "Recipe",
+    "Rule",
+    "Schedule",
     "Severity",
+    "Span",
     "StorageError",
     "Swept",
+    "Ties",
     "UsageError",
     "__version__",
     "extract",
@@ -88,6 +102,7 @@ __all__ = [
     "plan",
     "read_recipe",
     "sweep",
+    "tensors",
     "verify",
 ]
 

@@ -1,38 +1,44 @@
 """What paramdelta does, as functions; the command line calls these."""
 
-from collections.abc import Callable, Sequence
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from time import perf_counter
+from typing import Any, TypeVar
 
+from paramdelta.arithmetic.sketch import Aim
 from paramdelta.dtypes import FP8_BLOCK, parse_dtype
 from paramdelta.engine import threads
-from paramdelta.engine.run import Inputs, Report
-from paramdelta.engine.sketch import Aim
-from paramdelta.engine.slices import Budget, share_out
-from paramdelta.engine.sweep import SweepWorker, trimmed
-from paramdelta.engine.threads import Progress, default_workers
+from paramdelta.engine.job import Job, Progress
+from paramdelta.engine.memory import Budget, Need, budget, default_workers
 from paramdelta.errors import Interrupted, MisfitError, UsageError
-from paramdelta.formats.adapter import is_adapter
+from paramdelta.formats.adapter import CONFIG, is_adapter
 from paramdelta.formats.checkpoint import DELTA
-from paramdelta.output import extract as extraction
-from paramdelta.output import lora
-from paramdelta.output import verify as verification
-from paramdelta.output.card import adapter_card, model_card
-from paramdelta.output.companions import write_companions
-from paramdelta.output.files import Files, check_output, check_room, check_space
+from paramdelta.jobs import extract as extraction
+from paramdelta.jobs import lowrank
+from paramdelta.jobs.measure import MeasureJob
+from paramdelta.jobs.mix import MixJob
+from paramdelta.jobs.outputs import Written, measured, write_outputs
+from paramdelta.jobs.tensors import check_framework, converted, iterate
+from paramdelta.jobs.verify.verification import Verification
+from paramdelta.output.card import adapter_card, delta_card, model_card
+from paramdelta.output.companions import contents
+from paramdelta.output.folder import FolderSink
 from paramdelta.output.layout import Layout, make_layout
-from paramdelta.output.lock import LOCK, lock_text
-from paramdelta.output.members import Members, is_finished, sizes
-from paramdelta.output.verify import Verification
+from paramdelta.output.lock import LOCK, is_finished, lock_text, run_identity
+from paramdelta.output.place import Place, check_room, find_place, free_space
+from paramdelta.planning import explanation
+from paramdelta.planning.explanation import Explanation
 from paramdelta.planning.linear import linear
 from paramdelta.planning.plan import Plan
 from paramdelta.planning.planner import make_plan
-from paramdelta.planning.sweep import Sweep, make_sweep
+from paramdelta.planning.sweep import Sweep, make_sweep, sweep_of_one
 from paramdelta.recipe import Delta, Recipe
-from paramdelta.storage import files as storage_files
-from paramdelta.storage.local import write_text
+from paramdelta.storage.blob import Blob
+from paramdelta.storage.digest import TreeDigest
+from paramdelta.storage.files import Files
 from paramdelta.storage.location import locate
 from paramdelta.storage.reader import Reader
 from paramdelta.units import parse_size
@@ -41,6 +47,8 @@ SHARD_SIZE = "5GB"
 MEMORY = "256MB"
 MAX_RANK = 256
 
+Made = TypeVar("Made")
+
 
 @dataclass(frozen=True)
 class Mix:
@@ -48,7 +56,8 @@ class Mix:
 
     ``not_finite``: how many infinite or NaN numbers were met, by (tensor, checkpoint's role or
     "result"). ``seconds``: wall time. ``moved``: bytes read and written by this run; ``resumed``:
-    output bytes that an earlier run had made.
+    output bytes that an earlier run had made. ``kept``: folders with files that came into a
+    replaced output meanwhile and were left.
     """
 
     folder: Path
@@ -58,6 +67,7 @@ class Mix:
     moved: int
     resumed: int
     not_finite: dict[tuple[str, str], int]
+    kept: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -115,7 +125,7 @@ class ExtractedAdapter:
 
     folder: Path
     plan: Plan
-    made: lora.MadeAdapter
+    made: lowrank.MadeAdapter
     seconds: float
     read: int
 
@@ -131,6 +141,39 @@ class _Watch:
         self.last = now
         if self._progress is not None:
             self._progress(now)
+
+
+def layout_for(plan: Plan, shard_size: int | str = SHARD_SIZE) -> Layout:
+    """The weight files that a mix of this plan would write; raises UsageError."""
+    made = sweep_of_one(plan)
+    streams = [stored.stream for stored in made.stored]
+    return make_layout(streams, plan.parameters, parse_size(shard_size))
+
+
+def free_disk(out: str | Path) -> int:
+    """Free bytes of the disk that an output would be on."""
+    return free_space(Path(out))[0]
+
+
+def check_place(
+    plan: Plan,
+    out: str | Path,
+    *,
+    shard_size: int | str = SHARD_SIZE,
+    overwrite: bool = False,
+) -> None:
+    """Check that a mix of this plan could be written to a folder: its path and its disk.
+
+    Raises:
+        UsageError, StorageError: as `mix`.
+    """
+    place = find_place(out, local_paths(plan), overwrite, LOCK)
+    check_room(place, layout_for(plan, shard_size).size)
+
+
+def explain(plan: Plan, pattern: str) -> tuple[Explanation, ...]:
+    """What the output tensors are made of whose names a glob matches; raises UsageError."""
+    return explanation.explain(plan, pattern)
 
 
 def plan(recipe: Recipe) -> Plan:
@@ -167,41 +210,60 @@ def mix(
         Interrupted: Ctrl-C; the same call resumes.
     """
     began = perf_counter()
-    out = Path(out)
     plan = make_plan(recipe) if isinstance(recipe, Recipe) else recipe
     plan.check()
-    shard_bytes = parse_size(shard_size)
-    layout = make_layout(plan, shard_bytes)
-    budget = budget_for(plan, memory, workers)
-    check_output(out, local_paths(plan), overwrite)
-    if not fresh:
-        check_space(out, layout)
-    files = Files(plan, layout, out, fresh=fresh)
+    made = sweep_of_one(plan)
     watch = _Watch(progress)
-
-    try:
-        try:
-            report = threads.run(plan, files, budget, watch)
-        finally:
-            files.flush()
-        files.finish(partial(_write_small_files, plan, out, shard_bytes))
-    except KeyboardInterrupt:
-        raise Interrupted(
-            "stopped; what is done is kept",
-            where=str(files.staging),
-            remedy="the same command goes on from here; --fresh starts again",
-        ) from None
-    finally:
-        files.close()
-    return Mix(
-        out,
-        plan,
-        layout,
-        perf_counter() - began,
-        watch.last.moved,
-        watch.last.resumed,
-        dict(report.not_finite),
+    place = find_place(out, local_paths(plan), overwrite, LOCK)
+    run = _run(
+        made,
+        [place],
+        parse_size(shard_size),
+        memory,
+        workers,
+        fresh,
+        watch,
     )
+    moved = run.written.read + run.written.written
+    resumed, found = run.written.resumed, run.written.not_finite[0]
+    return Mix(Path(out), plan, run.layout, perf_counter() - began, moved, resumed, found, run.kept)
+
+
+def tensors(
+    recipe: Recipe | Plan,
+    *,
+    dtype: str | None = None,
+    framework: str = "numpy",
+    memory: int | str = MEMORY,
+    workers: int | None = None,
+) -> Iterator[tuple[str, Any]]:
+    """The tensors of a mix, one after the other, in the order of the output; nothing is written.
+
+    Yields name and array. One tensor is made at a time, so memory is bounded by ``memory`` and the
+    largest tensor. ``dtype``: of the output, in place of the recipe's. ``framework``: "numpy" or
+    "torch". numpy has no BF16: such tensors come as float32, which holds every BF16 number. FP8
+    weights come as two tensors, codes and scales.
+
+    Raises:
+        UsageError, MisfitError, CheckpointError, StorageError: as `mix`.
+    """
+    check_framework(framework)
+    if dtype is not None and isinstance(recipe, Plan):
+        raise UsageError("a plan has its dtype already", expected="a recipe with dtype")
+    if isinstance(recipe, Recipe):
+        chosen = recipe if dtype is None else replace(recipe, dtype=parse_dtype(dtype))
+        recipe = make_plan(chosen)
+    recipe.check()
+    made = sweep_of_one(recipe)
+    return _tensors(made, _budget(made, memory, workers), framework)
+
+
+def _tensors(made: Sweep, chosen: Budget, framework: str) -> Iterator[tuple[str, Any]]:
+    job, _ = measured(MixJob.of(made, chosen.buffer), lambda _: False, chosen)
+    order = list(dict.fromkeys(stored.tensor for stored in made.stored))
+    with Reader(once=True, ahead=True) as reader:
+        for stream, array in iterate(job, order, reader, chosen.workers):
+            yield stream.name, converted(array, stream.dtype, framework)
 
 
 def sweep(
@@ -239,7 +301,6 @@ def sweep(
     made = make_sweep(recipe, scales)
     if planned is not None:
         planned(made)
-    layout = make_layout(made.members[0], shard_bytes, made.own)
     outs = [out / f"scale-{scale}" for scale in made.scales]
     anew = fresh and overwrite
     todo = [
@@ -247,58 +308,110 @@ def sweep(
         for number, (plan, folder) in enumerate(zip(made.plans, outs, strict=True))
         if anew or not is_finished(plan, shard_bytes, folder)
     ]
-    reports = [Report() for _ in todo]
-    shared = Report()
-    last, looked, written = Progress(0, 0, 0, 0), 0, 0
+    not_finite: dict[int, dict[tuple[str, str], int]] = {}
+    read = written = 0
     if todo:
-        part, folders = made.only(todo), [outs[number] for number in todo]
-        budget = share_out(part.joint, parse_size(memory), workers or default_workers(), len(todo))
         sources = local_paths(made.plans[0])
-        for folder in folders:
-            check_output(folder, sources, overwrite)
-        if not fresh:
-            common = sum(shard.size for shard in layout.shards if shard.first >= made.own)
-            check_room(folders, len(todo) * layout.size - (len(todo) - 1) * common)
-        members = Members(part, layout, folders, fresh=fresh)
-
-        def watch(now: Progress) -> None:
-            nonlocal last
-            last = now
-            if progress is not None:
-                read = now.moved - (now.done - now.resumed)
-                progress(replace(now, moved=looked + read + members.written))
-
-        def worker(inputs: Inputs) -> SweepWorker:
-            return SweepWorker(part, budget, inputs, members, reports, shared)
-
-        try:
-            try:
-                part, looked = trimmed(part, members.wants, budget, progress)
-                threads.carry_out(part.joint, members.wants, budget, worker, watch)
-            finally:
-                members.flush()
-            for number, (plan, folder) in enumerate(zip(part.plans, folders, strict=True)):
-                members.finish(number, partial(_write_small_files, plan, folder, shard_bytes))
-        except KeyboardInterrupt:
-            raise Interrupted(
-                "stopped; what is done is kept",
-                where=str(out),
-                remedy="the same command goes on from here; --fresh starts again",
-            ) from None
-        finally:
-            members.close()
-        written = members.written
-    found = [dict(report.not_finite + shared.not_finite) for report in reports]
-    not_finite = dict(zip(todo, found, strict=True))
+        places = [find_place(outs[number], sources, overwrite, LOCK) for number in todo]
+        part = made.only(todo)
+        run = _run(part, places, shard_bytes, memory, workers, fresh, progress, made)
+        not_finite = dict(zip(todo, run.written.not_finite, strict=True))
+        read, written = run.written.read, run.written.written
     return Swept(
         tuple(
-            Member(scale, folder, *sizes(folder), number not in todo, not_finite.get(number, {}))
+            Member(scale, folder, *_sizes(folder), number not in todo, not_finite.get(number, {}))
             for number, (scale, folder) in enumerate(zip(made.scales, outs, strict=True))
         ),
         perf_counter() - began,
-        looked + last.moved - (last.done - last.resumed),
+        read,
         written,
     )
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What `_run` did. ``kept``: see `Mix`."""
+
+    layout: Layout
+    written: Written
+    kept: tuple[Path, ...]
+
+
+def _run(
+    made: Sweep,
+    places: Sequence[Place],
+    shard_bytes: int,
+    memory: int | str,
+    workers: int | None,
+    fresh: bool,
+    progress: Callable[[Progress], None] | None,
+    whole: Sweep | None = None,
+) -> _Run:
+    """Write the outputs of a sweep to places on this machine. ``whole``: the sweep that ``made`` is
+    a part of, whose layout all outputs have.
+    """
+    first = made.plans[0]
+    laid = whole or made
+    streams = [stored.stream for stored in laid.stored]
+    layout = make_layout(streams, first.parameters, shard_bytes, laid.own)
+    chosen = _budget(made, memory, workers)
+    small = [_small_files(plan, place.out) for plan, place in zip(made.plans, places, strict=True)]
+    if not fresh:
+        common = sum(shard.size for shard in layout.shards if shard.first >= laid.own)
+        check_room(places[0], len(places) * layout.size - (len(places) - 1) * common)
+    sinks: list[FolderSink] = []
+    for plan, place in zip(made.plans, places, strict=True):
+        twin = sinks[0] if sinks else None
+        identity = run_identity(plan, layout)
+        sinks.append(FolderSink(place, identity, mark=LOCK, fresh=fresh, twin=twin, own=laid.own))
+
+    def small_files(number: int, digests: Mapping[Blob, str | None]) -> dict[str, bytes]:
+        files = small[number]
+        outputs = _digested(sinks[number], files, layout)
+        text = lock_text(made.plans[number], shard_bytes, digests, outputs)
+        return {**files, LOCK: text.encode()}
+
+    try:
+        written = write_outputs(made, layout, sinks, chosen, small_files, progress)
+    except KeyboardInterrupt:
+        raise Interrupted(
+            "stopped; what is done is kept",
+            where=str(places[0].staging if len(places) == 1 else places[0].out.parent),
+            remedy="the same command continues; --fresh starts again",
+        ) from None
+    kept = tuple(sink.kept[0] for sink in sinks if sink.kept is not None)
+    return _Run(layout, written, kept)
+
+
+def _digested(
+    sink: FolderSink, files: Mapping[str, bytes], layout: Layout
+) -> dict[str, dict[str, Any]]:
+    """Size and content digest of every file of an output, but for its card and lock."""
+    sizes = {shard.name: shard.size for shard in layout.shards}
+    found: dict[str, dict[str, Any]] = {
+        name: {"size": sizes[name], "digest": digest}
+        for name, digest in sink.file_digests().items()
+    }
+    for name, data in {**files, **layout.small}.items():
+        if name != "README.md":
+            digest = TreeDigest(len(data))
+            digest.update(0, memoryview(data))
+            found[name] = {"size": len(data), "digest": digest.hexdigest()}
+    return found
+
+
+def _small_files(plan: Plan, out: Path) -> dict[str, bytes]:
+    """All but weights, index and lock. Built before a weight is written: this may fail."""
+    with Reader() as reader:
+        files = contents(plan.companions, reader)
+    return {**files, "README.md": model_card(plan, out).encode(errors="replace")}
+
+
+def _sizes(folder: Path) -> tuple[int, int]:
+    """Bytes of a folder's weight files, and of those that are elsewhere too, by hard links."""
+    files = [path.stat() for path in folder.glob("*.safetensors")]
+    shared = sum(file.st_size for file in files if file.st_nlink > 1)
+    return sum(file.st_size for file in files), shared
 
 
 def local_paths(plan: Plan) -> list[Path]:
@@ -307,30 +420,61 @@ def local_paths(plan: Plan) -> list[Path]:
     return [path for path in paths if path is not None]
 
 
-def _write_small_files(plan: Plan, out: Path, shard_bytes: int, folder: Path) -> None:
-    """All but weights and index; ``folder``: where ``out`` is in the making."""
-    write_companions(plan.companions, folder, Reader())
-    write_text(folder / "README.md", model_card(plan, out))
-    write_text(folder / LOCK, lock_text(plan, shard_bytes))
-
-
 def budget_for(plan: Plan, memory: int | str = MEMORY, workers: int | None = None) -> Budget:
-    """How a mix of this plan would share out the memory; raises UsageError if it is too little."""
-    return share_out(plan, parse_size(memory), workers or default_workers())
+    """How a mix of this plan would use the memory; raises UsageError if it is too little."""
+    return _budget(sweep_of_one(plan), memory, workers)
+
+
+def _budget(made: Sweep, memory: int | str, workers: int | None) -> Budget:
+    job = MixJob.of(made, 0)
+    measure = MeasureJob.of(job.members, lambda _: True, 0)
+
+    def need(buffer: int) -> Need:
+        needs = [job.need(buffer), *([measure.need(buffer)] if measure.wanted else [])]
+        return Need(max(n.each for n in needs), max(n.shared for n in needs))
+
+    rows = any(len(tensor.streams) > 1 for tensor in made.plans[0].tensors)
+    what = ", 128 whole rows of which are quantized at once" if rows else ""
+    return budget(need, parse_size(memory), workers or default_workers(), " for this recipe" + what)
 
 
 def verify(
     folder: str | Path,
     *,
     share: float = 0.01,
-    progress: Callable[[int, int], None] | None = None,
+    memory: int | str = MEMORY,
+    workers: int | None = None,
+    seed: int | None = None,
+    download: bool = False,
+    progress: Callable[[Progress], None] | None = None,
 ) -> Verification:
-    """Recompute a share of an output from its sources by an independent path and compare.
+    """Make a share of an output again from its sources, by an independent path, and compare.
+
+    The files of the output are compared with the content digests that its lock holds, all of them.
+    ``share``, above 0 and at most 1: of the numbers of each tensor; at 1 the contents of all
+    sources are compared with the lock as well. ``seed`` repeats a sample; by default each is
+    another. ``download``: whether sources may be fetched that are not on this machine.
 
     Raises:
-        MisfitError: it differs, or the sources are no longer the same.
+        UsageError: options that are not valid.
+        MisfitError: it differs, or the sources are not here, or are no longer the same.
+        CheckpointError: a lock or a checkpoint that is malformed.
+        StorageError: reading failed.
     """
-    return verification.verify(Path(folder), share, progress)
+    from paramdelta.jobs.verify.folder import verify_folder
+    from paramdelta.jobs.verify.verification import Options
+
+    if not 0 < share <= 1:
+        raise UsageError(f"share {share} is not valid", expected="above 0 and at most 1: 0.01")
+    options = Options(
+        share,
+        parse_size(memory),
+        workers or default_workers(),
+        int.from_bytes(os.urandom(4), "little") if seed is None else seed,
+        download,
+        progress or (lambda _: None),
+    )
+    return verify_folder(str(folder), options)
 
 
 def plan_extract(
@@ -346,7 +490,7 @@ def plan_extract(
     Tensors that only post has are stored whole. Raises as `plan`, and UsageError for an adapter.
     """
     with Reader() as reader:
-        adapter = is_adapter(storage_files.Files(locate(str(post)), reader))
+        adapter = is_adapter(Files(locate(str(post)), reader))
     if adapter:
         raise UsageError(
             "an adapter is a Δ by itself, and smaller than what extract would store",
@@ -388,7 +532,6 @@ def extract(
         Interrupted: Ctrl-C; nothing is kept.
     """
     began = perf_counter()
-    out = Path(out)
     plan = plan_extract(*source) if isinstance(source, tuple) else source
     plan.check()
     if not any(tensor.pairs for tensor in plan.tensors):
@@ -397,17 +540,27 @@ def extract(
             where=" and ".join(str(source) for source in plan.sources[1:]),
             expected="tensors of the same names that are not the same file's",
         )
-    count, _ = extraction.share_out(plan, parse_size(memory), workers or default_workers())
-    check_output(out, local_paths(plan), overwrite, DELTA)
+    shard_bytes = parse_size(shard_size)
+    chosen = _extract_budget(
+        extraction.ExtractJob(plan.tensors, shard_bytes, None), memory, workers
+    )
+    place = find_place(out, local_paths(plan), overwrite, DELTA)
+    with Reader() as reader:
+        small = contents(plan.companions, reader)
     watch = _Watch(progress)
 
-    try:
-        made = extraction.write_delta(plan, out, parse_size(shard_size), count, watch)
-    except KeyboardInterrupt:
-        raise Interrupted(
-            "stopped; nothing is kept", where=str(out), remedy="the same command begins again"
-        ) from None
-    return Extracted(out, plan, made, perf_counter() - began, watch.last.moved)
+    def write(sink: FolderSink) -> extraction.Made:
+        job = extraction.ExtractJob(plan.tensors, shard_bytes, sink)
+        _once(job, chosen, watch)
+        made = job.made()
+        card = delta_card(plan, Path(out), made.base_sha256)
+        files = {**small, "README.md": card.encode(errors="replace")}
+        for name, data in {**files, DELTA: extraction.description(plan, made).encode()}.items():
+            sink.put(name, data)
+        return made
+
+    made = _whole(place, DELTA, write)
+    return Extracted(Path(out), plan, made, perf_counter() - began, watch.last.moved)
 
 
 def extract_adapter(
@@ -439,29 +592,70 @@ def extract_adapter(
         StorageError, Interrupted: as `extract`.
     """
     began = perf_counter()
-    out = Path(out)
     aim = _aim(rank, energy, max_rank)
     stored = parse_dtype(dtype)
     if stored == FP8_BLOCK:
-        raise UsageError("factors cannot be FP8", expected="--dtype auto, bf16, f16, f32 or f64")
+        raise UsageError("factors cannot be FP8", expected="auto, bf16, f16, f32 or f64")
     plan = plan_extract(*source) if isinstance(source, tuple) else source
     plan.check()
     parts = linear(plan, embeddings)
-    count, _ = lora.share_out(parts, aim, parse_size(memory), workers or default_workers())
-    check_output(out, local_paths(plan), overwrite, lora.LORA)
+    number_type = stored or lowrank.common_dtype(parts)
+    where = " − ".join(str(source) for source in plan.lineages[0] if source is not None)
+    planned = lowrank.LowRankJob(parts, aim, number_type, where, None)
+    chosen = _extract_budget(planned, memory, workers)
+    place = find_place(out, local_paths(plan), overwrite, lowrank.LORA)
+    with Reader() as reader:
+        models = tuple(c for c in plan.companions if c.name not in lowrank.MODELS)
+        small = contents(models, reader)
     watch = _Watch(progress)
 
-    def card(made: lora.MadeAdapter) -> str:
-        return adapter_card(plan, out, made, lora.RANKS)
+    def write(sink: FolderSink) -> lowrank.MadeAdapter:
+        job = lowrank.LowRankJob(parts, aim, number_type, where, sink)
+        _once(job, chosen, watch)
+        made = job.finished()
+        config = lowrank.adapter_config(plan, parts, made)
+        card = adapter_card(plan, Path(out), made, lowrank.RANKS)
+        files = {
+            **small,
+            "README.md": card.encode(errors="replace"),
+            lowrank.LORA: lowrank.description(plan, aim, made, (*small, CONFIG)).encode(),
+            CONFIG: (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode(),
+        }
+        for name, data in files.items():
+            sink.put(name, data)
+        return made
 
-    dtype = stored or lora.common_dtype(parts)
+    made = _whole(place, lowrank.LORA, write)
+    return ExtractedAdapter(Path(out), plan, made, perf_counter() - began, watch.last.moved)
+
+
+def _once(job: Job[Any, Any], chosen: Budget, watch: "_Watch") -> None:
+    """Run a job that is not resumed."""
+    with Reader(ahead=True) as reader:
+        threads.run(job, reader, workers=chosen.workers, progress=watch)
+
+
+def _extract_budget(job: Any, memory: int | str, workers: int | None) -> Budget:
+    return budget(job.need, parse_size(memory), workers or default_workers(), " for this Δ")
+
+
+def _whole(place: Place, mark: str, write: Callable[[FolderSink], Made]) -> Made:
+    """Write a folder that appears whole or not at all, and is never resumed."""
+    sink = FolderSink(place, {"digest": mark, "sources": []}, mark=mark)
     try:
-        made = lora.write_adapter(plan, parts, out, aim, dtype, count, card, watch)
-    except KeyboardInterrupt:
-        raise Interrupted(
-            "stopped; nothing is kept", where=str(out), remedy="the same command begins again"
-        ) from None
-    return ExtractedAdapter(out, plan, made, perf_counter() - began, watch.last.moved)
+        sink.begin_new()
+        made = write(sink)
+        sink.finish()
+    except BaseException as error:
+        sink.discard()
+        if isinstance(error, KeyboardInterrupt):
+            raise Interrupted(
+                "stopped; nothing is kept",
+                where=str(place.out),
+                remedy="the same command starts again",
+            ) from None
+        raise
+    return made
 
 
 def _aim(rank: int | None, energy: float | None, max_rank: int) -> Aim:

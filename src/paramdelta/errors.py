@@ -3,14 +3,17 @@
 ::
 
     ParamDeltaError                exit code
-    ├── UsageError                 2    an option, an address or a recipe that cannot be meant
+    ├── UsageError                 2    an option, an address or a recipe that is not valid
     ├── MisfitError                3    the inputs do not fit together, or not the output's state
-    │   └── CheckpointError        3    a file is not the checkpoint that it claims to be
+    │   ├── CheckpointError        3    a file is not the checkpoint that it claims to be
+    │   └── BusyError              3    another run is using the output
     ├── StorageError               4    the disk, the file system or the network failed
     └── Interrupted                130  stopped by the user; the same command resumes
 
 Each error says what is wrong, where, what was expected and what was got, and what to do.
 """
+
+from paramdelta.text import printable
 
 
 class ParamDeltaError(Exception):
@@ -38,6 +41,17 @@ class ParamDeltaError(Exception):
         self.got = got
         self.remedy = remedy
 
+    def to_dict(self) -> dict[str, str | None]:
+        """The error as plain values, for machines."""
+        return {
+            "kind": type(self).__name__,
+            "what": self.what,
+            "where": self.where,
+            "expected": self.expected,
+            "got": self.got,
+            "remedy": self.remedy,
+        }
+
     def __str__(self) -> str:
         parts = [
             ("where", self.where),
@@ -45,7 +59,9 @@ class ParamDeltaError(Exception):
             ("got", self.got),
             ("what to do", self.remedy),
         ]
-        return "\n".join([self.what, *(f"  {name}: {text}" for name, text in parts if text)])
+        lines = [self.what, *(f"  {name}: {text}" for name, text in parts if text)]
+        # Names from files are in there: none may move the cursor or begin a line of its own.
+        return "\n".join(printable(line).replace("\n", "\n      ") for line in lines)
 
 
 class UsageError(ParamDeltaError):
@@ -62,6 +78,10 @@ class MisfitError(ParamDeltaError):
 
 class CheckpointError(MisfitError):
     """A file is not the checkpoint that it claims to be: truncated, malformed or hostile."""
+
+
+class BusyError(MisfitError):
+    """Another run is using the output."""
 
 
 class StorageError(ParamDeltaError):

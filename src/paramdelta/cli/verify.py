@@ -5,30 +5,46 @@ from typing import Annotated
 
 import typer
 
-from paramdelta.cli import recipe as options
+from paramdelta.cli.options import Json, RunOptions
 
 
 def verify(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder that mix wrote.")],
+    run: RunOptions,
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder that paramdelta wrote.")],
     sample: Annotated[
         str | None,
         typer.Option(metavar="SHARE", help="Share of each tensor to compare.  [default: 1%]"),
     ] = None,
     full: Annotated[bool, typer.Option("--full", help="Compare every number.")] = False,
-    as_json: options.Json = False,
+    seed: Annotated[
+        int | None, typer.Option(metavar="N", min=0, help="Repeat the sample of an earlier run.")
+    ] = None,
+    download: Annotated[
+        bool, typer.Option("--download", help="Fetch sources that are not on this machine.")
+    ] = False,
+    as_json: Json = False,
 ) -> None:
-    """Recompute an output from its sources by an independent path and compare the bytes.
+    """Recompute an output from its sources by an independent path and compare the numbers.
 
-    Exits with 3 at the first difference.
+    Every file is compared with the content digest in the lock. Exits with 3 if anything differs.
     """
     from paramdelta import api
-    from paramdelta.cli import show
+    from paramdelta.cli.show.progress import reporter
+    from paramdelta.cli.show.results import show_verify
     from paramdelta.errors import UsageError
     from paramdelta.units import parse_share
 
     if full and sample is not None:
         raise UsageError("--sample and --full exclude each other")
     share = 1.0 if full else parse_share(sample or "1%")
-    with show.progress_bar("verifying", as_json) as progress:
-        result = api.verify(folder, share=share, progress=progress.verify)
-    show.verified(result, folder, as_json)
+    with reporter("verifying", as_json) as progress:
+        result = api.verify(
+            folder,
+            share=share,
+            memory=run.memory,
+            workers=run.workers,
+            seed=seed,
+            download=download,
+            progress=progress.mix,
+        )
+    show_verify(result, folder, as_json)

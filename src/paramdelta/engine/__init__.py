@@ -1,1 +1,1 @@
-"""Carries out a plan in bounded memory."""
+"""Runs jobs. One file for each way to run."""

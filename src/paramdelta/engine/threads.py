@@ -1,175 +1,215 @@
-"""The engine on one machine: a pool of threads that take slices from one list, in order."""
+"""The engine on one machine: threads that take tasks from one list, in order."""
 
-import os
 import threading
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from array import array
+from collections.abc import Callable, Iterator, Sequence
+from time import monotonic
+from typing import Any, Generic
 
-from paramdelta.engine.run import Inputs, Report, Sink, Worker
-from paramdelta.engine.slices import Budget, Slice, cut
-from paramdelta.engine.thresholds import with_thresholds
-from paramdelta.planning.plan import Plan
-from paramdelta.storage.local import raise_open_file_limit
+from paramdelta.engine.job import Job, Progress, Receipt, Task
+from paramdelta.storage.reader import Reader
 
 TICK = 0.1  # seconds between two calls of the progress function
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How far a run is. ``done`` and ``total``: output bytes; ``resumed``: those of ``done`` that
-    an earlier run made; ``moved``: bytes read and written by this one. ``stage``: what is done
-    before the first byte of output, for people.
-    """
-
-    done: int
-    total: int
-    resumed: int
-    moved: int
-    stage: str = ""
-
-
-def default_workers() -> int:
-    """Threads: enough to keep the disk busy while some compute, no more than pay."""
-    return max(4, min(16, os.cpu_count() or 1))
+COMMIT_SECONDS = 2.0  # commit receipts at the latest after this time …
+COMMIT_COST = 256_000_000  # … or this cost: what a kill can lose
 
 
 def run(
-    plan: Plan,
-    sink: Sink,
-    budget: Budget,
-    progress: Callable[[Progress], None] | None = None,
-) -> Report:
-    """Make every slice that the sink wants. Returns what the weights turned out to hold.
-
-    The first error of any worker stops all and is raised. Ctrl-C raises KeyboardInterrupt after
-    every worker has finished its slice.
-    """
-    report = Report()
-    plan, looked = trimmed(plan, sink.wants, budget, progress)
-
-    def watch(now: Progress) -> None:
-        if progress is not None:
-            progress(replace(now, moved=looked + now.moved))
-
-    def worker(inputs: Inputs) -> Worker:
-        return Worker(plan, budget, inputs, sink, report)
-
-    carry_out(plan, sink.wants, budget, worker, watch)
-    return report
-
-
-def trimmed(
-    plan: Plan,
-    wants: Callable[[Slice], bool],
-    budget: Budget,
-    progress: Callable[[Progress], None] | None = None,
-) -> tuple[Plan, int]:
-    """A plan with the thresholds that its sparse tensors need, of those that are still to be made,
-    and how many bytes were read for them; raises as `run`.
-    """
-    if not any(p.sparsity is not None and p.sparsity.trims for t in plan.tensors for p in t.pairs):
-        return plan, 0
-    raise_open_file_limit()
-    inputs = Inputs()
-
-    def say(done: int, total: int) -> None:
-        if progress is not None:
-            stage = f"{done} of {total} thresholds"
-            progress(Progress(0, plan.bytes_to_write, 0, inputs.read, stage))
-
-    wanted = frozenset(piece.tensor for piece in cut(plan, budget.buffer) if wants(piece))
-    try:
-        return with_thresholds(plan, wanted, budget, inputs, say), inputs.read
-    finally:
-        inputs.close()
-
-
-def carry_out(
-    plan: Plan,
-    wants: Callable[[Slice], bool],
-    budget: Budget,
-    worker: Callable[[Inputs], Worker],
+    job: Job[Task, Receipt],
+    reader: Reader,
+    *,
+    workers: int,
+    writers: Sequence[Any] = (),
+    skip: Callable[[Task], bool] | None = None,
+    commit: Callable[[list[Receipt]], None] | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> None:
-    """Have every wanted slice made, each thread by a worker of its own; raises as `run`."""
-    raise_open_file_limit()
-    inputs = Inputs()
-    pool = _Pool(plan, wants, budget, inputs, worker)
-    try:
-        pool.run(progress or (lambda _: None))
-    finally:
-        inputs.close()
+    """Run every task of a job, except those that ``skip`` names: an earlier run did them.
+
+    ``commit`` makes the work of some receipts durable; it is called in a thread of its own, from
+    time to time and at the end, also when the run fails.
+
+    The first error of any worker stops all of them and is raised. Ctrl-C raises KeyboardInterrupt
+    after every worker has finished its task.
+    """
+    _Run(job, reader, workers, writers, skip, commit, progress or (lambda _: None)).run()
 
 
-class _Pool:
+class _Run(Generic[Task, Receipt]):
+    """The state that the threads of one run share."""
+
     def __init__(
         self,
-        plan: Plan,
-        wants: Callable[[Slice], bool],
-        budget: Budget,
-        inputs: Inputs,
-        worker: Callable[[Inputs], Worker],
+        job: Job[Task, Receipt],
+        reader: Reader,
+        workers: int,
+        writers: Sequence[Any],
+        skip: Callable[[Task], bool] | None,
+        commit: Callable[[list[Receipt]], None] | None,
+        progress: Callable[[Progress], None],
     ) -> None:
-        self.wants = wants
-        self.worker = worker
-        self.slices = cut(plan, budget.buffer)
-        self.lock = threading.Lock()
-        self.stop = threading.Event()
-        self.finished = threading.Event()
+        self.job, self.reader, self.writers, self.progress = job, reader, writers, progress
+        self.before = reader.count
+        self.changed = threading.Condition()
+        self.stopping = False
         self.errors: list[BaseException] = []
-        self.total = plan.bytes_to_write
-        self.inputs = inputs
-        self.done = self.resumed = 0
-        self.running = budget.workers
+        self.receipts: dict[int, Receipt] = {}
+        self.tasks = job.tasks()
+        self.total = self.done = 0
+        self.pending = array("Q")  # numbers of the tasks to run: there may be a million
+        for number, task in enumerate(self.tasks):
+            cost = job.cost(task)
+            self.total += cost
+            if skip is not None and skip(task):
+                self.done += cost
+            else:
+                self.pending.append(number)
+        self.resumed = self.done
+        self.lead = len(self.pending) if job.lead is None else job.lead * workers
+        self.taken = self.collected = 0
+        self.shown = 0.0
+        self.running = workers
+        self.committer = _Committer(commit) if commit is not None else None
         self.threads = [
-            threading.Thread(
-                target=self._work,
-                name=f"paramdelta-{i}",
-                daemon=True,
-            )
-            for i in range(budget.workers)
+            threading.Thread(target=self._work, name=f"paramdelta-{number}", daemon=True)
+            for number in range(workers)
         ]
 
-    def run(self, progress: Callable[[Progress], None]) -> None:
+    def run(self) -> None:
         for thread in self.threads:
             thread.start()
         try:
-            while not self.finished.wait(TICK):
-                progress(self._state())
-        finally:
-            self.stop.set()
-            for thread in self.threads:
-                thread.join()
+            try:
+                for number, receipt in self._receipts():
+                    self._collect(number, receipt)
+            finally:
+                with self.changed:
+                    self.stopping = True
+                    self.changed.notify_all()
+                for thread in self.threads:
+                    thread.join()
+            for _, receipt in sorted(self.receipts.items()):  # finished after an error or Ctrl-C
+                if self.committer is not None:
+                    self.committer.add(receipt, 0)
+        except BaseException:
+            self._commit_rest(failed=True)
+            raise
+        self._commit_rest(failed=bool(self.errors))
         if self.errors:
             raise self.errors[0]
-        progress(self._state())
+        self.progress(self._state())
+
+    def _receipts(self) -> Iterator[tuple[int, Receipt]]:
+        """Receipts in the order of the tasks, as they come; progress meanwhile."""
+        while self.collected < len(self.pending):
+            with self.changed:
+                if self.collected not in self.receipts and not self.errors and self.running:
+                    self.changed.wait(TICK)
+                found = self.collected in self.receipts
+                if not found and (self.errors or not self.running):
+                    return
+            if found:  # a receipt may be None
+                yield self.collected, self.receipts.pop(self.collected)
+            self._tick()
+
+    def _collect(self, number: int, receipt: Receipt) -> None:
+        task = self.tasks[self.pending[number]]
+        self.job.collect(task, receipt)
+        cost = self.job.cost(task)
+        with self.changed:
+            self.collected += 1
+            self.done += cost
+            self.changed.notify_all()
+        if self.committer is not None:
+            self.committer.add(receipt, cost)
+            if self.committer.error is not None:
+                raise self.committer.error
+
+    def _tick(self) -> None:
+        now = monotonic()
+        if now - self.shown >= TICK:
+            self.shown = now
+            self.progress(self._state())
 
     def _state(self) -> Progress:
-        with self.lock:
-            moved = self.done - self.resumed + self.inputs.read
-            return Progress(self.done, self.total, self.resumed, moved)
+        fresh = self.done - self.resumed
+        moved = self.reader.count - self.before + (fresh if self.writers else 0)
+        return Progress(self.done, self.total, self.resumed, moved)
 
-    def _next(self) -> Slice | None:
-        with self.lock:
-            for piece in self.slices:
-                if self.wants(piece):
-                    return piece
-                self.done += piece.made
-                self.resumed += piece.made
+    def _next(self) -> int | None:
+        with self.changed:
+            while not self.stopping and not self.errors:
+                if self.taken >= len(self.pending):
+                    return None
+                if self.taken < self.collected + self.lead:
+                    self.taken += 1
+                    return self.taken - 1
+                self.changed.wait(TICK)
         return None
 
     def _work(self) -> None:
         try:
-            worker = self.worker(self.inputs)
-            while not self.stop.is_set() and (piece := self._next()) is not None:
-                worker.make(piece)
-                with self.lock:
-                    self.done += piece.made
+            worker = self.job.worker(self.reader, self.writers)
+            while (number := self._next()) is not None:
+                receipt = worker(self.tasks[self.pending[number]])
+                with self.changed:
+                    self.receipts[number] = receipt
+                    if number == self.collected:
+                        self.changed.notify_all()
         except BaseException as error:  # noqa: BLE001 - it is raised again in the main thread
-            self.errors.append(error)
-            self.stop.set()
+            with self.changed:
+                self.errors.append(error)
         finally:
-            with self.lock:
+            with self.changed:
                 self.running -= 1
-                if self.running == 0:
-                    self.finished.set()
+                self.changed.notify_all()
+
+    def _commit_rest(self, failed: bool) -> None:
+        if self.committer is not None:
+            self.committer.stop()
+            if self.committer.error is not None and not failed:
+                raise self.committer.error
+
+
+class _Committer(Generic[Receipt]):
+    """Commits receipts behind the workers, so that they never wait for the disk."""
+
+    def __init__(self, commit: Callable[[list[Receipt]], None]) -> None:
+        self.error: BaseException | None = None
+        self._commit = commit
+        self._receipts: list[Receipt] = []
+        self._cost = 0
+        self._stopping = False
+        self._changed = threading.Condition()
+        self._thread = threading.Thread(target=self._run, name="paramdelta-commit", daemon=True)
+        self._thread.start()
+
+    def add(self, receipt: Receipt, cost: int) -> None:
+        """Take a receipt."""
+        with self._changed:
+            self._receipts.append(receipt)
+            self._cost += cost
+            if self._cost >= COMMIT_COST:
+                self._changed.notify()
+
+    def stop(self) -> None:
+        """Commit the rest and end the thread."""
+        with self._changed:
+            self._stopping = True
+            self._changed.notify()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                if not self._stopping:
+                    self._changed.wait(COMMIT_SECONDS)
+                receipts, self._receipts, self._cost = self._receipts, [], 0
+                last = self._stopping
+            if receipts and self.error is None:
+                try:
+                    self._commit(receipts)
+                except BaseException as error:  # noqa: BLE001 - `run` raises it
+                    self.error = error
+            if last:
+                return

@@ -13,11 +13,12 @@ from paramdelta.errors import ParamDeltaError
 from paramdelta.formats.checkpoint import Checkpoint
 from paramdelta.output.lock import renamed
 from paramdelta.planning.plan import Plan
+from paramdelta.schemes.dare import Dare
 from paramdelta.units import show_count
 from paramdelta.version import __version__
 
 if TYPE_CHECKING:
-    from paramdelta.output.lora import MadeAdapter
+    from paramdelta.jobs.lowrank import MadeAdapter
 
 PAPER = "https://arxiv.org/abs/2504.21023"
 SKETCH = "https://doi.org/10.1137/090771806"
@@ -33,11 +34,6 @@ _ADAPTER = (
     "What post-training made of a model, as nearly as a LoRA adapter can hold it: for each linear "
     f"weight the best product of thin matrices (ParamΔ, [Cao et al., ICLR 2025]({PAPER}); singular "
     f"values by [Halko, Martinsson and Tropp, 2011]({SKETCH}))"
-)
-DARE = "DARE drops a random share of a Δ ([Yu et al., 2023](https://arxiv.org/abs/2311.03099))"
-TIES = (
-    "TIES keeps the elements of the largest magnitude and merges those of the elected sign "
-    "([Yadav et al., 2023](https://arxiv.org/abs/2306.01708))"
 )
 _FRONT_MATTER = re.compile(r"\A---\s*\n(.*?)\n---\s*(\n|\Z)", re.DOTALL)
 _KEPT = ("license", "license_name", "license_link", "language", "pipeline_tag")
@@ -115,8 +111,8 @@ def _origins(sources: Sequence[Checkpoint], cards: Sequence[dict[str, Any]]) -> 
 def _sparsity(plan: Plan) -> list[str]:
     """The papers of what is left out of the Δ."""
     recipe = plan.recipe
-    named = [DARE] if any(delta.dare is not None for delta in recipe.deltas) else []
-    named += [TIES] if recipe.ties is not None else []
+    named = [Dare.citation] if any(delta.dare is not None for delta in recipe.deltas) else []
+    named += [recipe.scheme.citation] if recipe.scheme.citation else []
     return ["; ".join(named) + ".", ""] if named else []
 
 

@@ -1,31 +1,33 @@
-"""Writes the small files beside the weights, as the plan chose them."""
+"""The small files beside the weights, as the plan chose them, with their changes."""
 
 import json
-from pathlib import Path
+from collections.abc import Iterable
 
 from paramdelta.planning.companions import Companion
 from paramdelta.planning.vocabulary import MOST
 from paramdelta.storage.files import parse_json
-from paramdelta.storage.local import write_bytes, write_text
 from paramdelta.storage.reader import Reader
 
 
-def write_companions(companions: tuple[Companion, ...], folder: Path, reader: Reader) -> None:
-    """Copy each companion into the folder, with its changes if it has any.
+def contents(companions: Iterable[Companion], reader: Reader) -> dict[str, bytes]:
+    """What each companion of the output holds, by name.
 
     Raises:
-        CheckpointError: a file to be changed is not a JSON object.
-        StorageError: reading or writing failed.
+        CheckpointError: a file is too large, or one that is changed is not a JSON object.
+        StorageError: it cannot be read.
     """
-    for companion in companions:
-        target = folder / companion.name
-        if not companion.changes:
-            write_bytes(target, reader.small(companion.source, MOST))
-            continue
-        content = parse_json(reader.small(companion.source, MOST), str(companion.source))
-        for key, value in companion.changes:
-            if value is None:
-                content.pop(key, None)
-            else:
-                content[key] = value
-        write_text(target, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    return {companion.name: _content(companion, reader) for companion in companions}
+
+
+def _content(companion: Companion, reader: Reader) -> bytes:
+    data = reader.small(companion.source, MOST)
+    if not companion.changes:
+        return data
+    content = parse_json(data, str(companion.source))
+    for key, value in companion.changes:
+        if value is None:
+            content.pop(key, None)
+        else:
+            content[key] = value
+    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    return text.encode("utf-8", errors="surrogatepass")

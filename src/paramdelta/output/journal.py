@@ -1,14 +1,18 @@
-"""Which slices are safely on disk: what makes a killed run resumable.
+"""Which bytes of an output are durable: what makes a killed run resumable.
 
-A text file of JSON lines beside the data: first what the run is (plan, layout, sources), then a
-line for each run of output bytes ``{"done": [start, stop]}`` that has been synced. A line is
-appended only after the data that it speaks of; a last line that was cut short counts for nothing.
+A text file beside the data. Each line is a CRC-32 as 8 hexadecimal digits, a space, and JSON: first
+what the run is (plan, layout, sources), then ``{"done": [start, stop]}`` for each run of output
+bytes that has been synced, ``{"leaves": …}`` for block digests (`storage.digest`), and ``{"put":
+name}`` before a small file is written. A line is appended only after the data that it describes. A
+last line that was cut short is dropped; any other line without its checksum stops the run.
 """
 
 import bisect
 import json
 import os
-from collections.abc import Iterable
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from operator import index
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +21,16 @@ from paramdelta.storage.local import storage_error
 
 
 class Ranges:
-    """A set of byte positions kept as sorted, merged runs."""
+    """A set of byte positions, kept as sorted, merged runs."""
 
-    def __init__(self) -> None:
+    def __init__(self, runs: Iterable[tuple[int, int]] = ()) -> None:
         self._starts: list[int] = []
         self._stops: list[int] = []
+        for start, stop in runs:
+            self.add(start, stop)
 
     def add(self, start: int, stop: int) -> None:
-        """Put ``start`` to ``stop`` in."""
+        """Add the positions from ``start`` up to ``stop``."""
         left = bisect.bisect_left(self._stops, start)
         right = bisect.bisect_right(self._starts, stop)
         if left < right:
@@ -35,64 +41,64 @@ class Ranges:
 
     def __contains__(self, run: tuple[int, int]) -> bool:
         at = bisect.bisect_right(self._starts, run[0]) - 1
-        return at >= 0 and self._stops[at] >= run[1]
+        return run[0] == run[1] or (at >= 0 and self._stops[at] >= run[1])
 
-    def __iter__(self) -> Any:
+    def __iter__(self) -> Iterator[tuple[int, int]]:
         return iter(zip(self._starts, self._stops, strict=True))
 
 
 class Journal:
-    """The open journal of one run; exclusive: a second run on the same output is refused."""
+    """The open journal of one run.
 
-    def __init__(self, path: Path, identity: dict[str, Any]) -> None:
+    ``done``: what earlier runs made durable, and this one since. ``leaves``: block digests that
+    earlier runs computed, by file. ``puts``: small files that earlier runs may have written.
+    """
+
+    def __init__(self, path: Path, identity: Mapping[str, Any]) -> None:
         """Open or begin a journal.
 
-        ``identity``: ``{"digest": …, "sources": [{"path", …}, …]}``. An existing journal must have
-        the same.
+        ``identity``: ``{"digest": …, "sources": [{"path", …}, …], …}``. An existing journal must
+        have the same.
 
         Raises:
-            MisfitError: the journal is of another run, a source has changed, or a run is going on.
+            MisfitError: the journal belongs to another run, is damaged, or a source has changed.
             StorageError: it cannot be opened or written.
         """
         self.path = path
-        self.done = Ranges()  # what earlier runs made; it no longer changes once this one works
+        self.done = Ranges()
+        self.leaves: dict[str, dict[int, bytes]] = {}
+        self.puts: list[str] = []
         try:
-            self._file = path.open("a+b")
+            flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0)
+            self._file = os.fdopen(os.open(path, flags, 0o600), "a+b")
         except OSError as error:
             raise storage_error(error, path, "open") from None
         try:
-            self._lock()
             self._load(identity)
         except BaseException:
             self._file.close()
             raise
 
-    def append(self, runs: Iterable[tuple[int, int]]) -> None:
-        """Record runs of output bytes whose data has been synced."""
-        merged = Ranges()
-        for start, stop in runs:
-            merged.add(start, stop)
-        self._write("".join(json.dumps({"done": run}) + "\n" for run in merged))
+    def append(
+        self,
+        runs: Iterable[tuple[int, int]] = (),
+        leaves: Mapping[str, Mapping[int, str]] | None = None,
+        put: str | None = None,
+    ) -> None:
+        """Record runs of output bytes that have been synced, block digests, a small file."""
+        merged = Ranges(runs)
+        lines: list[dict[str, Any]] = [{"leaves": leaves}] if leaves else []
+        lines += [{"done": run} for run in merged]
+        lines += [{"put": put}] if put is not None else []
+        self._write("".join(map(_line, lines)))
+        for start, stop in merged:
+            self.done.add(start, stop)
 
     def close(self) -> None:
-        """Let the next run have it."""
+        """Close the file; may be called twice."""
         self._file.close()
 
-    def _lock(self) -> None:
-        try:
-            import fcntl
-        except ImportError:  # Windows: the open handle itself keeps others from deleting it
-            return
-        try:
-            fcntl.flock(self._file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise MisfitError(
-                "another run is writing this output",
-                where=str(self.path.parent),
-                remedy="wait for it, or choose another --out",
-            ) from None
-
-    def _load(self, identity: dict[str, Any]) -> None:
+    def _load(self, identity: Mapping[str, Any]) -> None:
         self._file.seek(0)
         content = self._file.read()
         whole = content[: content.rfind(b"\n") + 1]
@@ -100,22 +106,29 @@ class Journal:
             self._file.truncate(len(whole))
         lines = whole.splitlines()
         if not lines:
-            self._write(json.dumps(identity) + "\n")
+            self._write(_line(identity))
             return
         try:
-            found = json.loads(lines[0])
-            runs = [json.loads(line)["done"] for line in lines[1:]]
-            self._compare(found, identity)
-            for start, stop in runs:
-                self.done.add(start, stop)
-        except (ValueError, KeyError, TypeError):
+            first, *others = map(_parsed, lines)
+            self._compare(first, json.loads(json.dumps(identity)))
+            for entry in others:
+                if "done" in entry:
+                    start, stop = map(index, entry["done"])
+                    self.done.add(start, stop)
+                elif "put" in entry:
+                    self.puts.append(str(entry["put"]))
+                else:
+                    for name, leaves in entry["leaves"].items():
+                        known = self.leaves.setdefault(name, {})
+                        known.update({int(n): bytes.fromhex(leaf) for n, leaf in leaves.items()})
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             raise MisfitError(
-                "the journal of the unfinished run cannot be read",
+                "the journal of the unfinished run is damaged",
                 where=str(self.path),
-                remedy="--fresh starts again from nothing",
+                remedy="start again from nothing (--fresh)",
             ) from None
 
-    def _compare(self, found: dict[str, Any], identity: dict[str, Any]) -> None:
+    def _compare(self, found: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
         if found == identity:
             return
         before = {source["path"]: source for source in found["sources"]}
@@ -125,12 +138,12 @@ class Journal:
             raise MisfitError(
                 "a source has changed since the unfinished run",
                 where=", ".join(changed),
-                remedy="put the source back, or start again from nothing with --fresh",
+                remedy="put the source back, or start again from nothing (--fresh)",
             )
         raise MisfitError(
-            "an unfinished run of another recipe or with other options is here",
+            "an unfinished run of another recipe, or with other options, is here",
             where=str(self.path.parent),
-            remedy="repeat that command to resume it, or start again from nothing with --fresh",
+            remedy="repeat that command to resume it, or start again from nothing (--fresh)",
         )
 
     def _write(self, text: str) -> None:
@@ -140,3 +153,14 @@ class Journal:
             os.fsync(self._file.fileno())
         except OSError as error:
             raise storage_error(error, self.path, "write") from None
+
+
+def _line(entry: Mapping[str, Any]) -> str:
+    text = json.dumps(entry)
+    return f"{zlib.crc32(text.encode()):08x} {text}\n"
+
+
+def _parsed(line: bytes) -> Any:
+    if len(line) < 10 or int(line[:8], 16) != zlib.crc32(line[9:]):
+        raise ValueError("a line does not have its checksum")
+    return json.loads(line[9:])

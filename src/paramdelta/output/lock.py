@@ -4,31 +4,26 @@ and made again.
 
 import json
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from paramdelta.errors import CheckpointError, MisfitError, UsageError
 from paramdelta.formats.checkpoint import Checkpoint, open_checkpoint
+from paramdelta.output.layout import Layout
 from paramdelta.planning.plan import Plan
-from paramdelta.recipe import Delta, Recipe
+from paramdelta.recipe import Recipe, recipe_from_dict
+from paramdelta.storage.blob import Blob
+from paramdelta.storage.digest import ALGORITHM
 from paramdelta.storage.files import MOST_JSON, Files, parse_json
-from paramdelta.storage.local import local_blob
+from paramdelta.storage.local import local_blob, modified_ns
 from paramdelta.storage.location import locate
 from paramdelta.storage.reader import Reader
 from paramdelta.version import __version__
 
 LOCK = "paramdelta.lock.json"
-VERSION = 1
-CHOICES = (
-    "vocabulary",
-    "graft",
-    "take",
-    "maps",
-    "head",
-    "ties",
-)  # of a recipe, where not the default
+VERSION = 2
 
 
 def pinned(plan: Plan) -> Recipe:
@@ -47,29 +42,88 @@ def renamed(plan: Plan, name: Callable[[Checkpoint], str]) -> Recipe:
     return replace(plan.recipe, new_base=name(plan.new_base), deltas=deltas)
 
 
-def lock_text(plan: Plan, shard_size: int) -> str:
-    """The lock's JSON. It holds nothing that differs between two runs of one plan."""
+def lock_text(
+    plan: Plan,
+    shard_size: int,
+    digests: Mapping[Blob, str | None] | None = None,
+    outputs: Mapping[str, Mapping[str, Any]] | None = None,
+) -> str:
+    """The lock's JSON. It holds nothing that differs between two runs of one plan.
+
+    ``digests``: content digests of the source files; None where a file was not read in whole.
+    ``outputs``: by name, size and content digest of every file of the output. Both are
+    `storage.digest.ALGORITHM`.
+    """
     lock: dict[str, Any] = {
         "lock_version": VERSION,
         "recipe": pinned(plan).to_dict(),
         "shard_size": shard_size,
         "plan_sha256": plan.digest,
-        "sources": [_source(source) for source in plan.sources],
+        "digest_algorithm": ALGORITHM,
+        "sources": [_source(source, digests or {}) for source in plan.sources],
+        "outputs": dict(sorted((outputs or {}).items())),
         "allowed_findings": sorted({f.code for f in plan.findings if "; allowed: " in f.what}),
         "versions": {"paramdelta": __version__, "python": platform.python_version()},
     }
     return json.dumps(lock, indent=2, ensure_ascii=False) + "\n"
 
 
-def _source(source: Checkpoint) -> dict[str, Any]:
+def _source(source: Checkpoint, digests: Mapping[Blob, str | None]) -> dict[str, Any]:
     return {
         "role": source.role,
         "address": source.location.pinned,
         "files": [
-            {"name": f.blob.name, "size": f.blob.size, "header_sha256": f.header_sha256}
-            for f in source.sources
+            {
+                "name": file.blob.name,
+                "size": file.blob.size,
+                "header_sha256": file.header_sha256,
+                "digest": digests.get(file.blob),
+            }
+            for file in source.sources
         ],
     }
+
+
+def run_identity(plan: Plan, layout: Layout) -> dict[str, Any]:
+    """What a run must have in common with the one that it resumes."""
+    return {
+        "digest": plan.digest,
+        "shards": [[shard.name, shard.size] for shard in layout.shards],
+        "sources": [
+            {
+                "path": file.blob.url,
+                "size": file.blob.size,
+                "version": file.blob.version,
+                "header_sha256": file.header_sha256,
+            }
+            for file in plan.files
+        ],
+    }
+
+
+def is_finished(plan: Plan, shard_size: int, out: Path) -> bool:
+    """Whether a folder is the whole output of this plan, made after its sources last changed.
+
+    The lock must match, ignoring versions and digests, and so must the headers of the weights.
+    """
+    try:
+        lock, output = read_lock(out), open_output(out)
+        made = (out / LOCK).stat().st_mtime_ns
+    except (MisfitError, OSError):
+        return False
+    wanted = json.loads(lock_text(plan, shard_size))
+    for one in (lock, wanted):
+        for source in one.get("sources", []):
+            for file in source.get("files", []):
+                file.pop("digest", None)
+    ignored = ("versions", "outputs")
+    if any(lock.get(key) != value for key, value in wanted.items() if key not in ignored):
+        return False
+    if any(modified_ns(file.blob) > made for file in plan.files):
+        return False
+    found = {t.name: (t.dtype, t.shape) for t in output.tensors.values()}
+    streams = (stream for tensor in plan.tensors for stream in tensor.streams)
+    return found == {s.name: (s.dtype, s.shape) for s in streams}
 
 
 def read_lock(folder: Path) -> dict[str, Any]:
@@ -106,22 +160,8 @@ def open_output(folder: Path) -> Checkpoint:
 def locked_recipe(lock: dict[str, Any], where: Path) -> Recipe:
     """The recipe that a lock holds; raises CheckpointError."""
     try:
-        recipe = lock["recipe"]
-        deltas = tuple(
-            Delta(
-                d.get("post", ""),
-                d.get("base"),
-                d["scale"],
-                d.get("delta"),
-                d.get("dare"),
-                d.get("density"),
-            )
-            for d in recipe["deltas"]
-        )
-        dtype = None if recipe["dtype"] == "auto" else recipe["dtype"]
-        choices = {name: recipe[name] for name in CHOICES if name in recipe}
-        return Recipe(recipe["new_base"], deltas, dtype, tuple(recipe["allow"]), **choices)
-    except (KeyError, TypeError, UsageError) as error:
+        return recipe_from_dict(lock["recipe"])
+    except UsageError as error:
         raise CheckpointError(
-            "the lock cannot be understood", where=str(where / LOCK), got=repr(error)
+            "the lock cannot be read", where=str(where / LOCK), got=str(error)
         ) from None

@@ -8,8 +8,9 @@ the shorter form is read, and rounded, once.
 from dataclasses import replace
 from fractions import Fraction
 
-from paramdelta.formats.view import View, Zeros
-from paramdelta.planning.plan import OutputTensor, Pair
+from paramdelta.formats.view import View
+from paramdelta.planning.plan import OutputTensor
+from paramdelta.schemes.pair import Pair
 
 
 def cancelled(tensor: OutputTensor) -> OutputTensor:
@@ -35,7 +36,7 @@ def _needless(new: View, pairs: list[Pair]) -> View | None:
                     break
             else:
                 sums.append((view, coefficient))
-    return next((v for v, total in sums if total == 0 and not isinstance(v, Zeros)), None)
+    return next((v for v, total in sums if total == 0 and v.parts), None)
 
 
 def _without(operand: View, new: View, pairs: list[Pair]) -> tuple[View, list[Pair]]:

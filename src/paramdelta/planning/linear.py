@@ -11,8 +11,9 @@ from typing import Any
 
 from paramdelta.formats.view import Rows
 from paramdelta.planning.names import is_buffer, tie_of
-from paramdelta.planning.plan import OutputTensor, Pair, Plan
+from paramdelta.planning.plan import OutputTensor, Plan
 from paramdelta.planning.presets import is_head, is_of
+from paramdelta.schemes.pair import Pair
 
 EMBEDDINGS = "embeddings and output head"
 VECTORS = "norms, biases and other vectors"

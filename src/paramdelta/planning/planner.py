@@ -1,47 +1,37 @@
 """Recipe and checkpoints -> Plan.
 
-Made from headers, config files and tokenizer files alone, plus a few MB of weights for the
-questions whether the checkpoints are relatives and whether rows were trained. Nothing is written.
+The plan is made from headers, config files and tokenizer files, and from a few MB of weights: a
+sample that shows whether the checkpoints are relatives, and rows that may be untrained. Nothing is
+written.
 """
 
-from dataclasses import replace
-from typing import Any
+from collections.abc import Sequence
 
-from paramdelta.dtypes import DTYPES, FP8_BLOCK, FP8_SIDE
-from paramdelta.errors import UsageError
-from paramdelta.formats.adapter import LowRank
-from paramdelta.formats.blockscaled import BlockScaled
-from paramdelta.formats.delta import other_half
-from paramdelta.formats.view import View, Zeros
-from paramdelta.planning import companions, lineage, names
+from paramdelta.dtypes import DTYPES
+from paramdelta.planning import companions
+from paramdelta.planning.alignment import align_names, join_repeats
 from paramdelta.planning.architecture import compare_architecture
-from paramdelta.planning.cancellation import cancelled
-from paramdelta.planning.coefficients import coefficient, coefficients
-from paramdelta.planning.experts import relaid
-from paramdelta.planning.findings import Findings, Severity
+from paramdelta.planning.coefficients import choose_factors
+from paramdelta.planning.findings import Findings
 from paramdelta.planning.heads import settle_head
-from paramdelta.planning.plan import OutputTensor, Pair, Plan
-from paramdelta.planning.quantised import CODES, quantization_config, with_scales
-from paramdelta.planning.settlement import (
-    Case,
-    Settlement,
-    by_rows,
-    fitting,
-    on_axis,
-    picked,
-    settle,
+from paramdelta.planning.leftovers import report_leftovers
+from paramdelta.planning.plan import OutputTensor, Plan
+from paramdelta.planning.quantization import (
+    check_dtype,
+    output_config,
+    report_requantized,
 )
-from paramdelta.planning.sources import Lineage, Opener, Source, Sources
+from paramdelta.planning.relatives import compare_relatives
+from paramdelta.planning.rows import (
+    grown_rows,
+    report_rows,
+    settle_vocabularies,
+)
+from paramdelta.planning.sources import Opener, open_sources
+from paramdelta.planning.tensors import Decisions, plan_tensor
 from paramdelta.planning.tokenaxes import token_axes
-from paramdelta.planning.tokenizer import Known, read_vocabulary
-from paramdelta.planning.tokens import tell_doubts, tell_numbers, tell_rows, with_rows
-from paramdelta.planning.vocabulary import Opaque, Vocabulary
 from paramdelta.recipe import Recipe
 from paramdelta.storage.reader import Reader
-
-COPIED = "copied from the new base"
-NO_DELTA = "no Δ for it"
-LOOK = "look whether it is the right checkpoint"
 
 
 def make_plan(recipe: Recipe, opener: Opener | None = None) -> Plan:
@@ -50,523 +40,67 @@ def make_plan(recipe: Recipe, opener: Opener | None = None) -> Plan:
     ``opener``: opens the checkpoints. Plans that share one open each checkpoint once.
 
     Raises:
-        UsageError: an address that is no checkpoint, or a choice that cannot be meant.
+        UsageError: an address that is not a checkpoint, or a choice that is not valid for these
+            checkpoints.
         CheckpointError: damaged or hostile files.
         StorageError: something cannot be read or downloaded.
     """
-    if opener is not None:
-        return _Planner(recipe, opener).plan()
-    with Reader() as reader:
-        return _Planner(recipe, Opener(reader)).plan()
+    if opener is None:
+        with Reader() as reader:
+            return make_plan(recipe, Opener(reader))
+    findings = Findings()
 
+    sources = open_sources(recipe, opener, findings)
+    check_dtype(recipe.dtype, sources.new)
 
-class _Planner:
-    """Collects output tensors and findings; one instance makes one plan."""
+    sources = align_names(sources, recipe.maps, findings)
+    sources = join_repeats(sources, findings)
+    settlement = settle_vocabularies(sources, recipe, findings)
+    sources, tied = settle_head(sources, recipe.head, findings)
 
-    def __init__(self, recipe: Recipe, opener: Opener) -> None:
-        self.recipe = recipe
-        self.findings = Findings()
-        self.sources = Sources(recipe, opener, self.findings)
-        self.new, self.lineages = self.sources.new, self.sources.lineages
+    factors = choose_factors(recipe, sources, findings)
+    axes = token_axes(
+        {name: view.shape for name, view in sources.new.views.items()},
+        sources.new.checkpoint.config,
+        settlement.new.size if settlement.new is not None else None,
+    )
+    decided = Decisions(recipe, sources, settlement, factors, axes)
+    tensors = [plan_tensor(name, decided, findings) for name in sources.new.views]
 
-    def plan(self) -> Plan:
-        self.align()
-        self.share()
-        self.settlement = self.settle()
-        self.names, tied = settle_head(self.sources, self.findings, self.recipe.head)
-        self.axes = token_axes(
-            {name: self.new.views[name].shape for name in self.names},
-            self.new.checkpoint.config,
-            self.settlement.new.size if self.settlement.new is not None else None,
-        )
-        self.schedule()
-        tensors = [self.asked(self.output(name)) for name in self.names]
-        quantised = self.quantise(tensors)
-        self.leftovers()
-        likeness = self.relatives()
-        for source in self.sources.others:
-            compare_architecture(self.new.checkpoint, source.checkpoint, self.findings)
-        embedding = next((n for n in self.axes if len(self.new.views[n].shape) == 2), None)
-        cases = self.rows_of(embedding) if embedding is not None else ()
-        tell_doubts(self.settlement, self.sources, self.axes, self.findings)
-        if embedding is not None:
-            tell_numbers(self.settlement, self.sources, self.findings, embedding)
-        dtypes = {t.dtype for t in tensors if DTYPES[t.dtype].mixable}
-        dtype = next(iter(dtypes)) if len(dtypes) == 1 and quantised is None else None
-        post = self.lineages[0].post.checkpoint
-        chosen = companions.choose(
-            self.new.checkpoint,
-            post,
-            self.settlement,
-            companions.Facts(
-                dtype,
-                tied,
-                self.grown(tensors),
-                quantised,
-            ),
-        )
-        if quantised is not None:
-            tensors = self.scaled(tensors)
+    report_leftovers(recipe, sources, findings)
+    likeness = compare_relatives(sources, findings)
+    for source in sources.others:
+        compare_architecture(sources.new.checkpoint, source.checkpoint, findings)
+    rows = report_rows(settlement, sources, axes, findings)
+    report_requantized(tensors, sources.new, findings)
+
+    quantization = output_config(recipe.dtype, sources.new, tensors)
+    facts = companions.Facts(
+        dtype=_common_dtype(tensors) if quantization is None else None,
+        tied=tied,
+        rows=grown_rows(tensors, axes, sources),
+        quantised=quantization,
+    )
+    new, post = sources.new.checkpoint, sources.lineages[0].post.checkpoint
+    chosen = companions.choose(new, post, settlement, facts)
+
+    return Plan(
+        recipe,
+        new,
+        tuple(
+            (each.post.checkpoint, each.base.checkpoint if each.base is not None else None)
+            for each in sources.lineages
+        ),
         # Wider elements first, as the format's own writer does: every tensor stays aligned.
-        tensors.sort(key=lambda tensor: -DTYPES[tensor.dtype].size)
-        return Plan(
-            self.recipe,
-            self.new.checkpoint,
-            tuple(
-                (each.post.checkpoint, each.base.checkpoint if each.base else None)
-                for each in self.lineages
-            ),
-            tuple(tensors),
-            chosen,
-            self.findings.all(self.recipe.allow),
-            likeness,
-            cases,
-        )
+        tuple(sorted(tensors, key=lambda tensor: -DTYPES[tensor.dtype].size)),
+        chosen,
+        findings.all(recipe.allow),
+        likeness,
+        rows,
+    )
 
-    # -- names -------------------------------------------------------------------------------------
 
-    def align(self) -> None:
-        """Bring every source's tensors under the names of the new base."""
-        rules = [names.parse_rule(text) for text in self.recipe.maps if text != "auto"]
-        used: set[str] = set()
-        before = [
-            name for source in self.sources.others for name in (*source.views, *source.deltas)
-        ]
-        for source in self.sources.others:
-            source.views, changes = self.aligned(source, source.views, rules)
-            source.deltas, more = self.aligned(source, source.deltas, rules)
-            used |= changes | more
-        for rule in rules:
-            if rule.text not in used:
-                raise names.unused_rule(rule, before)
-
-    def aligned(
-        self, source: Source, own: dict[str, View], rules: list[names.Rule]
-    ) -> tuple[dict[str, View], set[str]]:
-        """Tensors under the names of the new base, and the rules that were used for it."""
-        own, used = names.renamed(own, rules, self.new.views)
-        for text, count in used.items():
-            self.note("mapped", f"{count} names are read as {text}", source)
-        own, change = names.bridged(own, self.new.views)
-        if change is not None:
-            self.note("prefix", f"tensor names are read as {change}…", source)
-        own, moved = relaid(own, self.new.views)
-        if moved:
-            self.note("experts", "experts are read in the layout of the new base", source)
-        proposals = names.propose(own, self.new.views)
-        shown = "; ".join(map(str, proposals))
-        if proposals and "auto" in self.recipe.maps:
-            own = names.applied(proposals, own, self.new.views)
-            self.note("mapped", f"by --map auto, names are read as {shown}", source)
-        elif proposals:
-            self.note(
-                "map-proposed",
-                f"more names would agree under {shown}",
-                source,
-                remedy="--map auto takes this, --map 'RULE' a rule of yours",
-            )
-        return own, set(used)
-
-    def share(self) -> None:
-        """Bring sources together that name a shared tensor once and several times (pickles do)."""
-        for source in self.sources.others:
-            for group in names.repeated(source.views):
-                placed = [name for name in group if name in self.new.views]
-                for name in group if placed else ():
-                    if name not in placed:
-                        del source.views[name]
-                        self.findings.add(
-                            Severity.NOTE,
-                            "repeats",
-                            "a tensor that has several names is taken by those of the new base",
-                            source,
-                            tensor=name,
-                        )
-        for group in names.repeated(self.new.views):
-            for source in self.sources.others:
-                given = [source.views[name] for name in group if name in source.views]
-                for name in group if given else ():
-                    source.views.setdefault(name, given[0])
-
-    def note(self, code: str, what: str, source: Source, remedy: str | None = None) -> None:
-        self.findings.add(Severity.NOTE, code, what, source, remedy=remedy)
-
-    # -- coefficients ------------------------------------------------------------------------------
-
-    def schedule(self) -> None:
-        """Decide which coefficient every tensor gets of each Δ."""
-        axes = {name: len(self.new.views[name].shape) for name in self.names}
-        weights = [
-            name
-            for name in self.names
-            if self.new.views[name].kind.mixable and not names.is_buffer(self.new.views[name])
-        ]
-        for number, each in enumerate(self.lineages):
-            each.coefficients, idle = coefficients(each.scale, axes, weights)
-            density = self.recipe.density(number)
-            each.densities, further = coefficients(density, axes, weights)
-            for rule in (*idle, *further):
-                where = f" ({rule.where})" if rule.where else ""
-                self.findings.add(
-                    Severity.WARNING,
-                    "rule-idle",
-                    f"no tensor has its scale from the rule {rule.subject}{where}: the rules "
-                    "before it are for all that it is for",
-                    each.post,
-                    remedy="put it before them, or leave it out",
-                )
-
-    def asked(self, tensor: OutputTensor) -> OutputTensor:
-        """A tensor with what was asked for it, and without operands that cancel out."""
-        found = [each.coefficients.get(tensor.name) for each in self.lineages]
-        if tensor.why == NO_DELTA and all(c is not None and c.scale == 0 for c in found):
-            tensor = replace(tensor, why=f"scale 0: {found[0]}")
-        there = {pair.number for pair in tensor.pairs}
-        asked = tuple(
-            c if number in there or (c is not None and c.scale == 0) else None
-            for number, c in enumerate(found)
-        )
-        tensor = self.sparsified(replace(tensor, asked=asked))
-        return tensor if tensor.sparse else cancelled(tensor)
-
-    def sparsified(self, tensor: OutputTensor) -> OutputTensor:
-        """The same tensor with what is left of its Δ, as the recipe asks."""
-        pairs = tuple(
-            replace(
-                pair,
-                sparsity=self.recipe.sparsity(
-                    pair.number,
-                    tensor.name,
-                    self.lineages[pair.number].densities[tensor.name].scale,
-                ),
-            )
-            for pair in tensor.pairs
-        )
-        numbers = [pair.number for pair in pairs]
-        if len(set(numbers)) < len(numbers) and any(p.sparsity or self.recipe.ties for p in pairs):
-            raise UsageError(
-                "an adapter both replaces and adapts a tensor whose Δ is to be sparse",
-                where=tensor.name,
-                remedy="merge the adapter into its base first",
-            )
-        return replace(tensor, pairs=pairs, ties=self.recipe.ties if pairs else None)
-
-    # -- tensors -----------------------------------------------------------------------------------
-
-    def output(self, name: str) -> OutputTensor:
-        """Decide one output tensor."""
-        new = self.new.views.get(name)
-        if new is None:  # a head that only others have stored
-            raise AssertionError(name)
-        if names.is_buffer(new):
-            what = "constants are copied, not mixed"
-            self.findings.add(Severity.NOTE, "buffer", what, self.new, tensor=name)
-            return OutputTensor(name, new.dtype, new.shape, new, why="constant buffer")
-        if not new.kind.mixable:
-            self.unmixable(name, new)
-            return OutputTensor(name, new.dtype, new.shape, new, why=f"{new.dtype}, not a weight")
-        target = self.target(new)
-        pairs = [
-            pair
-            for number, each in enumerate(self.lineages)
-            for pair in self.pairs(name, each, number)
-        ]
-        known = self.settlement.mode != "unknown"
-        if name in self.axes and known and not self.settlement.plain(self.heights(name)):
-            return self.by_token(name, target, new, pairs)
-        kept = tuple(pair for pair in pairs if self.fits(pair, new))
-        return OutputTensor(name, target, new.shape, new, kept, "" if kept else NO_DELTA)
-
-    def target(self, new: View) -> str:
-        """The dtype of an output tensor."""
-        is_fp8 = isinstance(new, BlockScaled)
-        if self.recipe.dtype == FP8_BLOCK:
-            return CODES if is_fp8 else new.dtype
-        return self.recipe.dtype or ("BF16" if is_fp8 else new.dtype)
-
-    def quantise(self, tensors: list[OutputTensor]) -> dict[str, Any] | None:
-        """What config.json will say of the output's quantisation; None if it has none.
-
-        Raises:
-            UsageError: it is to have one, and the new base has none.
-        """
-        if self.recipe.dtype != FP8_BLOCK:
-            return None
-        if not self.dequantised:
-            raise UsageError(
-                f"--dtype {FP8_BLOCK}, but the new base has no FP8 weights",
-                where=self.new.checkpoint.location.address,
-                expected="a new base that says which weights are FP8, by storing them so",
-                remedy="leave --dtype out, and quantise the output with a tool made for that "
-                "(llm-compressor, say)",
-            )
-        return quantization_config(self.new.checkpoint.config, tensors)
-
-    def scaled(self, tensors: list[OutputTensor]) -> list[OutputTensor]:
-        """The tensors of a quantised output, with their scales."""
-        result = with_scales(tensors, str(self.new))
-        for tensor in result:
-            if tensor.derived:
-                self.findings.add(
-                    Severity.NOTE,
-                    "requantised",
-                    "the sum is rounded to FP8, with a fresh scale for each block of "
-                    f"{FP8_SIDE} × {FP8_SIDE}; without --dtype it is BF16",
-                    self.new,
-                    tensor=tensor.scales_of,
-                )
-        return result
-
-    def unmixable(self, name: str, new: View) -> None:
-        if new.dtype.startswith(("F8", "F6", "F4", "C")) or self.new.checkpoint.config.get(
-            "quantization_config"
-        ):
-            self.findings.add(
-                Severity.REFUSED,
-                "quantised",
-                f"weights are stored as {new.dtype} without scales that are known",
-                self.new,
-                tensor=name,
-                remedy="use an unquantised (BF16, F16 or F32) release of the model",
-            )
-        else:
-            what = "integer and boolean tensors are copied, not mixed"
-            self.findings.add(Severity.NOTE, "integer", what, self.new, tensor=name)
-
-    def pairs(self, name: str, each: Lineage, number: int) -> list[Pair]:
-        """The operands of one Δ for one tensor; none, with a finding, if it cannot be formed."""
-        found: list[Pair] = []
-        scale = each.coefficients[name].scale
-        if scale == 0:  # then it is not looked at either: what it is does not matter
-            return found
-        delta = each.post.deltas.get(name)
-        if delta is not None:
-            found.append(Pair(number, delta, other_half(delta), scale))
-        post = each.post.views.get(name)
-        base = each.base.views.get(name) if each.base is not None else None
-        if post is None and (each.is_adapter or found):
-            return found
-        if post is None and base is None:
-            if number == 0:
-                what = f"tensors that neither post nor base has are {COPIED}"
-                self.findings.add(Severity.WARNING, "only-in-new-base", what, self.new, tensor=name)
-            return found
-        if post is None or base is None or each.base is None:
-            source = each.post if post is None else each.base or f"the base of {each.post}"
-            self.findings.add(
-                Severity.REFUSED,
-                "missing-in-post" if post is None else "missing-in-base",
-                "tensors are missing there, so they have no Δ",
-                source,
-                tensor=name,
-                remedy=LOOK,
-                allowed=COPIED,
-            )
-            return found
-        for view, source in ((post, each.post), (base, each.base)):
-            if not view.kind.mixable:
-                self.findings.add(
-                    Severity.REFUSED,
-                    "quantised",
-                    f"stored as {view.dtype} without scales that are known",
-                    source,
-                    tensor=name,
-                    remedy="use an unquantised (BF16, F16 or F32) release of the model",
-                )
-                return found
-        return [Pair(number, post, base, scale), *found]
-
-    def fits(self, pair: Pair, new: View) -> bool:
-        """Whether a pair's shapes are the new base's; if not, with a finding."""
-        each = self.lineages[pair.number]
-        for view, source in ((pair.post, each.post), (pair.base, each.base or each.post)):
-            if view.shape != new.shape:
-                self.findings.add(
-                    Severity.REFUSED,
-                    "shape-differs",
-                    f"other shapes than in the new base, the first {list(view.shape)} "
-                    f"and not {list(new.shape)}",
-                    source,
-                    tensor=new.name,
-                    remedy=LOOK,
-                    allowed=COPIED,
-                )
-                return False
-            plain = not isinstance(view, (Zeros, LowRank)) and not each.post.is_stored
-            if view.dtype != new.dtype and plain:
-                stored = {part.dtype for part in view.parts}
-                self.findings.add(
-                    Severity.NOTE,
-                    "dtype-differs",
-                    f"stored as {' and '.join(sorted(stored))} where the new base has "
-                    f"{' and '.join(sorted({part.dtype for part in new.parts}))}; "
-                    "mixed without loss",
-                    source,
-                    tensor=new.name,
-                )
-        return True
-
-    def leftovers(self) -> None:
-        """Tensors that the output does not get."""
-        wanted = set(self.names)
-        for each in self.lineages:
-            for name, view in (each.post.views | each.post.deltas).items():
-                if name in wanted:
-                    continue
-                if names.is_buffer(view) or not view.kind.mixable:
-                    what = "constants left out"
-                    self.findings.add(Severity.NOTE, "buffer-left", what, each.post, tensor=name)
-                elif (own := coefficient(each.scale, name, len(view.shape))) and own.scale == 0:
-                    what = "tensors without a place in the new base, at scale 0, are left out"
-                    self.findings.add(Severity.NOTE, "scale-zero", what, each.post, tensor=name)
-                else:
-                    both = each.base is not None and name in each.base.views
-                    self.findings.add(
-                        Severity.REFUSED,
-                        "missing-in-new-base" if both else "only-in-post",
-                        f"tensors of {each.post.checkpoint.role} have no place in the new base",
-                        each.post,
-                        tensor=name,
-                        remedy=LOOK,
-                        allowed="left out",
-                    )
-            ours = each.base.views.keys() if each.base is not None else set()
-            for name in sorted(ours - wanted - each.post.views.keys()):
-                self.findings.add(
-                    Severity.NOTE, "only-in-base", "tensors left out", each.base, tensor=name
-                )
-
-    @property
-    def dequantised(self) -> bool:
-        """Whether the new base's weights are FP8 with scales, which the output does not have."""
-        return any(isinstance(view, BlockScaled) for view in self.new.views.values())
-
-    # -- rows of tokens ----------------------------------------------------------------------------
-
-    def settle(self) -> Settlement:
-        """Read the vocabularies and decide how their rows correspond."""
-        recipe, where = self.recipe, str(self.lineages[0].post)
-        if recipe.vocabulary == "id" and not recipe.graft and not recipe.take:
-            return settle([None] * (2 * len(self.lineages) + 1), "id", (), (), where)
-        read: Known = {}
-        known = [self.vocabulary(self.new, read)]
-        for each in self.lineages:
-            known += [self.vocabulary(source, read) for source in (each.post, each.base)]
-            if each.post.is_stored:  # its rows are post's
-                known[-1] = known[-2]
-            if each.is_adapter and known[-2] is None and known[-1] is None:
-                known[-2:] = [known[0]] * 2  # nothing says that it has tokens of its own
-        return settle(known, recipe.vocabulary, recipe.graft, recipe.take, where)
-
-    def vocabulary(self, source: Source | None, read: Known) -> Vocabulary | Opaque | None:
-        """The tokens of a source; None if it has no tokenizer."""
-        if source is None:
-            return None
-        checkpoint = source.checkpoint
-        found = read_vocabulary(checkpoint.files, checkpoint.config, read)
-        if isinstance(found, Vocabulary) and source is not self.new:
-            return with_rows(found, source, self.findings)
-        return found
-
-    def heights(self, name: str) -> list[int]:
-        """Rows of tokens of a tensor in every source that has it, the new base's first."""
-        axis = self.axes[name]
-        found = (view for s in self.sources.all for view in (s.views.get(name), s.deltas.get(name)))
-        return [view.shape[axis] for view in found if view is not None and len(view.shape) > axis]
-
-    def by_token(self, name: str, target: str, new: View, pairs: list[Pair]) -> OutputTensor:
-        """An output tensor whose rows correspond by the settlement."""
-        axis = self.axes[name]
-        turned = by_rows(new, axis)
-        rows, *rest = turned.shape
-        height = self.settlement.height(rows)
-        shape = (height, *rest)
-        operand = turned
-        first = self.lineages[0].post.views.get(name)
-        if first is not None and fitting(first.shape, new.shape, axis):
-            own = by_rows(first, axis)
-            outright = self.settlement.outright(height, rows, own.shape[0])
-            if outright is not None:
-                operand = picked(name, shape, (turned, own), outright)
-        kept = []
-        for pair in pairs:
-            each = self.lineages[pair.number]
-            if self.settlement.mode == "new-base":
-                continue
-            if not all(fitting(v.shape, new.shape, axis) for v in (pair.post, pair.base)):
-                self.fits(pair, new)
-                continue
-            ours, theirs = by_rows(pair.post, axis), by_rows(pair.base, axis)
-            post = self.settlement.rows(each.at, height, rows, ours.shape[0])
-            base = self.settlement.rows(each.at + 1, height, rows, theirs.shape[0])
-            absent = (post < 0) | (base < 0)
-            post[absent] = base[absent] = -1
-            kept.append(
-                replace(
-                    pair,
-                    post=on_axis(picked(name, shape, (ours,), post), axis),
-                    base=on_axis(picked(name, shape, (theirs,), base), axis),
-                )
-            )
-        as_is = self.settlement.mode == "new-base"
-        why = "vocabulary of the new base" if as_is else "" if kept else NO_DELTA
-        operand = new if operand is turned else on_axis(operand, axis)
-        return OutputTensor(name, target, operand.shape, operand, tuple(kept), why)
-
-    def rows_of(self, embedding: str) -> tuple[Case, ...]:
-        """The rows of tokens by their fate, with findings."""
-        heights = self.heights(embedding)
-        shown = [*heights, *heights[-1:] * 2][:3]
-        return tell_rows(self.settlement, self.sources, embedding, shown, self.findings)
-
-    def grown(self, tensors: list[OutputTensor]) -> dict[int, int]:
-        """Rows of tokens in the output, by how many the new base's tensor has, if they are more."""
-        result: dict[int, int] = {}
-        for tensor in tensors:
-            if (axis := self.axes.get(tensor.name)) is not None:
-                rows = self.new.views[tensor.name].shape[axis]
-                if tensor.shape[axis] != rows:
-                    result[rows] = tensor.shape[axis]
-        return result
-
-    # -- whole checkpoints -------------------------------------------------------------------------
-
-    def relatives(self) -> dict[str, lineage.Likeness]:
-        """Warn where two checkpoints were never the same model, or are one and the same."""
-        whole = [
-            self.new,
-            *(
-                s
-                for each in self.lineages
-                for s in (each.post, each.base)
-                if s is not None and not (each.base is None or (each.is_adapter and s is each.post))
-            ),
-        ]
-        chosen = lineage.sample(self.names, [source.views for source in whole])
-        result: dict[str, lineage.Likeness] = {}
-        for each in self.lineages:
-            others = [self.new] if each.is_adapter else [self.new, each.post]
-            for other in others if each.base is not None else ():
-                assert each.base is not None
-                one = each.base
-                like = lineage.likeness(chosen, one.views, other.views, self.sources.fetch)
-                if like is None:
-                    continue
-                result[f"{one.checkpoint.role} ~ {other.checkpoint.role}"] = like
-                if like.cosine < lineage.RELATED:
-                    self.findings.add(
-                        Severity.WARNING,
-                        "unrelated",
-                        f"cosine {like.cosine:.3f} with {one}: they were never the same "
-                        "model, so a Δ means nothing here",
-                        other,
-                        remedy="look whether all three are the checkpoints that you mean",
-                    )
-                elif like.distance == 0 and other is each.post:
-                    self.findings.add(
-                        Severity.WARNING,
-                        "no-delta",
-                        f"equal to {one} on the sample: the Δ seems to be zero",
-                        other,
-                    )
-        return result
+def _common_dtype(tensors: Sequence[OutputTensor]) -> str | None:
+    """The floating-point dtype of all weights; None if there are several."""
+    dtypes = {t.dtype for t in tensors if DTYPES[t.dtype].mixable}
+    return dtypes.pop() if len(dtypes) == 1 else None

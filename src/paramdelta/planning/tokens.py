@@ -22,7 +22,7 @@ SHARED = 0.5  # of a vocabulary: with less in common, one belongs to another fam
 
 def with_rows(vocabulary: Vocabulary, source: Source, findings: Findings) -> Vocabulary:
     """Those tokens of a source that it has rows for, with a note if there are others."""
-    shapes = {name: view.shape for name, view in (source.deltas | source.views).items()}
+    shapes = {name: view.shape for name, view in {**source.deltas, **source.views}.items()}
     rows = rows_of_tokens(shapes, source.checkpoint.config, vocabulary.size)
     if rows is None or vocabulary.size <= rows:
         return vocabulary

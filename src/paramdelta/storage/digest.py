@@ -1,9 +1,10 @@
 """Content digests of files, computed while their bytes pass by, in any order.
 
-A digest is a tree of two levels: the file is cut into blocks of `BLOCK` bytes, each block has its
-XXH3-128, and the digest of the file is the XXH3-128 of all block digests, one after the other,
-followed by the file's size as 8 bytes, little-endian. Threads that read different parts of a file
-can therefore work on it at once, and an interrupted run can keep what it has.
+A digest is a tree of three levels. A file is cut into blocks of `BLOCK` bytes and each block into
+leaves of `LEAF` bytes. A leaf has its XXH3-128; a block has the XXH3-128 of its leaves' digests,
+one after the other; the file has the XXH3-128 of its blocks' digests, one after the other, followed
+by the file's size as 8 bytes, little-endian. Threads that read different parts of a file can
+therefore work on it at once, and an interrupted run can keep what it has.
 
 XXH3 (https://xxhash.com) finds accidental and careless changes at memory speed. It does not protect
 against an attacker: nobody should trust a file because of it.
@@ -12,88 +13,150 @@ against an attacker: nobody should trust a file because of it.
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import xxhash
 
 from paramdelta.errors import MisfitError
 from paramdelta.storage.blob import Blob
 
+Leaves: TypeAlias = Mapping[str, Mapping[int, str]]
+"""Block digests in hexadecimal, by file and number of the block."""
+
 ALGORITHM = "xxh3-128-tree"
 BLOCK = 1 << 20  # bytes
-WAITING = 64 << 20  # bytes of parts that may wait for the parts before them
+LEAF = 1 << 17  # bytes: small, so that little of a run has to wait for the run before it
+WAITING = 16 << 20  # bytes of parts that may wait for the parts before them, in all files
 
 
 @dataclass
 class _Partial:
-    """A block of which only some parts have come: the state, how far it is, what waits."""
+    """A leaf of which only some parts have come: the state, how far it is, what waits."""
 
     state: Any = field(default_factory=xxhash.xxh3_128)
     done: int = 0
     waiting: dict[int, bytes] = field(default_factory=dict)
 
 
-class TreeDigest:
-    """The digest of one file of ``size`` bytes. ``leaves``: digests of whole blocks, by number."""
+class _Allowance:
+    """Bytes that may wait, for all files together."""
 
     def __init__(self, size: int) -> None:
+        self.left = size
+        self._lock = threading.Lock()
+
+    def take(self, size: int) -> bool:
+        """Whether so many bytes may wait as well."""
+        with self._lock:
+            enough = size <= self.left
+            self.left -= size if enough else 0
+            return enough
+
+    def give(self, size: int) -> None:
+        """Return bytes that no longer wait."""
+        with self._lock:
+            self.left += size
+
+
+class TreeDigest:
+    """The digest of one file of ``size`` bytes. ``blocks``: digests of whole blocks, by number."""
+
+    def __init__(self, size: int, allowance: _Allowance | None = None) -> None:
         self.size = size
-        self.leaves: dict[int, bytes] = {}
+        self.blocks: dict[int, bytes] = {}
+        self._leaves: dict[int, dict[int, bytes]] = {}  # of blocks that are not whole
         self._partial: dict[int, _Partial] = {}
-        self._waiting = 0
+        self._allowance = allowance or _Allowance(WAITING)
         self._lock = threading.Lock()
 
     def update(self, offset: int, data: memoryview) -> None:
         """Take some bytes of the file. Parts may come in any order and more than once."""
         stop = offset + len(data)
-        for number in range(offset // BLOCK, -(-stop // BLOCK)):
-            if number in self.leaves:
+        found: dict[int, bytes] = {}
+        for number in range(offset // LEAF, -(-stop // LEAF)):
+            if number * LEAF // BLOCK in self.blocks:
                 continue
-            first = number * BLOCK
-            begin, end = max(offset, first), min(stop, first + BLOCK)
+            first = number * LEAF
+            begin, end = max(offset, first), min(stop, first + LEAF)
             part = data[begin - offset : end - offset]
             if len(part) == self._length(number):
-                self.leaves[number] = xxhash.xxh3_128_digest(part)
-            else:
-                self._add(number, begin - first, part)
+                found[number] = xxhash.xxh3_128_digest(part)
+            elif (leaf := self._add(number, begin - first, part)) is not None:
+                found[number] = leaf
+        if found:
+            self._complete(found)
+
+    @property
+    def unread(self) -> int:
+        """Bytes that are missing."""
+        return sum(length for _, length in self.missing)
 
     @property
     def missing(self) -> list[tuple[int, int]]:
-        """Offset and length of the blocks that have no digest yet."""
-        blocks = range(-(-self.size // BLOCK))
-        return [(n * BLOCK, self._length(n)) for n in blocks if n not in self.leaves]
+        """Offset and length of what has to be read for the blocks that have no digest yet."""
+        found = []
+        for number in range(-(-self.size // LEAF)):
+            block = number * LEAF // BLOCK
+            if block in self.blocks or number in self._leaves.get(block, {}):
+                continue
+            partial = self._partial.get(number, _Partial())
+            at = partial.done
+            for begin, part in sorted(partial.waiting.items()):
+                if begin > at:
+                    found.append((number * LEAF + at, begin - at))
+                at = max(at, begin + len(part))
+            if at < self._length(number):
+                found.append((number * LEAF + at, self._length(number) - at))
+        return found
 
     def hexdigest(self) -> str:
-        """The digest of the file, if no block is `missing`."""
+        """The digest of the file, if nothing is `missing`."""
         state = xxhash.xxh3_128()
         for number in range(-(-self.size // BLOCK)):
-            state.update(self.leaves[number])
+            state.update(self.blocks[number])
         state.update(self.size.to_bytes(8, "little"))
         return str(state.hexdigest())
 
     def _length(self, number: int) -> int:
-        return min(BLOCK, self.size - number * BLOCK)
+        return min(LEAF, self.size - number * LEAF)
 
-    def _add(self, number: int, at: int, part: memoryview) -> None:
+    def _complete(self, found: Mapping[int, bytes]) -> None:
+        """Take digests of leaves; blocks that have all of theirs get a digest."""
         with self._lock:
+            for number, leaf in found.items():
+                block = number * LEAF // BLOCK
+                if block in self.blocks:
+                    continue
+                leaves = self._leaves.setdefault(block, {})
+                leaves[number] = leaf
+                if len(leaves) * LEAF >= min(BLOCK, self.size - block * BLOCK):
+                    joined = b"".join(leaves[n] for n in sorted(leaves))
+                    self.blocks[block] = xxhash.xxh3_128_digest(joined)
+                    del self._leaves[block]
+
+    def _add(self, number: int, at: int, part: memoryview) -> bytes | None:
+        """Take a part of a leaf; the leaf's digest if that made it whole."""
+        with self._lock:
+            if number in self._leaves.get(number * LEAF // BLOCK, {}):
+                return None
             partial = self._partial.setdefault(number, _Partial())
             if at > partial.done:
-                known = partial.waiting.get(at)
-                if self._waiting + len(part) <= WAITING and len(known or b"") < len(part):
-                    partial.waiting[at] = bytes(part)  # else the block is read again at the end
-                    self._waiting += len(part) - len(known or b"")
-                return
+                known = len(partial.waiting.get(at, b""))
+                if known < len(part) and self._allowance.take(len(part) - known):
+                    partial.waiting[at] = bytes(part)  # else it is read again at the end
+                return None
             self._append(partial, at, part)
             for begin in sorted(partial.waiting):
                 if begin > partial.done:
                     break
                 waited = partial.waiting.pop(begin)
-                self._waiting -= len(waited)
+                self._allowance.give(len(waited))
                 self._append(partial, begin, memoryview(waited))
-            if partial.done == self._length(number):
-                self.leaves[number] = partial.state.digest()
-                self._waiting -= sum(map(len, partial.waiting.values()))
-                del self._partial[number]
+            if partial.done < self._length(number):
+                return None
+            self._allowance.give(sum(map(len, partial.waiting.values())))
+            del self._partial[number]
+            return bytes(partial.state.digest())
 
     @staticmethod
     def _append(partial: _Partial, at: int, part: memoryview) -> None:
@@ -110,9 +173,10 @@ class Digests:
     """
 
     def __init__(self, known: Mapping[str, Mapping[int, bytes]] | None = None) -> None:
-        self.known = dict(known or {})
+        self.known: Mapping[str, Mapping[int, bytes]] = known or {}
         self._files: dict[str, TreeDigest] = {}
         self._told: dict[str, set[int]] = {}
+        self._allowance = _Allowance(WAITING)
         self._lock = threading.Lock()
 
     def update(self, blob: Blob, offset: int, data: memoryview) -> None:
@@ -124,7 +188,7 @@ class Digests:
         found = self._files.get(url)
         if found is None:
             with self._lock:
-                found = self._files.setdefault(url, TreeDigest(size))
+                found = self._files.setdefault(url, TreeDigest(size, self._allowance))
         return found
 
     def news(self) -> dict[str, dict[int, str]]:
@@ -136,7 +200,7 @@ class Digests:
         result: dict[str, dict[int, str]] = {}
         for url, file in list(self._files.items()):
             told, known = self._told.setdefault(url, set()), self.known.get(url, {})
-            for number, leaf in list(file.leaves.items()):
+            for number, leaf in list(file.blocks.items()):
                 if number in told:
                     continue
                 told.add(number)
@@ -154,5 +218,5 @@ class Digests:
         """A file's digest with the blocks that an earlier run knew and this one did not meet."""
         file = self.of(url, size)
         for number, leaf in self.known.get(url, {}).items():
-            file.leaves.setdefault(number, leaf)
+            file.blocks.setdefault(number, leaf)
         return file

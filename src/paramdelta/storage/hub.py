@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from paramdelta.errors import StorageError
+from paramdelta.storage.location import not_here
 
 # Weights in the order in which a folder's are chosen: pickles only where a repo has no safetensors.
 _WEIGHTS = (["*.safetensors"], ["pytorch_model*.bin"], ["*.bin", "*.pt", "*.pth"])
@@ -13,13 +14,16 @@ _UNWANTED += ["training_args.bin", "optimizer.bin", "scheduler.bin", "rng_state*
 _UNWANTED += ["optimizer.pt", "scheduler.pt", "scaler.pt"]
 
 
-def download(repo: str, revision: str | None) -> tuple[Path, str]:
+def download(repo: str, revision: str | None, cached: bool = False) -> tuple[Path, str]:
     """Download a model into the Hub's cache, or find it there; the folder and the commit hash.
+
+    ``cached``: only look into the cache.
 
     Token, endpoint, cache folder and offline mode are huggingface_hub's own (HF_TOKEN, HF_ENDPOINT,
     HF_HOME, HF_HUB_OFFLINE).
 
     Raises:
+        MisfitError: it is not in the cache, and only that was asked for.
         StorageError: no such repository or revision, no access, or the network failed.
     """
     from huggingface_hub import snapshot_download
@@ -41,6 +45,7 @@ def download(repo: str, revision: str | None) -> tuple[Path, str]:
                     revision=commit,
                     allow_patterns=[*weights, *_BESIDE],
                     ignore_patterns=_UNWANTED,
+                    local_files_only=cached,
                 )
             )
             commit = folder.name  # the same one, whatever is pushed meanwhile
@@ -61,6 +66,8 @@ def download(repo: str, revision: str | None) -> tuple[Path, str]:
             remedy="look at the spelling; a private model needs: hf auth login",
         ) from None
     except LocalEntryNotFoundError:
+        if cached:
+            raise not_here(where) from None
         raise StorageError(
             "the Hub cannot be reached and its cache does not hold this model",
             where=where,

@@ -293,12 +293,16 @@ class File:
         return True
 
     def close(self) -> None:
-        """Close the descriptors. The file must not be used afterwards."""
+        """Close the descriptors; may be called twice. The file must not be used afterwards."""
+        if self._descriptor < 0:
+            return
         if self._passed or self._ahead:  # windows at the ends of tensors, scattered parts
             os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
         os.close(self._descriptor)
+        self._descriptor = -1
         if self._direct is not None:
             os.close(self._direct)
+            self._direct = None
 
 
 def _memory() -> int:

@@ -2,10 +2,10 @@
 
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from paramdelta.errors import UsageError
+from paramdelta.errors import MisfitError, UsageError
 from paramdelta.storage.store import LOCAL, is_known, scheme_of
 
 _HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
@@ -16,18 +16,21 @@ class Location:
     """Where a checkpoint is.
 
     ``address``: as written. ``url``: the folder or the single weight file; see `Blob`. ``repo`` and
-    ``revision``: Hub id and commit, if it came from the Hub.
+    ``revision``: Hub id and commit, if it came from the Hub. ``branch``: which of several sets of
+    weights in one file is meant, such as "ema": what follows ``#`` in the address.
     """
 
     address: str
     url: str
     repo: str | None = None
     revision: str | None = None
+    branch: str | None = None
 
     @property
     def pinned(self) -> str:
         """The address that will mean the same tomorrow: ``org/name@commit``, or the full path."""
-        return f"{self.repo}@{self.revision}" if self.repo else self.url
+        pinned = f"{self.repo}@{self.revision}" if self.repo else self.url
+        return f"{pinned}#{self.branch}" if self.branch else pinned
 
     @property
     def name(self) -> str:
@@ -40,18 +43,26 @@ class Location:
         return Path(self.url) if scheme_of(self.url) == LOCAL else None
 
 
-def locate(address: str) -> Location:
+def locate(address: str, download: bool = True) -> Location:
     """Find a checkpoint: an existing path first, then a URL, then a Hub id, which is downloaded.
+
+    ``download``: False forbids to use the network: what is in the cache of the Hub is found.
 
     Raises:
         UsageError: neither an existing path, nor a URL that can be read, nor a Hub id.
+        MisfitError: it is not on this machine, and a download is forbidden.
         StorageError: the download failed.
     """
     path = Path(address).expanduser()
     if _exists(path):
         return Location(address, os.path.abspath(path))  # noqa: PTH100 - keeps links
+    file, _, branch = address.rpartition("#")
+    if branch and file and _exists(Path(file).expanduser()):
+        return replace(locate(file, download), address=address, branch=branch)
     scheme = scheme_of(address)
     if scheme != LOCAL:
+        if is_known(scheme) and not download:
+            raise not_here(address)
         if is_known(scheme):
             return Location(address, address.rstrip("/"))
         raise UsageError(
@@ -69,8 +80,17 @@ def locate(address: str) -> Location:
         )
     from paramdelta.storage import hub  # keeps huggingface_hub out of local work
 
-    path, commit = hub.download(match["repo"], match["revision"])
+    path, commit = hub.download(match["repo"], match["revision"], cached=not download)
     return Location(address, str(path), match["repo"], commit)
+
+
+def not_here(address: str) -> MisfitError:
+    """The error for a checkpoint that would have to be downloaded, which was not asked for."""
+    return MisfitError(
+        "a source is not on this machine",
+        where=address,
+        remedy="allow its download (download=True, or --download)",
+    )
 
 
 def _exists(path: Path) -> bool:

@@ -22,13 +22,17 @@ class Reader:
     """Reads blobs wherever they are. Opens each store, and each file, once.
 
     ``once``: no byte is read twice, so local files that were not in the page cache need not stay
-    there. ``count``: bytes read so far. ``digests``: gets every byte that is read.
+    there. ``ahead``: reads go through tensors in order, so places with a grain are read ahead.
+    ``count``: bytes read so far. ``digests``: gets every byte that is read.
 
     A reader can be pickled: the copy opens its own stores. Usable as a context manager.
     """
 
-    def __init__(self, once: bool = False, digests: "Digests | None" = None) -> None:
+    def __init__(
+        self, *, once: bool = False, ahead: bool = False, digests: "Digests | None" = None
+    ) -> None:
         self.once = once
+        self.ahead = ahead
         self.digests = digests
         self.count = 0
         self._stores: dict[str, Store] = {}
@@ -41,7 +45,7 @@ class Reader:
         self.close()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"once": self.once}
+        return {"once": self.once, "ahead": self.ahead}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state)  # type: ignore[misc]
@@ -102,7 +106,7 @@ class Reader:
                 store = self._stores.get(scheme)
                 if store is None:
                     store = make_store(scheme, self.once)
-                    if store.grain:
+                    if self.ahead and store.grain:
                         store = ReadAhead(store, READ_AHEAD)
                     self._stores[scheme] = store
         return store

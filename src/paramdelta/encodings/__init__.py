@@ -1,0 +1,1 @@
+"""How an output tensor is stored. One file for each encoding."""

@@ -1,0 +1,1 @@
+"""The jobs: what engines run. One file for each."""

@@ -1,0 +1,254 @@
+"""The place of an output: where it will be, where it is made, and what may be replaced there."""
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from paramdelta.errors import MisfitError, StorageError, UsageError
+from paramdelta.output.rename import exchange, rename_new
+from paramdelta.storage.files import parse_json
+from paramdelta.storage.local import storage_error, sync_folder
+from paramdelta.storage.store import LOCAL, scheme_of
+from paramdelta.units import show_size
+
+MOST_LOCK = 64_000_000  # bytes of a lock that are read to see what an old output holds
+_HIDDEN = (".paramdelta-partial", ".paramdelta-lock", ".paramdelta-journal")
+_OURS = ("README.md",)  # in every output, and not in its lock
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where an output goes.
+
+    ``out``: its final path, links resolved. ``staging``: the hidden folder in which it is made.
+    ``inside``: ``out`` is an empty folder that cannot be replaced (a mount point, the current
+    folder), so staging lies in it and the files are moved out of it one by one. ``replaces``:
+    device and inode of an old output that is to be replaced; None if nothing is there.
+    """
+
+    out: Path
+    staging: Path
+    inside: bool
+    replaces: tuple[int, int] | None
+
+    @property
+    def guard(self) -> Path:
+        """The lock file."""
+        return self.staging.with_name(f".{self.out.name}.paramdelta-lock")
+
+    @property
+    def journal(self) -> Path:
+        """The journal of an unfinished run: beside the folder, for it must outlive its rename."""
+        return self.staging.with_name(f".{self.out.name}.paramdelta-journal")
+
+    def publish(self) -> Path | None:
+        """Put the finished staging folder in place.
+
+        Returns the folder that holds what is left of an old output; None if nothing is left.
+
+        Raises:
+            MisfitError: something else is at the output now.
+            StorageError: a rename failed; nothing was lost.
+        """
+        try:
+            if self.inside:
+                self._move_files()
+            elif self.replaces is None:
+                self._appear()
+            else:
+                if _identity(self.out) != self.replaces:
+                    raise _appeared(self.out)
+                exchange(self.staging, self.out)
+            sync_folder(self.out.parent)
+        except FileExistsError:
+            raise _appeared(self.out) from None
+        except OSError as error:
+            raise storage_error(error, self.out, "put in place") from None
+        return self.staging if self.replaces is not None else None
+
+    def _appear(self) -> None:
+        if self.out.is_dir() and not any(self.out.iterdir()):
+            self.out.rmdir()  # fails if a file came in meanwhile
+        rename_new(self.staging, self.out)
+
+    def _move_files(self) -> None:
+        """Move every file out of staging, last those that loaders look for: index and config."""
+        names = [path.relative_to(self.staging) for path in sorted(self.staging.rglob("*"))]
+        files = [name for name in names if (self.staging / name).is_file()]
+        files.sort(key=lambda name: name.name.endswith((".index.json", "config.json")))
+        for name in files:
+            target = self.out / name
+            if os.path.lexists(target):
+                raise FileExistsError(str(target))
+            target.parent.mkdir(parents=True, exist_ok=True)
+            (self.staging / name).rename(target)
+        shutil.rmtree(self.staging)
+
+
+def find_place(out: str | Path, sources: Iterable[Path], overwrite: bool, mark: str) -> Place:
+    """Check where an output is to go, before anything is written.
+
+    ``sources``: local paths that must not be touched. ``mark``: the file that outputs of this kind
+    have.
+
+    Raises:
+        UsageError: not a path of this machine; it is, contains or lies in a source; something is
+            there and ``overwrite`` was not given, or it is not, or not only, what paramdelta wrote.
+        StorageError: it cannot be looked at.
+    """
+    if not str(out).strip() or scheme_of(str(out)) != LOCAL or ":/" in str(out):
+        raise UsageError(
+            "the output must be a folder on this machine",
+            got=str(out) or "an empty path",
+            expected="a path such as ./mixed",
+        )
+    try:
+        resolved = Path(os.path.realpath(out))
+        staging, inside = _staging(resolved)
+        _check_sources(resolved, staging, sources)
+        if not os.path.lexists(resolved):
+            return Place(resolved, staging, False, None)
+        if resolved.is_dir() and not [
+            path for path in resolved.iterdir() if not _is_staging(path.name)
+        ]:
+            return Place(resolved, staging, inside, None)
+        if not overwrite:
+            raise UsageError(
+                "the output exists already",
+                where=str(out),
+                remedy="choose another output folder, or overwrite it (--overwrite) once the new "
+                "one is whole",
+            )
+        if not (resolved / mark).is_file():
+            raise UsageError(
+                "only what paramdelta wrote can be overwritten",
+                where=str(out),
+                expected=f"a folder with {mark}",
+                remedy="choose another output folder, or remove the folder yourself",
+            )
+        foreign = sorted(_files_in(resolved) - _written(resolved, mark))
+        if foreign:
+            raise UsageError(
+                "the old output holds files that paramdelta did not write",
+                where=str(out),
+                got=", ".join(foreign[:4]) + (" …" if len(foreign) > 4 else ""),
+                remedy="move them elsewhere, or choose another output folder",
+            )
+        return Place(resolved, staging, False, _identity(resolved))
+    except (OSError, ValueError) as error:
+        raise storage_error(error, str(out), "look at") from None
+
+
+def remove_old(folder: Path, mark: str) -> list[str]:
+    """Remove an old output, file by file of its own lock; the names of the files that stay."""
+    for name in sorted(_written(folder, mark) & _files_in(folder)):
+        with contextlib.suppress(OSError):
+            (folder / name).unlink()
+    for path, _, _ in os.walk(folder, topdown=False):
+        with contextlib.suppress(OSError):
+            Path(path).rmdir()
+    return sorted(_files_in(folder)) if folder.is_dir() else []
+
+
+def check_room(place: Place, size: int) -> None:
+    """Raise StorageError if the disk has too little room for ``size`` bytes, counting what an
+    unfinished run has.
+    """
+    free, folder = free_space(place.out)
+    missing = size - _allocated(place.staging)
+    if free < missing:
+        raise StorageError(
+            "too little free space for the output",
+            where=str(folder),
+            expected=show_size(missing),
+            got=show_size(free),
+            remedy="free some space or choose another output folder",
+        )
+
+
+def free_space(out: Path) -> tuple[int, Path]:
+    """Free bytes where an output will be, and the nearest existing folder."""
+    folder = out if out.is_dir() else out.absolute().parent
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free, folder
+
+
+def _staging(out: Path) -> tuple[Path, bool]:
+    """The hidden folder for an output, and whether it has to lie inside of it."""
+    name = f".{out.name}.paramdelta-partial"
+    if out.is_dir():
+        parent = out.parent
+        other_device = out.stat().st_dev != parent.stat().st_dev
+        current = out == Path.cwd() or out in Path.cwd().parents
+        if other_device or current or out == parent or not os.access(parent, os.W_OK):
+            return out / name, True
+    return out.parent / name, False
+
+
+def _is_staging(name: str) -> bool:
+    return name.startswith(".") and name.endswith(_HIDDEN)
+
+
+def _check_sources(out: Path, staging: Path, sources: Iterable[Path]) -> None:
+    for source in sources:
+        found = Path(os.path.realpath(source))
+        # Shards may be links into the old output.
+        links = found.glob("*") if found.is_dir() else ()
+        targets = {Path(os.path.realpath(link)).parent for link in links}
+        for own in (out, staging):
+            inside = any(own in (place, *place.parents) for place in (found, *targets))
+            if inside or found in own.parents:
+                raise UsageError(
+                    "the output lies on an input",
+                    where=f"{out} and {source}",
+                    remedy="choose another output folder",
+                )
+
+
+def _files_in(folder: Path) -> set[str]:
+    """Paths of everything in a folder that is not a folder, relative to it, with slashes."""
+    return {
+        Path(path, name).relative_to(folder).as_posix()
+        for path, folders, names in os.walk(folder)
+        for name in (*names, *(n for n in folders if Path(path, n).is_symlink()))
+    }
+
+
+def _written(folder: Path, mark: str) -> set[str]:
+    """The files that an old output's own record lists."""
+    try:
+        if (folder / mark).stat().st_size > MOST_LOCK:
+            return set()
+        files = parse_json((folder / mark).read_bytes(), str(folder / mark)).get("outputs")
+    except (OSError, MisfitError):
+        return set()
+    listed = files if isinstance(files, (dict, list)) else ()
+    names = {name for name in listed if isinstance(name, str) and ".." not in name.split("/")}
+    return names | {mark, *_OURS}
+
+
+def _identity(folder: Path) -> tuple[int, int] | None:
+    try:
+        found = folder.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _allocated(folder: Path) -> int:
+    if not folder.is_dir():
+        return 0
+    found = [path.stat() for path in folder.iterdir() if path.is_file()]
+    return sum(getattr(file, "st_blocks", 0) * 512 for file in found)
+
+
+def _appeared(out: Path) -> MisfitError:
+    return MisfitError(
+        "something else is at the output now, which was not there when the run started",
+        where=str(out),
+        remedy="move it away; the same command then finishes with what is done",
+    )

@@ -1,0 +1,1 @@
+"""How Δs combine. One file for each scheme and each filter."""
