@@ -170,7 +170,7 @@ def test_where_sizes_are_stated():
 LAYERS = ("num_hidden_layers", "encoder_layers", "decoder_layers", "num_layers", "layer_types")
 CLASSES = """
 AlbertForMaskedLM BartForConditionalGeneration BertForMaskedLM BloomForCausalLM ChatGLMModel
-DebertaV2ForMaskedLM DistilBertForMaskedLM ElectraForPreTraining EsmForMaskedLM FalconForCausalLM
+DebertaV2ForMaskedLM DistilBertForMaskedLM ElectraForPreTraining FalconForCausalLM
 FunnelForMaskedLM GPT2LMHeadModel GPTNeoXForCausalLM Gemma3ForConditionalGeneration
 LlamaForCausalLM LlavaForConditionalGeneration LukeForMaskedLM MBartForConditionalGeneration
 MambaForCausalLM ModernBertForMaskedLM OPTForCausalLM
