@@ -21,6 +21,12 @@ def verify(
     download: Annotated[
         bool, typer.Option("--download", help="Fetch sources that are not on this machine.")
     ] = False,
+    post: Annotated[
+        str | None, typer.Option(metavar="P", help="Of a stored Δ or an adapter: where post is.")
+    ] = None,
+    base: Annotated[
+        str | None, typer.Option(metavar="B", help="Of a stored Δ or an adapter: where base is.")
+    ] = None,
     memory: options.Memory = "256MB",
     workers: options.Workers = None,
     as_json: options.Json = False,
@@ -45,6 +51,8 @@ def verify(
             workers=workers,
             seed=seed,
             download=download,
+            post=post,
+            base=base,
             progress=progress.mix,
         )
     show.verified(result, folder, as_json)
