@@ -59,8 +59,9 @@ def verify_adapter(files: Files, options: Options) -> Verification:
 
 @dataclass(frozen=True)
 class Recorded:
-    """A module as it was measured. ``shape``: of its weight. ``energy``: ‖Δ‖²_F. ``kept``: the share
-    of it that the factors hold.
+    """A module as it was measured.
+
+    ``shape``: of its weight. ``energy``: ‖Δ‖²_F. ``kept``: the share of it that the factors hold.
     """
 
     module: str
