@@ -22,7 +22,7 @@ import paramdelta
 from benchmarks import machine, mergekit
 from benchmarks.llama import Llama
 from benchmarks.meter import ROOT
-from paramdelta.mergekit import import_mergekit
+from paramdelta.recipe.mergekit import import_mergekit
 
 RESULTS = ROOT / "benchmarks" / "results" / "schemes.json"
 ENVIRONMENT = ROOT / ".venv-mergekit"

@@ -3,10 +3,10 @@
 from pathlib import Path
 
 from paramdelta.formats.adapter import Adapter, open_adapter
-from paramdelta.formats.checkpoint import Checkpoint, open_checkpoint, read_header
+from paramdelta.formats.checkpoint import Checkpoint, open_checkpoint, read_header, read_weights
 from paramdelta.formats.delta import StoredDelta, open_delta
 from paramdelta.formats.torch_pickle import Contents, read_pickle
-from paramdelta.formats.view import Starts, Tensor, fetch_from
+from paramdelta.formats.view import Starts, Tensor, View, fetch_from
 from paramdelta.storage.files import Files
 from paramdelta.storage.local import local_blob
 from paramdelta.storage.location import locate
@@ -33,9 +33,14 @@ def stored_delta(address: str | Path) -> StoredDelta:
     return open_delta(files(address), "post")
 
 
-def contents(path: str | Path) -> Contents:
+def contents(path: str | Path, key: str | None = None) -> Contents:
     """What a pickle holds."""
-    return read_pickle(Reader(), local_blob(Path(path)))
+    return read_pickle(Reader(), local_blob(Path(path)), key)
+
+
+def weights(path: str | Path) -> list[View]:
+    """The tensors of one weight file of any kind."""
+    return list(read_weights(Reader(), local_blob(Path(path)))[1])
 
 
 def header(path: str | Path) -> list[Tensor]:

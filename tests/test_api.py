@@ -10,6 +10,8 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import yaml
+from paramdelta.output.files import staging_folder
+from paramdelta.output.verify import rounded
 
 import paramdelta.engine.threads as engine
 from paramdelta import (
@@ -24,8 +26,6 @@ from paramdelta import (
     read_recipe,
     verify,
 )
-from paramdelta.output.files import staging_folder
-from paramdelta.output.verify import rounded
 from paramdelta.recipe import read_scale
 from tests import opening
 from tests.checkpoints import encode, llama, moved, save

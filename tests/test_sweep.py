@@ -2,15 +2,15 @@
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
-import pytest
-
 import paramdelta.engine.run as engine
 import paramdelta.output.files as files
+import pytest
+from paramdelta.engine.sweep import SweepWorker
+from paramdelta.output.files import staging_folder
+
 from paramdelta import (
     Delta,
     Interrupted,
@@ -23,16 +23,14 @@ from paramdelta import (
     sweep,
     verify,
 )
-from paramdelta.engine.sweep import SweepWorker
 from paramdelta.formats.view import Tensor
-from paramdelta.output.files import staging_folder
 from paramdelta.output.layout import make_layout
 from paramdelta.planning.sweep import make_sweep
-from paramdelta.schedule import preset
+from paramdelta.recipe.schedule import preset
 from tests import opening
 from tests.checkpoints import fp8, llama, moved, save
 from tests.cli.test_app import run
-from tests.engine.test_threads import linux
+from tests.memory import linux, printed
 
 SCALES = (0.5, 0.75, 1.0, 1.25)
 
@@ -442,7 +440,6 @@ def test_the_command(lineage, tmp_path):
 
 
 MEASURE = """
-import gc, pathlib, sys
 from paramdelta import Delta, Recipe, sweep
 from paramdelta.engine.slices import share_out
 from paramdelta.planning.sweep import make_sweep
@@ -451,16 +448,10 @@ tiny, other = sys.argv[7:9]
 recipe = Recipe(new, (Delta(post, base),), None if dtype == "auto" else dtype)
 small = Recipe(tiny, (Delta(other, tiny),), None if dtype == "auto" else dtype)
 sweep(small, (0.5, 2), out + "-warm", memory=memory, workers=4)
-def status(key):
-    lines = pathlib.Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key))
-gc.collect()
-pathlib.Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
-before = status("VmRSS")
-sweep(recipe, (0.25, 0.5, 0.75, 1, 1.25, 1.5), out, memory=memory, workers=4)
-after = status("VmHWM")
+with Growth() as growth:
+    sweep(recipe, (0.25, 0.5, 0.75, 1, 1.25, 1.5), out, memory=memory, workers=4)
 made = make_sweep(recipe, (0.25, 0.5, 0.75, 1, 1.25, 1.5))
-print(after - before, share_out(made.joint, int(memory), 4, 6).projected)
+print(growth.bytes, share_out(made.joint, int(memory), 4, 6).projected)
 """
 
 
@@ -475,11 +466,7 @@ def test_memory_stays_under_what_was_projected(tmp_path, dtype):
             weights = fp8(number, **{f"m{i}": (4096, 2048) for i in range(4)})
         save(tmp_path / name, weights)
     tiny = [str(save(tmp_path / n, llama(k) | fp8(k, a=(9, 9)))) for k, n in enumerate(("s", "t"))]
-    folders = [str(tmp_path / name) for name in ("post", "base", "new", "out")]
-    memory = "150000000" if dtype == "auto" else "400000000"
-    command = [sys.executable, "-c", MEASURE, *folders, memory, dtype, *tiny]
-    result = subprocess.run(command, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    grown, projected = map(int, result.stdout.split())
-    print(grown, projected)
-    assert 0 < grown <= projected <= int(memory)
+    folders = [tmp_path / name for name in ("post", "base", "new", "out")]
+    memory = 150_000_000 if dtype == "auto" else 400_000_000
+    grown, projected = printed(MEASURE, *folders, memory, dtype, *tiny)
+    assert 0 < grown <= projected <= memory

@@ -5,7 +5,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from paramdelta import UsageError
-from paramdelta.units import parse_share, parse_size, show_count, show_duration, show_size
+from paramdelta.units import (
+    parse_share,
+    parse_size,
+    show_count,
+    show_duration,
+    show_least,
+    show_size,
+)
 
 
 @pytest.mark.parametrize(
@@ -65,3 +72,10 @@ def test_people_read_these():
         "4:05 min",
         "1:02:09 h",
     ]
+
+
+@given(st.integers(1, 10**15))
+def test_a_least_size_is_enough_and_not_much_more(count):
+    """What is shown is at least the size, and at most a tenth larger."""
+    shown = parse_size(show_least(count))
+    assert count <= shown <= max(1.1 * count, count + 1)

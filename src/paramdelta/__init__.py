@@ -37,7 +37,9 @@ if TYPE_CHECKING:
     )
     from paramdelta.planning.findings import Finding, Severity
     from paramdelta.planning.plan import Plan
-    from paramdelta.recipe import Delta, Recipe, read_recipe
+    from paramdelta.recipe import Delta, Recipe, Rule, Schedule, Span, read_recipe
+    from paramdelta.schemes.dare import Dare
+    from paramdelta.schemes.ties import Ties
 
 _HOMES = {
     "Extracted": "api",
@@ -63,11 +65,17 @@ _HOMES = {
     "Plan": "planning.plan",
     "Delta": "recipe",
     "Recipe": "recipe",
+    "Rule": "recipe",
+    "Schedule": "recipe",
+    "Span": "recipe",
     "read_recipe": "recipe",
+    "Dare": "schemes.dare",
+    "Ties": "schemes.ties",
 }
 
 __all__ = [
     "CheckpointError",
+    "Dare",
     "Delta",
     "Extracted",
     "ExtractedAdapter",
@@ -79,9 +87,13 @@ __all__ = [
     "ParamDeltaError",
     "Plan",
     "Recipe",
+    "Rule",
+    "Schedule",
     "Severity",
+    "Span",
     "StorageError",
     "Swept",
+    "Ties",
     "UsageError",
     "__version__",
     "extract",

@@ -25,10 +25,12 @@ from paramdelta.jobs.tensors import check_framework, converted, iterate
 from paramdelta.jobs.verify.verification import Verification
 from paramdelta.output.card import adapter_card, delta_card, model_card
 from paramdelta.output.companions import contents
-from paramdelta.output.folder import FolderSink
+from paramdelta.output.folder import FolderSink, tidy
 from paramdelta.output.layout import Layout, make_layout
 from paramdelta.output.lock import LOCK, is_finished, lock_text, run_identity
-from paramdelta.output.place import Place, check_room, find_place
+from paramdelta.output.place import Place, check_room, find_place, free_space
+from paramdelta.planning import explanation
+from paramdelta.planning.explanation import Explanation
 from paramdelta.planning.linear import linear
 from paramdelta.planning.plan import Plan
 from paramdelta.planning.planner import make_plan
@@ -146,6 +148,32 @@ def layout_for(plan: Plan, shard_size: int | str = SHARD_SIZE) -> Layout:
     made = sweep_of_one(plan)
     streams = [stored.stream for stored in made.stored]
     return make_layout(streams, plan.parameters, parse_size(shard_size))
+
+
+def free_disk(out: str | Path) -> int:
+    """Free bytes of the disk that an output would be on."""
+    return free_space(Path(out))[0]
+
+
+def check_place(
+    plan: Plan,
+    out: str | Path,
+    *,
+    shard_size: int | str = SHARD_SIZE,
+    overwrite: bool = False,
+) -> None:
+    """Check that a mix of this plan could be written to a folder: its path and its disk.
+
+    Raises:
+        UsageError, StorageError: as `mix`.
+    """
+    place = find_place(out, local_paths(plan), overwrite, LOCK)
+    check_room(place, layout_for(plan, shard_size).size)
+
+
+def explain(plan: Plan, pattern: str) -> tuple[Explanation, ...]:
+    """What the output tensors are made of whose names a glob matches; raises UsageError."""
+    return explanation.explain(plan, pattern)
 
 
 def plan(recipe: Recipe) -> Plan:
@@ -280,6 +308,8 @@ def sweep(
         for number, (plan, folder) in enumerate(zip(made.plans, outs, strict=True))
         if anew or not is_finished(plan, shard_bytes, folder)
     ]
+    for number in {*range(len(outs))} - {*todo}:
+        tidy(outs[number], LOCK)
     not_finite: dict[int, dict[tuple[str, str], int]] = {}
     read = written = 0
     if todo:

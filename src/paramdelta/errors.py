@@ -13,6 +13,8 @@
 Each error says what is wrong, where, what was expected and what was got, and what to do.
 """
 
+from paramdelta.text import printable
+
 
 class ParamDeltaError(Exception):
     """Base of all errors that are meant for the user.
@@ -39,6 +41,17 @@ class ParamDeltaError(Exception):
         self.got = got
         self.remedy = remedy
 
+    def to_dict(self) -> dict[str, str | None]:
+        """The error as plain values, for machines."""
+        return {
+            "kind": type(self).__name__,
+            "what": self.what,
+            "where": self.where,
+            "expected": self.expected,
+            "got": self.got,
+            "remedy": self.remedy,
+        }
+
     def __str__(self) -> str:
         parts = [
             ("where", self.where),
@@ -46,7 +59,9 @@ class ParamDeltaError(Exception):
             ("got", self.got),
             ("what to do", self.remedy),
         ]
-        return "\n".join([self.what, *(f"  {name}: {text}" for name, text in parts if text)])
+        lines = [self.what, *(f"  {name}: {text}" for name, text in parts if text)]
+        # Names from files are in there: none may move the cursor or begin a line of its own.
+        return "\n".join(printable(line).replace("\n", "\n      ") for line in lines)
 
 
 class UsageError(ParamDeltaError):

@@ -50,6 +50,14 @@ def show_size(count: float) -> str:
     raise AssertionError("unreachable")
 
 
+def show_least(count: int) -> str:
+    """The size nearest above, as `show_size` writes it, so that what is read back is enough."""
+    step = 1
+    while parse_size(shown := show_size(-(-count // step) * step)) < count:
+        step *= 10
+    return shown
+
+
 def show_count(count: float) -> str:
     """A number of things for people: ``1.4 B``, ``128 M``, ``512``."""
     for unit in ("", " K", " M", " B", " T"):

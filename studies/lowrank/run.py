@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from paramdelta.engine.sketch import Aim, difference, factorise, missed
 
 from paramdelta import Delta, Recipe, extract_adapter, mix
 from paramdelta.api import ExtractedAdapter, plan_extract
 from paramdelta.demo import tour
 from paramdelta.engine import sketch
-from paramdelta.engine.sketch import Aim, difference, factorise, missed
 from paramdelta.planning.linear import linear
 from paramdelta.planning.plan import Plan
 from studies.lowrank import page

@@ -48,8 +48,8 @@ def rows(
 ) -> list[Row]:
     """One Row for every row of the output.
 
-    ``counts``: rows of the embedding of "base", "post" and "new-base". ``by``: "token", "id" or
-    "new-base" (no row of a token is mixed).
+    ``counts``: rows of the embedding of "base", "post" and "new-base". ``by``: "token", "id",
+    "number" (padding too) or "new-base" (no row of a token is mixed).
     """
     new, post, base = (vocabulary(folders[role]) for role in ("new-base", "post", "base"))
     tokens = {number: token for token, number in new.items()}
@@ -59,6 +59,9 @@ def rows(
         token = tokens.get(number)
         if by == "new-base":
             row = Row(number)
+        elif by == "number":
+            there = number < min(counts["post"], counts["base"])
+            row = Row(number, number, number) if there else Row(number)
         elif by == "id":
             # Padding of the new base keeps its numbers, unless there is nothing to tell apart.
             there = number < min(counts["post"], counts["base"])

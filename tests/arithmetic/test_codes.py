@@ -155,7 +155,7 @@ def test_a_mix_of_checkpoints_in_fp8(tmp_path, monkeypatch, spoil, memory):
 
     monkeypatch.setattr(kernels, "mix_codes", watched)
     recipe = a_lineage(tmp_path, spoil)
-    assert [t.coded for t in plan(recipe).tensors if t.dtype == "BF16"].count(True) == 2
+    assert [t.packed for t in plan(recipe).tensors if t.dtype == "BF16"].count(True) == 2
     made = mix(recipe, tmp_path / "out", memory=memory)
     assert len(done) >= 2
     assert all(done) == (spoil is None)
@@ -170,7 +170,7 @@ def test_a_mix_of_checkpoints_in_fp8(tmp_path, monkeypatch, spoil, memory):
     assert one[len(one) - 2 * 1_100_608 :] == two[len(two) - 2 * 1_100_608 :]
 
 
-def test_only_one_whole_delta_is_coded(tmp_path):
+def test_only_one_whole_delta_is_packed(tmp_path):
     """At another scale, with several Δ, or with an operand that is no matrix in FP8, numbers are
     decoded first.
     """
@@ -183,4 +183,4 @@ def test_only_one_whole_delta_is_coded(tmp_path):
         Recipe(recipe.new_base, (delta, Delta(str(tmp_path / "wide"), delta.base))),
         Recipe(str(tmp_path / "wide"), (delta,)),
     ):
-        assert not any(tensor.coded for tensor in plan(other).tensors)
+        assert not any(tensor.packed for tensor in plan(other).tensors)

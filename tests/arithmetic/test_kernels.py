@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from paramdelta.arithmetic import kernels
 from paramdelta.dtypes import DTYPES
-from paramdelta.engine.run import combine
-from paramdelta.engine.slices import BLOCK
 from paramdelta.formats.view import Tensor
-from paramdelta.planning.plan import OutputTensor, Pair
+from paramdelta.schemes.pair import Pair
+from paramdelta.schemes.scheme import BLOCK, SCRATCH
+from paramdelta.schemes.sum import SUM
 from tests.numbers import BITS, array, decode, nearest, patterns, ulp
 
 DTYPE_NAMES = ("F64", "F32", "F16", "BF16")
@@ -22,15 +22,14 @@ COMBINATIONS = list(itertools.product(DTYPE_NAMES, repeat=4))
 
 
 def mix(out, operands, dtypes, scales):
-    """Run `combine` on bit patterns: operands are new, post, base, post, base, …"""
+    """Run the plain sum on bit patterns: operands are new, post, base, post, base, …"""
     tensors = [Tensor("t", d, (len(o),), None, 0, 0) for o, d in zip(operands, dtypes, strict=True)]
     pairs = tuple(
         Pair(i, tensors[1 + 2 * i], tensors[2 + 2 * i], scale) for i, scale in enumerate(scales)
     )
-    planned = OutputTensor("t", out, (len(operands[0]),), tensors[0], pairs)
     arrays = [array(o, d) for o, d in zip(operands, dtypes, strict=True)]
     result = np.empty(len(operands[0]), DTYPES[out].numpy)
-    finite = combine(planned, arrays, result, np.empty(BLOCK), np.empty(BLOCK))
+    finite = SUM.combine(pairs, arrays, 0, result, out, np.empty((SCRATCH, BLOCK)))
     return result.view(BITS[out]), finite
 
 

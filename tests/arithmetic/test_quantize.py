@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from paramdelta.arithmetic.kernels import quantise
+from paramdelta.arithmetic.kernels import quantize
 from tests.numbers import fp8_values
 
 VALUES = fp8_values("F8_E4M3")
@@ -17,12 +17,12 @@ LEAST = 2.0**-126
 MOST = float(np.finfo(np.float32).max)
 
 
-def quantised(values):
+def quantized(values):
     """Codes, scales and how many values were beyond every scale."""
     values = np.ascontiguousarray(values, np.float64)
     codes = np.empty(values.shape, np.uint8)
     scales = np.empty([-(-n // 128) for n in values.shape], np.float32)
-    beyond = quantise(values, codes, scales)
+    beyond = quantize(values, codes, scales)
     return codes, scales, beyond
 
 
@@ -48,7 +48,7 @@ def test_codes_and_scales_are_torchs(shape, size):
     """Whole blocks and cut ones: the same formula with torch's own type, bit for bit."""
     torch = pytest.importorskip("torch")
     values = np.random.default_rng(0).normal(0, size, shape)
-    codes, scales, beyond = quantised(values)
+    codes, scales, beyond = quantized(values)
     assert beyond == 0
     for i in range(scales.shape[0]):
         for j in range(scales.shape[1]):
@@ -69,7 +69,7 @@ SIMILAR = st.floats(-1, 1, allow_nan=False)
 @given(st.lists(st.one_of(FINITE, SIMILAR), min_size=1, max_size=12))
 def test_any_finite_values(values):
     """The scale is the definition's; every code is the exact quotient rounded once, never NaN."""
-    codes, scales, beyond = quantised([values])
+    codes, scales, beyond = quantized([values])
     scale = float(scales[0, 0])
     largest = max(map(abs, values))
     wanted = 1.0 if largest == 0 else min(max(largest / 448, LEAST), MOST)
@@ -87,7 +87,7 @@ def test_half_way_between_two_codes(code, scale, step):
     scale = float(np.float32(scale))
     middle = float((POSITIVE[code] + POSITIVE[code + 1]) / 2) * scale  # exact: 5 bits times 24
     value = float(np.nextafter(middle, step * math.inf)) if step else middle
-    codes, scales, _ = quantised([[448 * scale, value]])
+    codes, scales, _ = quantized([[448 * scale, value]])
     assert scales[0, 0] == scale
     even = code if code % 2 == 0 else code + 1
     assert codes[0, 1] == {-1: code, 0: even, 1: code + 1}[step]
@@ -97,7 +97,7 @@ def test_half_way_between_two_codes(code, scale, step):
 def test_error_is_half_a_step_of_the_code(shape):
     """What is read back differs from the value by half an ulp of E4M3 times the scale at most."""
     values = np.random.default_rng(1).standard_t(2, shape)
-    codes, scales, _ = quantised(values)
+    codes, scales, _ = quantized(values)
     scale = spread(scales, shape)
     _, exponent = np.frexp(values / scale)
     ulp = np.ldexp(1.0, np.maximum(exponent - 4, -9))
@@ -106,27 +106,27 @@ def test_error_is_half_a_step_of_the_code(shape):
 
 
 @given(st.integers(0, 2**32), st.integers(1, 140), st.integers(1, 140))
-def test_what_was_quantised_so_stays(seed, rows, columns):
+def test_what_was_quantized_so_stays(seed, rows, columns):
     """Numbers that are codes times scales, 448 among them, give back codes and scales."""
     chance = np.random.default_rng(seed)
     codes = chance.integers(0, 0x7F, (rows, columns)).astype(np.uint8)
     codes[::128, ::128] = 0x7E
     scales = chance.uniform(1e-6, 1e-3, (-(-rows // 128), -(-columns // 128))).astype(np.float32)
-    found, fresh, _ = quantised(VALUES[codes] * spread(scales, codes.shape))
+    found, fresh, _ = quantized(VALUES[codes] * spread(scales, codes.shape))
     assert np.array_equal(found, codes)
     assert np.array_equal(fresh, scales)
 
 
 def test_blocks_of_zeros():
     """A scale of 1 divides; the sign of a zero is kept."""
-    codes, scales, _ = quantised([[0.0, -0.0]])
+    codes, scales, _ = quantized([[0.0, -0.0]])
     assert scales.tolist() == [[1.0]]
     assert codes.tolist() == [[0, 0x80]]
 
 
 def test_what_is_not_finite_spoils_no_other():
     """NaN and infinity become NaN; the scale is that of the finite numbers beside them."""
-    codes, scales, beyond = quantised([[math.nan, math.inf, -math.inf, 1.0, -0.5]])
+    codes, scales, beyond = quantized([[math.nan, math.inf, -math.inf, 1.0, -0.5]])
     assert scales[0, 0] == np.float32(1 / 448)
     assert np.isnan(VALUES[codes[0, :3]]).all()
     assert codes[0, 3] == 0x7E

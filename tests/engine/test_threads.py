@@ -1,231 +1,196 @@
-"""The engine: every slice once, errors and non-finite numbers reported, memory bounded."""
+"""Threads: every task once, receipts in order, and the first error ends the run."""
 
-import json
-import struct
-import subprocess
-import sys
 import threading
+import time
+from dataclasses import dataclass, field
 
-import numpy as np
 import pytest
 
-from paramdelta import plan
-from paramdelta.engine.slices import Budget, share_out
 from paramdelta.engine.threads import run
-from paramdelta.errors import CheckpointError, StorageError
-from tests.checkpoints import bf16, llama, moved, save
+from paramdelta.errors import StorageError
+from paramdelta.storage.reader import Reader
 
 
-class Collect:
-    """A sink in memory."""
+@dataclass
+class Squares:
+    """A job of ``count`` numbers, each squared. ``broken`` tasks raise ``error``.
 
-    def __init__(self, size, skip=()):
-        self.data = bytearray(size)
-        self.skip = skip
-        self.lock = threading.Lock()
-        self.pieces = []
+    ``taken``: tasks that a worker began. ``collected``: tasks and receipts, as they came.
+    """
 
-    def wants(self, piece):
-        """All but those to be skipped."""
-        return piece.position not in self.skip
+    count: int
+    broken: frozenset = frozenset()
+    error: BaseException = field(default_factory=lambda: StorageError("no"))
+    lead: int | None = None
+    pause: float = 0.0
+    taken: list = field(default_factory=list)
+    collected: list = field(default_factory=list)
+    workers: int = 0
 
-    def write(self, piece, data):
-        """Keep a slice."""
-        with self.lock:
-            self.pieces.append(piece)
-        self.data[piece.position : piece.position + piece.nbytes] = data
+    def tasks(self):
+        """The numbers."""
+        return range(self.count)
+
+    def cost(self, task):
+        """Each number costs itself."""
+        return task
+
+    def worker(self, reader, writers):
+        """Squares a number and hands it to the writers."""
+        self.workers += 1
+
+        def square(task):
+            self.taken.append((task, len(self.collected)))
+            if task in self.broken:
+                raise self.error
+            time.sleep(self.pause * (task % 3))  # later tasks finish first
+            for writer in writers:
+                writer.append(task)
+            return task * task
+
+        return square
+
+    def collect(self, task, receipt):
+        """Keep it."""
+        self.collected.append((task, receipt))
+
+
+def started(job, **options):
+    """A run with two workers unless told otherwise."""
+    options.setdefault("workers", 2)
+    run(job, Reader(), **options)
 
 
 @pytest.mark.parametrize("workers", [1, 3, 8])
-def test_all_workers_give_the_same_bytes(lineage, workers):
-    """The output does not depend on the number of workers or the buffers' size."""
-    made = plan(lineage.recipe())
-    one, other = Collect(made.bytes_to_write), Collect(made.bytes_to_write)
-    run(made, one, share_out(made, 256_000_000, 1))
-    run(made, other, Budget(workers, 4, 100))
-    assert one.data == other.data
-    assert len({(p.tensor, p.start) for p in other.pieces}) == len(other.pieces)
+@pytest.mark.parametrize("lead", [None, 1, 2])
+def test_every_task_once_and_in_order(workers, lead):
+    """Receipts are collected in the order of the tasks, whoever is first."""
+    job = Squares(100, lead=lead, pause=0.001)
+    started(job, workers=workers)
+    assert job.collected == [(n, n * n) for n in range(100)]
+    assert sorted(task for task, _ in job.taken) == list(range(100))
+    assert job.workers == workers
 
 
-def test_progress_ends_at_the_total(lineage):
-    """The last call says that all is done; skipped slices count as resumed."""
-    made = plan(lineage.recipe())
-    calls = []
-    run(made, Collect(made.bytes_to_write, skip={0}), Budget(2, 4, 4096), calls.append)
-    assert calls[-1].done == calls[-1].total == made.bytes_to_write
-    assert calls[-1].resumed > 0
+def test_skipped_tasks_are_not_run():
+    """They count as done by an earlier run and reach neither the job nor a commit."""
+    job, receipts, calls = Squares(10), [], []
+    started(job, skip=lambda task: task % 2 == 0, commit=receipts.extend, progress=calls.append)
+    assert [task for task, _ in job.collected] == [1, 3, 5, 7, 9]
+    assert receipts == [1, 9, 25, 49, 81]
+    assert calls[-1].resumed == 20
+    assert calls[-1].done == calls[-1].total == 45
 
 
-def test_a_failing_sink_stops_all(lineage):
-    """The first error of a worker is raised and the others end."""
+def test_nothing_to_do():
+    """No task at all: progress says so, and nothing is committed."""
+    for job in (Squares(0), Squares(5)):
+        calls, commits = [], []
+        started(job, skip=lambda _: True, commit=commits.append, progress=calls.append)
+        assert calls[-1].done == calls[-1].total == calls[-1].resumed == sum(range(job.count))
+        assert not commits
 
-    class Failing(Collect):
-        def write(self, piece, data):
-            if len(self.pieces) > 3:
-                raise StorageError("no")
-            super().write(piece, data)
 
-    made = plan(lineage.recipe())
+def test_progress_counts_what_is_written():
+    """Costs of fresh tasks count as moved if there is a writer, and not otherwise."""
+    for writers, moved in (([[]], 45 - 20), ([], 0)):
+        calls = []
+        started(
+            Squares(10),
+            skip=lambda task: task % 2 == 0,
+            writers=writers,
+            progress=calls.append,
+        )
+        assert calls[-1].moved == moved
+
+
+def test_no_task_is_started_far_ahead():
+    """With a lead, no task begins before all but so many per worker are collected."""
+    job = Squares(60, lead=2, pause=0.002)
+    started(job, workers=3)
+    assert all(task < collected + 2 * 3 for task, collected in job.taken)
+
+
+@pytest.mark.parametrize("workers", [1, 4])
+def test_the_first_error_stops_all(workers):
+    """It is raised, no thread stays, and what was finished before is committed."""
+    job, receipts = Squares(1000, frozenset({7}), pause=0.001), []
     before = threading.active_count()
     with pytest.raises(StorageError, match="no"):
-        run(made, Failing(made.bytes_to_write), Budget(4, 4, 200))
+        started(job, workers=workers, commit=receipts.extend)
     assert threading.active_count() == before
+    collected = [task for task, _ in job.collected]
+    assert collected == list(range(7 if workers == 1 else len(collected)))
+    assert 7 not in collected
+    assert len(job.taken) < 50
+    finished = {task * task for task, _ in job.taken if task != 7}
+    assert set(receipts) == finished
+    assert len(receipts) == len(finished)
 
 
-def test_a_file_that_shrinks_is_noticed(lineage):
-    """A source that loses bytes after planning is an error with its name, not zeros."""
-    made = plan(lineage.recipe())
-    path = lineage.new / "model-00001-of-00003.safetensors"
-    path.write_bytes(path.read_bytes()[:-64])
-    with pytest.raises(CheckpointError, match="00001-of-00003"):
-        run(made, Collect(made.bytes_to_write), Budget(2, 4, 4096))
+def test_an_error_before_the_first_task():
+    """A worker that cannot be made ends the run."""
+    job = Squares(10)
+    job.worker = lambda reader, writers: 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        started(job)
 
 
-@pytest.mark.parametrize(
-    ("role", "bad"), [("post", np.nan), ("base", np.inf), ("new base", -np.inf)]
-)
-def test_not_finite_numbers_are_found(tmp_path, role, bad):
-    """NaN and infinity are counted by tensor and checkpoint."""
-    base = llama()
-    sets = {"base": base, "post": moved(base, 1), "new base": moved(base, 2)}
-    spoiled = sets[role]["model.norm.weight"].copy()
-    spoiled[3:5] = bf16([bad, bad])
-    sets[role]["model.norm.weight"] = spoiled
-    from paramdelta import Delta, Recipe
+def test_an_error_on_the_driver():
+    """What `collect` raises ends the run; finished receipts are committed."""
+    job, receipts = Squares(100), []
 
-    paths = {r: str(save(tmp_path / r, t)) for r, t in sets.items()}
-    made = plan(Recipe(paths["new base"], (Delta(paths["post"], paths["base"]),)))
-    report = run(made, Collect(made.bytes_to_write), Budget(2, 4, 4096))
-    assert dict(report.not_finite) == {("model.norm.weight", role): 2}
+    def collect(task, receipt):
+        if task == 3:
+            raise StorageError("no")
+
+    job.collect = collect
+    before = threading.active_count()
+    with pytest.raises(StorageError, match="no"):
+        started(job, commit=receipts.extend)
+    assert threading.active_count() == before
+    assert {0, 1, 4} <= set(receipts)
 
 
-def test_overflow_of_the_output_is_found(tmp_path):
-    """Finite operands whose sum F16 cannot hold are counted against the result."""
-    from paramdelta import Delta, Recipe
+def test_interrupted():
+    """Ctrl-C in the main thread or on a worker: raised, no thread stays, receipts are committed."""
 
-    tensors = {"w": np.full((4, 4), 1e5, np.float32)}
-    folder = str(save(tmp_path / "m", tensors))
-    made = plan(Recipe(folder, (Delta(folder, folder),), "F16"))
-    report = run(made, Collect(made.bytes_to_write), Budget(1, 4, 4096))
-    assert dict(report.not_finite) == {("w", "result"): 16}
+    def stop(_):
+        raise KeyboardInterrupt
 
-
-MEASURE = """
-import resource, sys
-import numpy, numba
-from paramdelta import Delta, Recipe, plan
-from paramdelta.arithmetic import kernels
-from paramdelta.engine.slices import share_out
-from paramdelta.engine.threads import run
-import numpy as np
-small = [np.zeros(8, np.uint16) for _ in range(4)]
-kernels.mix_exact(*small, np.float32(0))
-kernels.quantise(np.zeros((1, 8)), np.zeros((1, 8), np.uint8), np.zeros((1, 1), np.float32))
-class Discard:
-    def wants(self, piece): return True
-    def write(self, piece, data): pass
-made = plan(Recipe(sys.argv[3], (Delta(sys.argv[1], sys.argv[2]),), *sys.argv[5:]))
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-budget = share_out(made, int(sys.argv[4]), 4)
-run(made, Discard(), budget)
-after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-print((after - before) * 1024, budget.projected)
-"""
+    before = threading.active_count()
+    for job, progress in (
+        (Squares(500, pause=0.001), stop),
+        (Squares(500, frozenset({20}), KeyboardInterrupt()), None),
+    ):
+        receipts = []
+        with pytest.raises(KeyboardInterrupt):
+            started(job, commit=receipts.extend, progress=progress)
+        assert threading.active_count() == before
+        assert len(job.taken) < 500
+        assert set(receipts) >= {receipt for task, receipt in job.collected}
 
 
-def sparse(path, entries):
-    """A safetensors file of tensors ``name: (dtype, shape, bytes of an element)``, all zeros that
-    take no disk.
-    """
-    header, end = {}, 0
-    for name, (dtype, shape, size) in entries.items():
-        begin, end = end, end + size * int(np.prod(shape))
-        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [begin, end]}
-    text = json.dumps(header).encode()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("wb") as file:
-        file.write(struct.pack("<Q", len(text)) + text)
-        file.truncate(8 + len(text) + end)
+def test_every_receipt_is_committed_once():
+    """In several calls or one, in the order of the tasks."""
+    receipts = []
+    started(Squares(300), workers=4, commit=receipts.extend)
+    assert receipts == [n * n for n in range(300)]
 
 
-def grown_and_projected(paths, memory, *dtype):
-    """Bytes by which a run grew its process, and those that were projected."""
-    result = subprocess.run(
-        [sys.executable, "-c", MEASURE, *map(str, paths), str(memory), *dtype],
-        capture_output=True,
-        text=True,
-    )
-    assert result.returncode == 0, result.stderr
-    return map(int, result.stdout.split())
+def test_a_commit_that_fails_ends_the_run():
+    """Whether it fails meanwhile or at the end, its error is raised; no more is committed."""
+    calls = []
 
+    def commit(receipts):
+        calls.append(receipts)
+        raise StorageError("the disk is full")
 
-linux = pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is counted otherwise there")
-
-
-@linux
-@pytest.mark.parametrize(
-    ("rows", "memory"),
-    [
-        (8192, 60_000_000),
-        (8192, 256_000_000),
-        pytest.param(128256, 256_000_000, marks=pytest.mark.slow),
-    ],
-)
-def test_measured_memory_stays_under_the_projected(tmp_path, rows, memory):
-    """A sparse embedding of up to 128256 × 16384 (4.2 GB) is read within the projected memory."""
-    paths = [tmp_path / f"{name}.safetensors" for name in ("post", "base", "new")]
-    for path in paths:
-        sparse(path, {"model.embed_tokens.weight": ("BF16", (rows, 16384), 2)})
-    grown, projected = grown_and_projected(paths, memory)
-    assert grown <= projected <= memory
-
-
-def fp8(folder):
-    """Matrices with a scale for each block."""
-    for name in ("post", "base", "new"):
-        entries = {
-            "w.weight": ("F8_E4M3", (8192, 16384), 1),
-            "w.weight_scale_inv": ("F32", (64, 128), 4),
-        }
-        sparse(folder / name / "model.safetensors", entries)
-    return [folder / name for name in ("post", "base", "new")]
-
-
-def turned(folder):
-    """Experts that post and base have one by one, and the new base joined and turned."""
-    stem = "model.layers.0.mlp.experts"
-    for name in ("post", "base"):
-        entries = {}
-        for number in range(4):
-            for part in ("gate_proj", "up_proj"):
-                entries[f"{stem}.{number}.{part}.weight"] = ("BF16", (2048, 2048), 2)
-            entries[f"{stem}.{number}.down_proj.weight"] = ("BF16", (2048, 2048), 2)
-        sparse(folder / name / "model.safetensors", entries)
-    joined = {
-        f"{stem}.gate_up_proj": ("BF16", (4, 2048, 4096), 2),
-        f"{stem}.down_proj": ("BF16", (4, 2048, 2048), 2),
-    }
-    sparse(folder / "new" / "model.safetensors", joined)
-    return [folder / name for name in ("post", "base", "new")]
-
-
-def shuffled(folder):
-    """An embedding whose rows all have other places in the new base."""
-    rows = 32768
-    order = np.random.default_rng(0).permutation(rows).tolist()
-    for name in ("post", "base", "new"):
-        entries = {"model.embed_tokens.weight": ("BF16", (rows, 2048), 2)}
-        sparse(folder / name / "model.safetensors", entries)
-        ids = order if name == "new" else range(rows)
-        vocab = {f"t{token}": i for i, token in enumerate(ids)}
-        tokenizer = {"model": {"type": "BPE", "vocab": vocab}, "added_tokens": []}
-        (folder / name / "tokenizer.json").write_text(json.dumps(tokenizer))
-    return [folder / name for name in ("post", "base", "new")]
-
-
-@linux
-@pytest.mark.parametrize("build", [fp8, turned, shuffled])
-def test_memory_of_views_stays_under_the_projected(tmp_path, build):
-    """FP8, turned matrices and rows in any order keep to the projected memory as well."""
-    grown, projected = grown_and_projected(build(tmp_path), 256_000_000)
-    assert grown <= projected <= 256_000_000
+    with pytest.raises(StorageError, match="full"):
+        started(Squares(10), commit=commit)
+    job = Squares(2000, pause=0.001)
+    job.cost = lambda task: 1 << 30  # commits follow each other closely
+    with pytest.raises(StorageError, match="full"):
+        started(job, commit=commit)
+    assert len(job.taken) < 2000
+    assert len(calls) == 2

@@ -13,12 +13,14 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from paramdelta.engine.run import combine
 from paramdelta.errors import CheckpointError
 from paramdelta.formats import delta
 from paramdelta.formats.delta import BLOCK, KEPT, MOST, Difference, encode, other_half
 from paramdelta.formats.view import Part, Rows, Tensor, Transposed, Wide, Zeros, float64
-from paramdelta.planning.plan import OutputTensor, Pair
+from paramdelta.schemes.pair import Pair
+from paramdelta.schemes.scheme import BLOCK as RUN
+from paramdelta.schemes.scheme import SCRATCH
+from paramdelta.schemes.sum import SUM
 from paramdelta.storage.blob import Blob
 from tests import opening
 from tests.numbers import BITS, VIEWS, array, patterns
@@ -43,11 +45,9 @@ def mixed(dtype, new, post, base, scale, kinds):
         Tensor(n, k, a.shape, Blob("x", 0, ""), 0, a.nbytes)
         for n, k, a in zip("npb", (dtype, *kinds), (new, post, base), strict=True)
     ]
-    tensor = OutputTensor(
-        "t", dtype, new.shape, views[0], (Pair(0, views[1], views[2], float(scale)),)
-    )
+    pairs = (Pair(0, views[1], views[2], float(scale)),)
     out = np.empty(new.size, VIEWS[dtype])
-    combine(tensor, [new, post, base], out, np.empty(1 << 14), np.empty(1 << 14))
+    SUM.combine(pairs, [new, post, base], 0, out, dtype, np.empty((SCRATCH, RUN)))
     return out.view(BITS[dtype])
 
 
@@ -69,7 +69,7 @@ def triples(draw):
 
 
 @given(triples(), st.sampled_from((1, 0.7, -1, -0.3, 1e300)))
-@settings(max_examples=600)
+@settings(max_examples=300)
 def test_the_halves_mix_as_post_and_base_do(given, scale):
     """Bytes are the same at any scale: NaN, infinities, subnormals, zeros of both signs."""
     dtype, other, *lists = given
@@ -185,8 +185,9 @@ def test_a_short_run_reads_one_block(long):
     """A row costs the table's entries and its block, and, asked for again, the entries alone."""
     post, _, raw, used = long
     view, source = view_of(raw, used, (post.size,)), Bytes(raw)
-    view.array(2 * BLOCK + 5, 2 * BLOCK + 9, source.fetch)
-    view.array(2 * BLOCK + 9, 2 * BLOCK + 900, source.fetch)
+    fetch = source.fetch  # the run's: caches belong to it
+    view.array(2 * BLOCK + 5, 2 * BLOCK + 9, fetch)
+    view.array(2 * BLOCK + 9, 2 * BLOCK + 900, fetch)
     assert [length for _, length in source.reads][0::2] == [16, 16][: len(source.reads) - 1]
     assert len(source.reads) == 3
 
@@ -195,10 +196,11 @@ def test_reading_is_bounded_in_memory(long):
     """Reading slice by slice holds no more than `scratch` says, beside the result."""
     post, _, raw, used = long
     view, source = view_of(raw, used, (post.size,)), Bytes(raw)
-    view.array(0, 10, source.fetch)  # compiles
+    fetch = source.fetch  # the run's: caches belong to it
+    view.array(0, 10, fetch)  # compiles
     tracemalloc.start()
     for start in range(0, post.size - 3000, 3000):
-        view.array(start, start + 3000, source.fetch)
+        view.array(start, start + 3000, fetch)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < view.scratch(24000) + 24000

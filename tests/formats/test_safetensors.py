@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from paramdelta.dtypes import DTYPES
 from paramdelta.errors import CheckpointError
-from paramdelta.formats.safetensors import header_length, parse_header
+from paramdelta.formats.safetensors import MAX_AXES, MAX_NAME, header_length, parse_header
 
 
 def parse(data: bytes):
@@ -81,6 +81,107 @@ def test_almost_headers_are_refused_or_right(header, size):
         return
     assert sum(e.nbytes for e in entries) == size
     assert all(8 + len(text) <= e.offset <= e.offset + e.nbytes <= len(data) for e in entries)
+
+
+LAYOUTS = st.fixed_dictionaries(
+    {
+        "indent": st.none() | st.integers(0, 3) | st.just("\t"),
+        "separators": st.sampled_from([(",", ":"), (" , ", " : "), ("\n,\r", "\t:")]),
+        "ensure_ascii": st.booleans(),
+        "sort_keys": st.booleans(),
+    }
+)
+NAMES = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
+
+
+@given(st.lists(NAMES, unique=True, max_size=6), st.randoms(use_true_random=False), LAYOUTS)
+def test_any_layout_of_the_json_is_read(names, chance, layout):
+    """Order of tensors and keys, white space and escapes do not matter."""
+    header, expected, position = {}, {}, 0
+    for name in names:
+        shape = [chance.randrange(4) for _ in range(chance.randrange(4))]
+        size = 2 * int(np.prod(shape, dtype=int))
+        fields = {"dtype": "F16", "shape": shape, "data_offsets": [position, position + size]}
+        pairs = list(fields.items())
+        chance.shuffle(pairs)
+        header[name], expected[name] = dict(pairs), (tuple(shape), position)
+        position += size
+    if "__metadata__" in header:
+        return
+    header["__metadata__"] = {name: name for name in names}
+    pairs = list(header.items())
+    chance.shuffle(pairs)
+    text = b" " + json.dumps(dict(pairs), **layout).encode() + b" \n"
+    entries, metadata = parse_header(text, 8 + len(text) + position, "file")
+    assert {e.name: (e.shape, e.offset - 8 - len(text)) for e in entries} == expected
+    assert metadata == {name: name for name in names}
+    assert [e.offset for e in entries] == sorted(e.offset for e in entries)
+
+
+A = '"a":{"dtype":"U8","shape":[4],"data_offsets":[0,4]}'
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[]", "not an object"),
+        ("", "not an object"),
+        ("{" + A + ",}", "not valid JSON"),
+        ("{" + A + "} x", "not valid JSON"),
+        ("{" + A + "," + A.replace("[4]", "[0]").replace("[0,4]", "[4,4]") + "}", "same name"),
+        ("{" + A + "," + A + "}", "overlaps"),
+        ("{" + A.replace("[4]", "[4,]") + "}", "malformed tensor entry"),
+        ("{" + A.replace("[4]", "[04]") + "}", "malformed tensor entry"),
+        ("{" + A.replace("[4]", "[4.0]") + "}", "malformed shape"),
+        ("{" + A.replace("[4]", "[0,999999999999999999,999999999999999999]") + "}", "shape"),
+        ("{" + A.replace("[4]", str([1] * (MAX_AXES + 1))) + "}", "too many axes"),
+        ("{" + A.replace('"U8"', '"U9"') + "}", "unknown dtype"),
+        ("{" + A.replace('"U8"', '["U8"]') + "}", "unknown dtype"),
+        ("{" + A.replace("}", ',"x":1}') + "}", "malformed tensor entry"),
+        ("{" + A.replace("}", ',"dtype":"U8"}') + "}", "malformed tensor entry"),
+        ("{" + A.replace('"dtype":"U8",', "") + "}", "malformed tensor entry"),
+        ("{" + A.replace("[0,4]", "[0,4,4]") + "}", "malformed data_offsets"),
+        ("{" + A.replace("[0,4]", "[-1,3]") + "}", "malformed data_offsets"),
+        ("{" + A.replace('"a"', '"' + "a" * (MAX_NAME + 1) + '"') + "}", "name is too long"),
+        ("{" + A.replace('"a"', r'"\ud800"') + "}", "not valid text"),
+        ("{" + A.replace('"a"', r'"\x"') + "}", "not valid text"),
+        ("{" + A.replace("[0,4]", "[4,8]") + "}", "truncated"),
+        ('{"__metadata__":{"a":1},' + A + "}", "not a map of strings"),
+        ('{"__metadata__":{"a":"b","a":"b"},' + A + "}", "same name twice"),
+        ('{"__metadata__":{},"__metadata__":{},' + A + "}", "same name twice"),
+        ('{"__metadata__":{"a":"\\ud800"},' + A + "}", "not a map of strings"),
+        ('{"__metadata__":' + A.partition(":")[2] + "}", "not a map of strings"),
+    ],
+)
+def test_each_fault_is_named(text, message):
+    """The message says what is wrong, not merely that something is."""
+    with pytest.raises(CheckpointError, match=message):
+        parse_header(text.encode(), 8 + len(text) + 4, "file")
+
+
+def test_names_are_shown_without_control_characters():
+    """An error prints a name's control characters as escapes, and cuts long names."""
+    name = "\x1b[2J" + "a" * 500
+    header = {name: {"dtype": "U9", "shape": [4], "data_offsets": [0, 4]}}
+    text = json.dumps(header).encode()
+    with pytest.raises(CheckpointError) as error:
+        parse_header(text, 8 + len(text) + 4, "file")
+    assert "'\\x1b[2Jaaa" in str(error.value)
+    assert all(len(line) < 400 and line.isprintable() for line in str(error.value).split("\n"))
+
+
+@given(st.binary(max_size=60), st.integers(0, 8))
+def test_what_is_read_the_reference_reads_as_well(noise, size):
+    """No header passes here that the reference reader refuses."""
+    good = ("{" + A.replace("4", str(size)) + "}").encode()
+    for text in (noise, good[:40] + noise, good[:-1] + noise + b"}", good + noise):
+        data = struct.pack("<Q", len(text)) + text + bytes(size)
+        try:
+            entries, _ = parse(data)
+        except CheckpointError:
+            continue
+        found = dict(safetensors.deserialize(data))
+        assert {e.name: list(e.shape) for e in entries} == {n: i["shape"] for n, i in found.items()}
 
 
 def test_flipped_bytes_never_escape():

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from paramdelta import Delta, Recipe, mix, verify
 from paramdelta.errors import CheckpointError, ParamDeltaError
+from paramdelta.formats.permuted import Permuted
 from paramdelta.formats.view import Tensor, Transposed
 from paramdelta.storage.local import File
 from tests import opening
@@ -114,15 +115,10 @@ def test_a_turned_tensor_is_read_in_any_run(tmp_path, zipped):
     """Slices that begin and end inside a row."""
     value = torch.arange(35, dtype=torch.float32).reshape(5, 7).T
     (view,) = opening.contents(save(tmp_path / "x.bin", {"a": value}, zipped)).tensors
-    file = File(view.parts[0].blob.url)
-
-    def fetch(stored, starts, into):
-        stored.fetch_from(file, starts, into)
-
     flat = value.reshape(-1).numpy()
     for start in range(0, 35, 4):
         for stop in range(start, 36, 3):
-            assert (view.array(start, stop, fetch) == flat[start:stop]).all()
+            assert (view.array(start, stop, opening.fetch) == flat[start:stop]).all()
 
 
 @pytest.mark.parametrize(
@@ -131,9 +127,10 @@ def test_a_turned_tensor_is_read_in_any_run(tmp_path, zipped):
         torch.ones(1, 4).expand(3, 4),
         torch.ones(6, 6)[:, :3],
         torch.ones(8)[::2],
-        torch.ones(2, 3, 4).permute(2, 1, 0),
+        torch.ones(2, 3, 4).permute(2, 1, 0)[:, :2],
+        torch.ones(64).as_strided((4, 4), (3, 1)),
     ],
-    ids=["expanded", "columns", "every other", "permuted"],
+    ids=["expanded", "columns", "every other", "permuted columns", "overlapping"],
 )
 def test_other_views_are_refused(tmp_path, view):
     """Where the elements do not follow each other, the message says so and what to do."""
@@ -162,13 +159,158 @@ def test_training_checkpoints(tmp_path, wrapper, zipped):
     contents = opening.contents(save(tmp_path / "x.pt", held, zipped))
     assert [view.name for view in contents.tensors] == ["a"]
     assert contents.ignored == (
-        "optimizer (dict of 1)", "args (object)", "epoch (int)", "best (object)", "loss (tensor)",
-        "seen (object)", "dtype (dtype)", "device (object)", "shape (tuple of 1)",
+        "optimizer (dict of 1)", "args (Namespace)", "epoch (int)", "best (scalar)",
+        "loss (tensor)", "seen (set)", "dtype (dtype)", "device (device)", "shape (tuple of 1)",
         f"{wrapper}/steps (int)", f"{wrapper}/nothing (None)",
-        f"{wrapper}/'\\x1b[2J' (int)",
+        f"{wrapper}/\\x1b[2J (int)",
     )  # fmt: skip
+    assert contents.key == wrapper
     contents = opening.contents(save(tmp_path / "x.pt", {"model": {"state_dict": weights}}, zipped))
     assert [view.name for view in contents.tensors] == ["a"]
+    assert contents.key == "model/state_dict"
+
+
+A, B = {"a": torch.ones(3)}, {"a": torch.zeros(3)}
+
+
+@pytest.mark.parametrize(
+    ("held", "key"),
+    [
+        ({"net": A, "step": 1}, "net"),
+        ({"params": A}, "params"),
+        ({"generator": A, "optim_g": {"state": B}}, "generator"),
+        ({"anything": A}, "anything"),
+        ({"model": A, "class_statistics": B}, "model"),
+        ({"model": A, "module": A}, "model"),
+        ({"state_dict": A, "callbacks": {"EMA": {"shadow": B}}}, "state_dict"),
+        ({"model": {"state_dict": A, "optimizer": B}}, "model/state_dict"),
+        ({"state_dict": A, "loss": torch.ones(1)}, "state_dict"),
+        ({"a/b": A}, "a/b"),
+        (A, ""),
+        (A | {"extra": {"b": torch.ones(1)}}, ""),
+    ],
+)
+def test_the_only_branch_is_found(tmp_path, held, key):
+    """Where one dict of tensors can be the weights, it is taken, and its name is told."""
+    contents = opening.contents(save(tmp_path / "x.pt", held))
+    assert contents.key == key
+    assert content(contents.tensors[0]) == raw(A["a"])
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("params", "params_ema"),
+        ("state_dict", "state_dict_ema"),
+        ("model", "model_ema"),
+        ("model", "ema"),
+        ("generator", "discriminator"),
+        ("student", "teacher"),
+        ("encoder", "decoder"),
+    ],
+)
+def test_several_branches_need_a_choice(tmp_path, first, second):
+    """The error lists them, and each can be taken by its name."""
+    path = save(tmp_path / "x.pt", {first: A, second: {"deep": B}, "optimizer": A})
+    with pytest.raises(CheckpointError, match="cannot tell") as error:
+        opening.contents(path)
+    assert f"'{first}' (1 tensors), '{second}/deep' (1 tensors)" in str(error.value)
+    assert f"x.pt#{first}" in str(error.value)
+    for key, expected in ((first, A), (second, B), (f"{second}/deep", B)):
+        (view,) = opening.contents(path, key).tensors
+        assert content(view) == raw(expected["a"])
+    with pytest.raises(CheckpointError, match="no such set of weights"):
+        opening.contents(path, "other")
+
+
+def test_what_stands_beside_is_told_in_bounds(tmp_path):
+    """A thousand other values are not listed one by one."""
+    held = {"model": A} | {f"value{i}": i for i in range(1000)}
+    ignored = opening.contents(save(tmp_path / "x.pt", held)).ignored
+    assert len(ignored) == 101
+    assert ignored[-1] == "and 900 more"
+
+
+class Options(dict):
+    """A class that the file names, as omegaconf's and Lightning's do."""
+
+
+class Callback:
+    """A class that is a key."""
+
+
+@FORMATS
+@pytest.mark.parametrize("protocol", [2, 4, 5])
+def test_objects_beside_the_weights_are_opaque(tmp_path, zipped, protocol):
+    """Lightning checkpoints: objects of unknown classes, classes as keys; nothing is run."""
+    held = {
+        "state_dict": A,
+        "hyper_parameters": Options(lr=0.1, path=Path("x")),
+        "callbacks": {Callback: {"best": 1.0}},
+        "callback": Callback(),
+        "numbers": np.arange(3),
+        "tree": __import__("fractions").Fraction(1, 3),
+        "counts": __import__("collections").defaultdict(int, a=1),
+    }
+    contents = opening.contents(save(tmp_path / "x.ckpt", held, zipped, protocol))
+    assert [view.name for view in contents.tensors] == ["a"]
+    told = dict(entry[:-1].split(" (", 1) for entry in contents.ignored)
+    assert told["hyper_parameters"] == f"{__name__}.Options"
+    assert told["callbacks"] == "dict of 1"
+    assert told["callback"] == f"{__name__}.Callback"
+    assert told["counts"] == "dict of 1"
+
+
+def test_an_object_among_the_weights_is_refused(tmp_path):
+    """It could be a tensor of a subclass; what torch itself keeps there is not."""
+    path = save(tmp_path / "x.pt", A | {"b": Callback()})
+    with pytest.raises(CheckpointError, match=r"only its own code can make(.|\n)*Callback"):
+        opening.contents(path)
+    held = A | {"layer._extra_state": Callback(), "step": np.float32(3), "kind": Callback}
+    contents = opening.contents(save(path, held))
+    assert contents.ignored[-1] == f"kind (code {__name__}.Callback)"
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8), "rebuild_qtensor"),
+        (lambda: torch.ones(3, 3).to_sparse(), "rebuild_sparse_tensor"),
+        (lambda: torch.ones(3, dtype=torch.complex128), "ComplexDoubleStorage"),
+    ],
+    ids=["quantized", "sparse", "complex"],
+)
+def test_other_kinds_of_tensors_are_refused(tmp_path, make, message):
+    """They are not a run of numbers; the message names what would be needed."""
+    with pytest.raises(CheckpointError, match=message):
+        opening.contents(save(tmp_path / "x.pt", A | {"b": make()}))
+
+
+@FORMATS
+@given(data=st.data())
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_order_of_axes(tmp_path, zipped, data):
+    """Permuted tensors of any shape, as torch saves them, are read as torch reads them."""
+    shape = data.draw(st.lists(st.integers(1, 4), max_size=5))
+    axes = data.draw(st.permutations(range(len(shape))))
+    value = torch.arange(int(np.prod(shape)), dtype=torch.int16).reshape(shape).permute(axes)
+    check(save(tmp_path / "x.pt", {"a": value}, zipped), {"a": value})
+
+
+def test_channels_last(tmp_path):
+    """Convolutions in channels_last, which were called overlapping once."""
+    model = torch.nn.Conv2d(3, 5, 3).to(memory_format=torch.channels_last)
+    found = check(save(tmp_path / "x.pt", model.state_dict()), model.state_dict())
+    assert isinstance(found["weight"], Permuted)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_torch_script_is_named(tmp_path):
+    """A program is called one, though its entries may be compressed."""
+    torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), tmp_path / "x.pt")
+    with pytest.raises(CheckpointError, match="TorchScript"):
+        opening.contents(tmp_path / "x.pt")
 
 
 def test_a_whole_model_is_refused(tmp_path):
@@ -335,7 +477,9 @@ def test_neither_torch_nor_the_pickles_code_is_used(tmp_path):
     call = b"cos\nsystem\n" + plain((f"touch {marker}",)) + b"R"
     bad.write_bytes(archive(state(a=tensor(), b=call)))
     code = (
-        "import sys; from paramdelta.formats.checkpoint import open_checkpoint as o\n"
+        "import sys; from paramdelta.planning.sources import Opener\n"
+        "from paramdelta.storage.reader import Reader\n"
+        "o = Opener(Reader()).checkpoint\n"
         f"print(len(o({str(good)!r}, 'post').tensors), 'torch' in sys.modules)\n"
         f"o({str(bad)!r}, 'post')"
     )

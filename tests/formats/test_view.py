@@ -1,5 +1,8 @@
 """Views: any run of any composition is the same run of the array that it stands for."""
 
+import gc
+import weakref
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -12,9 +15,12 @@ from paramdelta.formats.view import (
     Transposed,
     Wide,
     Zeros,
+    cache_of,
+    fetch_from,
     float64,
     rectangles,
 )
+from paramdelta.storage.reader import Reader
 from tests.views import Store
 
 
@@ -170,3 +176,27 @@ def test_float64_of_sixteen_bits(bits):
     half = float64(both.view(np.int16), "F16")[0]
     assert np.array_equal(wide, (both.astype(np.uint32) << 16).view(np.float32)[0], equal_nan=True)
     assert np.array_equal(half, both.view(np.float16)[0], equal_nan=True)
+
+
+def test_threads_of_a_run_share_their_caches():
+    """What a reader's caches hold is projected once: every fetch from it has the same ones."""
+    reader, other = Reader(), Reader()
+    made = cache_of(fetch_from(reader), "kind", lambda: {"of": "reader"})
+    assert cache_of(fetch_from(reader), "kind", dict) is made
+    assert cache_of(fetch_from(reader), "another", dict) is not made
+    assert cache_of(fetch_from(other), "kind", dict) is not made
+
+
+def test_a_cache_goes_with_its_reader():
+    """Nothing of a finished run stays in memory."""
+
+    class Cache:
+        pass
+
+    reader = Reader()
+    kept = weakref.ref(cache_of(fetch_from(reader), "kind", Cache))
+    gc.collect()
+    assert kept() is not None
+    del reader
+    gc.collect()
+    assert kept() is None

@@ -9,7 +9,7 @@ import torch
 from transformers.pytorch_utils import Conv1D
 
 from paramdelta.planning.presets import is_of
-from paramdelta.schedule import PRESETS
+from paramdelta.recipe.schedule import PRESETS
 from tests.integration.families import FAMILIES
 
 pytestmark = pytest.mark.hf

@@ -66,7 +66,7 @@ def recipe(folders, **choices):
 
 def meant(case, mode):
     """What a mode comes to: a reserved token with another name is the same token."""
-    return case.by if mode in ("auto", "token") else mode
+    return case.by if mode in ("auto", "token") else {"id": "number"}.get(mode, mode)
 
 
 def assert_equal(out, expected):
@@ -260,7 +260,7 @@ def test_grafts_stand_in_the_order_in_which_they_were_asked_for(built, tmp_path)
     assert ends(model)[0] == count
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", ["auto", "token", "new-base"])
 @pytest.mark.parametrize("name", EXTENDED)
 def test_chat_tokens_are_not_lost_silently(built, tmp_path, name, mode):
     """Without grafts the mix is refused, and the refusal says what to add; with it, it is not."""
@@ -271,6 +271,15 @@ def test_chat_tokens_are_not_lost_silently(built, tmp_path, name, mode):
         mix(strict, tmp_path / "out")
     assert all(f"--graft '{token}'" in str(refusal.value.remedy) for token in CHAT)
     assert not plan(replace(strict, graft=CHAT)).refused
+
+
+@pytest.mark.parametrize("name", EXTENDED)
+def test_rows_by_number_are_told(built, name):
+    """--vocabulary id compares no tokenizers; a warning says so if there are not as many rows."""
+    _, folders = built(name, False)
+    delta = Delta(str(folders["post"]), str(folders["base"]))
+    made = plan(Recipe(str(folders["new-base"]), (delta,), vocabulary="id"))
+    assert {f.code for f in made.findings} >= {"rows-by-number"}
 
 
 def test_a_bias_of_the_head_has_rows_of_tokens_too(built, tmp_path):

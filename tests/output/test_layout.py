@@ -1,7 +1,6 @@
-"""Shards, headers and index."""
+"""Shards, offsets, headers and index."""
 
 import json
-from pathlib import Path
 
 import pytest
 import safetensors
@@ -9,57 +8,75 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paramdelta import UsageError, mix
+from paramdelta.encodings.encoding import Stream
 from paramdelta.formats.safetensors import parse_header
-from paramdelta.formats.view import Tensor
 from paramdelta.output.layout import make_header, make_layout
-from paramdelta.planning.plan import OutputTensor, Plan
+from tests.checkpoints import llama, moved, save
 
 
-def planned(sizes):
-    """A plan of F32 vectors of these sizes."""
-    tensors = tuple(
-        OutputTensor(f"tensor.{i}", "F32", (n,), Tensor("", "F32", (n,), Path(), 0, 4 * n))
-        for i, n in enumerate(sizes)
-    )
-    return Plan(None, None, (), tensors, (), ())
+def streams(sizes):
+    """F32 vectors of these sizes."""
+    return [Stream(f"tensor.{i}", "F32", (n,)) for i, n in enumerate(sizes)]
 
 
-@given(st.lists(st.integers(0, 600_000), min_size=1, max_size=30), st.integers(10**6, 5 * 10**6))
+@given(
+    st.lists(st.integers(0, 600_000), min_size=1, max_size=30),
+    st.integers(10**6, 5 * 10**6),
+    st.one_of(st.none(), st.integers(0, 31)),
+)
 @settings(max_examples=60)
-def test_shards_keep_to_their_size(sizes, most):
-    """No file is larger than asked for unless one tensor alone is; nothing is left out."""
-    plan = planned(sizes)
-    layout = make_layout(plan, most)
+def test_shards_keep_to_their_size(sizes, most, apart):
+    """No file is larger than asked for unless one tensor alone is; nothing is left out; a tensor
+    that starts a file does.
+    """
+    made = streams(sizes)
+    layout = make_layout(made, sum(sizes), most, apart)
     covered = [n for s in layout.shards for n in range(s.first, s.last)]
     assert covered == list(range(len(sizes)))
     for shard in layout.shards:
         assert shard.size <= most or shard.last - shard.first == 1
-        data = sum(t.nbytes for t in plan.tensors[shard.first : shard.last])
+        data = sum(stream.nbytes for stream in made[shard.first : shard.last])
         entries, metadata = parse_header(shard.header[8:], shard.size, "file")
         assert metadata == {"format": "pt"}
         assert len(shard.header) % 8 == 0
-        assert sum(e.nbytes for e in entries) == data
+        assert sum(e.nbytes for e in entries) == data == shard.size - len(shard.header)
     assert (layout.index is None) == (len(layout.shards) == 1)
+    if apart is not None and 0 < apart < len(sizes):
+        assert apart in {shard.first for shard in layout.shards}
+    assert layout.size == sum(shard.size for shard in layout.shards)
+    assert layout.nbytes == 4 * sum(sizes)
+
+
+@given(st.lists(st.integers(0, 600_000), min_size=1, max_size=20))
+@settings(max_examples=30)
+def test_places_are_where_the_headers_say(sizes):
+    """Every tensor's file and offset agree with the file's header; positions follow each other."""
+    layout = make_layout(streams(sizes), sum(sizes), 10**6)
+    position = 0
+    for stream, place in zip(layout.streams, layout.places, strict=True):
+        shard = layout.shards[place.shard]
+        entries, _ = parse_header(shard.header[8:], shard.size, "file")
+        (entry,) = (entry for entry in entries if entry.name == stream.name)
+        assert place.offset == entry.offset
+        assert place.position == position
+        position += stream.nbytes
 
 
 def test_a_shard_size_in_bytes_is_refused():
     """A size that was meant in megabytes is a usage error."""
     with pytest.raises(UsageError, match="too little"):
-        make_layout(planned([10]), 5000)
+        make_layout(streams([10]), 10, 5000)
 
 
 def test_names_of_any_kind_survive():
     """Quotes, spaces and other alphabets in names are written as JSON wants them."""
-    tensor = Tensor("", "F32", (1,), Path(), 0, 4)
     names = ['a "quoted" name', "Δ.weight", "back\\slash"]
-    header = make_header([OutputTensor(n, "F32", (1,), tensor) for n in names])
+    header = make_header([Stream(name, "F32", (1,)) for name in names])
     assert list(json.loads(header[8:]))[1:] == names
 
 
 def test_many_shards_load_with_the_reference_reader(lineage, tmp_path):
     """A mix cut at 1 MB: safetensors reads each file, the index names each tensor."""
-    from tests.checkpoints import llama, moved, save
-
     base = llama(hidden=128, layers=3, vocab=500)
     for name, tensors in (("post", moved(base, 1)), ("base", base), ("new", moved(base, 2))):
         folder = getattr(lineage, name)

@@ -10,16 +10,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from paramdelta import Delta, Recipe, mix, plan, verify
-from paramdelta.engine.run import combine
-from paramdelta.engine.slices import BLOCK
+from paramdelta.encodings.plain import Plain
 from paramdelta.formats.view import Tensor
 from paramdelta.planning.cancellation import cancelled
-from paramdelta.planning.plan import OutputTensor, Pair
+from paramdelta.planning.plan import OutputTensor
+from paramdelta.schemes.pair import Pair
+from paramdelta.schemes.scheme import BLOCK, SCRATCH
 from tests.checkpoints import bf16, encode, llama, moved, save
 from tests.numbers import BITS, FORMATS, VIEWS, array, decode, nearest
 from tests.views import Store
 
-HIGH, LOW = np.empty(BLOCK), np.empty(BLOCK)
+LENT = np.empty((SCRATCH, BLOCK))
 # Simple scales often cancel; any of the others does so with its own negative.
 SCALES = st.sampled_from([0.5, -0.5, 1.0, -1.0, 0.25, 0.75, 2.0, 0.1, -0.1, 0.7])
 
@@ -36,13 +37,14 @@ def weights(dtype):
 def output(new, *pairs, dtype="BF16"):
     """An output tensor of pairs (post, base, scale)."""
     made = [Pair(number, *pair) for number, pair in enumerate(pairs)]
-    return OutputTensor("w", dtype, new.shape, new, tuple(made))
+    return OutputTensor("w", Plain(dtype), new.shape, new, tuple(made))
 
 
 def mixed(tensor, operands):
     """The engine's numbers for a tensor; ``operands``: array by view's name."""
     out = np.empty(tensor.elements, VIEWS[tensor.dtype])
-    combine(tensor, [operands[term.view.name] for term in tensor.terms], out, HIGH, LOW)
+    found = [operands[term.view.name] for term in tensor.terms]
+    tensor.scheme.combine(tensor.pairs, found, 0, out, tensor.dtype, LENT)
     return out
 
 

@@ -4,6 +4,7 @@ import pytest
 
 from paramdelta import Delta, Recipe, UsageError, plan
 from paramdelta.planning.explanation import explain
+from paramdelta.schemes.ties import Ties
 from tests.checkpoints import llama, moved, save
 
 UP = "model.layers.1.mlp.up_proj.weight"
@@ -73,7 +74,7 @@ def test_what_is_left_of_sparse_deltas(folders):
             Delta(folders["one"], folders["base"], 0.5, dare={"drop": 0.9}),
             Delta(folders["two"], folders["base"], density=[{"match": "*mlp*", "value": 0.3}, 1]),
         ),
-        ties={"scale": 0.8},
+        scheme=Ties(scale=0.8),
     )
     (found,) = explain(plan(recipe), UP)
     assert found.formula == (

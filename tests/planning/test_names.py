@@ -1,11 +1,15 @@
 """Which tensor corresponds to which: prefixes, rules, proposals, heads."""
 
+import re
+import time
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from paramdelta.errors import UsageError
-from paramdelta.formats.view import Zeros
+from paramdelta.formats.view import Tensor, Zeros
 from paramdelta.planning.names import (
     applied,
     bridged,
@@ -13,6 +17,7 @@ from paramdelta.planning.names import (
     parse_rule,
     propose,
     renamed,
+    repeated,
     tie_of,
 )
 
@@ -146,3 +151,52 @@ def test_where_a_tie_is_said():
     assert tie_of({"tie_word_embeddings": True}) == (None, True)
     assert tie_of({"text_config": {"tie_word_embeddings": False}}) == ("text_config", False)
     assert tie_of({"text_config": 3}) == (None, None)
+
+
+TEXT_RULE = st.text("ab.*", min_size=1, max_size=6)
+
+
+@given(TEXT_RULE, st.text("ab.", max_size=8))
+def test_rules_match_as_expressions_do(source, name):
+    """The first stars take as much as they can, as (.*) of a regular expression does."""
+    target = "|".join("*" * (source.count("*") > 0) for _ in range(source.count("*")))
+    rule = parse_rule(f"{source} -> {target or 'x'}")
+    match = re.fullmatch("(.*)".join(map(re.escape, source.split("*"))), name)
+    expected = None if match is None else "|".join(match.groups()) if "*" in source else "x"
+    assert rule.apply(name) == expected
+
+
+def test_repeated_names():
+    """Names of the same bytes of one file are a group; the same place of another file is not."""
+    tensors = {
+        name: Tensor(name, "F32", (size,), Path(file), 8, 4 * size)
+        for name, file, size in (("a", "x", 2), ("b", "x", 2), ("c", "y", 2), ("d", "x", 0))
+    }
+    tensors["e"] = Tensor("e", "F32", (0,), Path("x"), 8, 0)
+    tensors["f"] = Tensor("f", "I32", (2,), Path("x"), 8, 8)
+    assert repeated(tensors) == [["a", "b"]]
+
+
+MANY = 8_000
+
+
+@pytest.mark.parametrize(
+    ("own", "target"),
+    [
+        ([f"p{i}.w" for i in range(MANY)], [f"q{i}.w" for i in range(MANY)]),
+        ([f"a.b.c.{i}" for i in range(MANY)], [f"p{i}.a.b.c.{i}" for i in range(MANY)]),
+        ([f"p{i}.q.r.{i}" for i in range(MANY)], [f"r.{i}" for i in range(MANY)]),
+        ([f"m{i}.lm_head.weight" for i in range(MANY)], ["embed_tokens.weight"]),
+        ([f"p{i % 64}.{i}" for i in range(MANY)], [f"q{i % 64}.{i}" for i in range(MANY)]),
+    ],
+    ids=["endings", "prefixes to add", "prefixes to take off", "heads", "rules"],
+)
+def test_hostile_names_cost_little(own, target):
+    """Names chosen to meet each other in every way: no step takes more than linear time."""
+    own, target = views(dict.fromkeys(own, (1,))), views(dict.fromkeys(target, (1,)))
+    start = time.process_time()
+    bridged(own, target)
+    propose(own, target)
+    head_and_embedding([own, target])
+    parse_rule("*a*a*a*a* -> *b*b*b*b*").apply("a" * 100_000 + "b")
+    assert time.process_time() - start < 3

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from paramdelta import Delta, MisfitError, Recipe, Severity, plan
-from paramdelta.engine.slices import share_out
+from paramdelta.jobs.mix import MixJob
+from paramdelta.planning.sweep import sweep_of_one
 from tests.checkpoints import bf16, llama, moved, save
 
 HEAD = "lm_head.weight"
@@ -251,5 +252,6 @@ def test_shared_operands_need_one_buffer(tmp_path):
     second = save(tmp_path / "second", moved(llama(), 5), config_json={})
     delta = dataclasses.replace(recipe.deltas[0], post=str(second), scale=0.5)
     made = plan(dataclasses.replace(recipe, deltas=(*recipe.deltas, delta)))
-    assert share_out(made, 256_000_000, 1).buffers == 5
+    job = MixJob.of(sweep_of_one(made), 0)
+    assert job.need(1001).each - job.need(1).each == 5 * 1000  # four operands and the result
     assert made.bytes_to_read == 4 * made.bytes_to_write

@@ -3,7 +3,7 @@
 import pytest
 
 from paramdelta.planning.presets import is_of
-from paramdelta.schedule import PRESETS
+from paramdelta.recipe.schedule import PRESETS
 
 # Names as the families' checkpoints have them, number of axes, and the presets they are in by their
 # initials: linear-only, skip-embeddings, attention-only, mlp-only, experts-only.

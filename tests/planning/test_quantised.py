@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from paramdelta import CheckpointError, Delta, Recipe, UsageError, plan
-from paramdelta.planning.quantised import quantization_config
+from paramdelta.encodings.fp8_blocks import quantization_config
 from tests.checkpoints import bf16, fp8, save
 
 CONFIG = {
@@ -29,17 +29,18 @@ def recipe(folder, new, post=None, base=None, config=CONFIG, **choices):
 
 
 def planned(folder, *sets, **choices):
-    """The output's tensors by name, and the changes of config.json."""
+    """The plan, the tensors of its weight files by name, and the changes of config.json."""
     made = plan(recipe(folder, *sets, **choices))
     config = next(c for c in made.companions if c.name == "config.json")
-    return made, {tensor.name: tensor for tensor in made.tensors}, dict(config.changes)
+    streams = {stream.name: stream for tensor in made.tensors for stream in tensor.streams}
+    return made, streams, dict(config.changes)
 
 
 def test_what_is_fp8_in_the_new_base_is_fp8(tmp_path):
     """FP8 weights come out so, with a scale a block; everything else keeps its dtype."""
     new = fp8(0, a=(300, 200), b=(1, 128)) | NORM
-    made, tensors, changes = planned(tmp_path, new, fp8(1, a=(300, 200), b=(1, 128)) | NORM)
-    assert {name: (t.dtype, t.shape) for name, t in tensors.items()} == {
+    made, streams, changes = planned(tmp_path, new, fp8(1, a=(300, 200), b=(1, 128)) | NORM)
+    assert {name: (t.dtype, t.shape) for name, t in streams.items()} == {
         "a.weight": ("F8_E4M3", (300, 200)),
         "a.weight_scale_inv": ("F32", (3, 2)),
         "b.weight": ("F8_E4M3", (1, 128)),
@@ -58,10 +59,10 @@ def test_others_are_fp8_where_the_new_base_is(tmp_path):
     """A weight that only post and base have in FP8 keeps the new base's dtype."""
     plain = {"a.weight": bf16(np.ones((200, 130)))} | fp8(0, b=(9, 9))
     scaled = fp8(1, a=(200, 130), b=(9, 9))
-    _, tensors, _ = planned(tmp_path, plain, scaled, scaled)
-    assert tensors["a.weight"].dtype == "BF16"
-    assert "a.weight_scale_inv" not in tensors
-    assert tensors["b.weight"].dtype == "F8_E4M3"
+    _, streams, _ = planned(tmp_path, plain, scaled, scaled)
+    assert streams["a.weight"].dtype == "BF16"
+    assert "a.weight_scale_inv" not in streams
+    assert streams["b.weight"].dtype == "F8_E4M3"
 
 
 @pytest.mark.parametrize("shape", [(200, 1), (200,), (1,), ()])
@@ -72,9 +73,9 @@ def test_scales_of_rows_and_tensors_become_scales_of_blocks(tmp_path, shape):
     new |= {"lm_head.weight": bf16(np.ones((4, 4)))}
     quantization = {"quant_method": "compressed-tensors", "format": "float-quantized"}
     config = CONFIG | {"quantization_config": quantization}
-    _, tensors, changes = planned(tmp_path, new, new, new, config)
-    assert tensors["a.weight_scale_inv"].shape == (2, 3)
-    assert "a.weight_scale" not in tensors
+    _, streams, changes = planned(tmp_path, new, new, new, config)
+    assert streams["a.weight_scale_inv"].shape == (2, 3)
+    assert "a.weight_scale" not in streams
     assert changes == {
         "quantization_config": CONFIG["quantization_config"]
         | {"modules_to_not_convert": ["lm_head"]}

@@ -1,12 +1,10 @@
-"""Pieces of SentencePiece models and tiktoken files, and of nothing else."""
-
-import base64
+"""Pieces of SentencePiece models, and their ids."""
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paramdelta.planning.sentencepiece import pieces
+from paramdelta.planning.sentencepiece import Numbering, pieces
 
 
 def field(number, data):
@@ -34,15 +32,6 @@ def test_pieces_of_a_model(texts):
     assert pieces(model(texts)) == texts
 
 
-@given(st.lists(st.binary(min_size=1, max_size=9), min_size=1, unique=True))
-def test_tokens_of_a_tiktoken_file(tokens):
-    """Lines of base64 and rank; tokens that are no UTF-8 stay different."""
-    lines = [base64.b64encode(t) + b" " + str(i).encode() for i, t in enumerate(tokens)]
-    found = pieces(b"\n".join(lines) + b"\n")
-    assert len(set(found)) == len(tokens)
-    assert found[0].encode("utf-8", errors="surrogateescape") == tokens[0]
-
-
 @given(st.binary(max_size=300))
 def test_anything_else_is_refused(data):
     """Whatever bytes come: pieces, or a ValueError or IndexError, which the reader turns into an
@@ -58,3 +47,14 @@ def test_the_end_of_a_damaged_model():
     """A length that goes beyond the file is refused."""
     with pytest.raises(ValueError, match="too early"):
         pieces(model(["a", "b"])[:5])
+
+
+@given(st.lists(st.text(min_size=3), min_size=3, unique=True), st.integers(0, 3))
+def test_pieces_follow_the_tokens_in_front(texts, skip):
+    """Whatever the pieces: those that are not skipped, in order, between front and end."""
+    numbering = Numbering(("A", "B"), skip, ("C",))
+    ids = numbering.ids(texts)
+    assert sorted(ids, key=ids.get) == ["A", "B", *texts[skip:], "C"]
+    assert sorted(ids.values()) == list(range(len(ids)))
+    later = Numbering(("A", "B"), skip, at=10).ids(texts)
+    assert [later[text] for text in texts[skip:]] == list(range(10, 10 + len(texts) - skip))

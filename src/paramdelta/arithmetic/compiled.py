@@ -1,4 +1,4 @@
-"""Functions on arrays compiled by numba for the machine at hand; floats from bits and back."""
+"""Compiles functions on arrays with numba; reads the bits of floats as integers and back."""
 
 from typing import Any
 
@@ -8,18 +8,18 @@ from numba import types
 from numba.extending import intrinsic
 
 inlined = numba.njit
-"""A function that compiled ones call; it becomes part of them."""
+"""For functions that compiled functions call: they are inlined."""
 
 
 def compiled(function: Any) -> Any:
-    """Compile at the first call, once for each combination of dtypes; the GIL is released.
+    """Compile at the first call, once for each combination of dtypes. The GIL is released.
 
-    The machine code is kept on disk beside the source, or in the user's cache where that is
-    read-only; where no place is found, it is made again in each process.
+    Machine code is cached on disk beside the source, or in the user's cache folder if that is
+    read-only. Without a writable folder it is compiled again in each process.
     """
     try:
         return numba.njit(nogil=True, cache=True)(function)
-    except RuntimeError:  # no folder is writable: numba finds no place for its cache
+    except RuntimeError:  # no folder is writable, so numba has no place for its cache
         return numba.njit(nogil=True)(function)
 
 

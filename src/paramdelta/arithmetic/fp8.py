@@ -1,4 +1,4 @@
-"""FP8 numbers with the scales of their blocks: what a run of them is, and its decoding.
+"""FP8 numbers with a scale for each block: a run of them, and its decoding.
 
 Compiled by numba. E4M3 and E5M2 are those of OCP's 8-bit Floating Point Specification (OFP8).
 """
@@ -11,16 +11,16 @@ from paramdelta.arithmetic.compiled import compiled, f32_bits, f32_from_bits, in
 
 I8, I32, U32, U64 = np.int8, np.int32, np.uint32, np.uint64
 F32, F64 = np.float32, np.float64
-MOVED = 2.0**120  # what makes up for the exponent's bias, 7 in E4M3 and 127 in float32
+MOVED = 2.0**120  # the difference of the exponent biases: 7 in E4M3, 127 in float32
 
 
 class Codes(NamedTuple):
     """A run of the elements of a matrix, row-major, as they are stored.
 
-    ``codes``: uint8 (N,). ``scales``: float64, a number a block, (blocks down, blocks across), from
-    the first block that the run touches. ``row``, ``column``: place of the first element; rows are
-    counted from the first that ``scales`` covers. ``columns``: of the matrix. ``height``,
-    ``width``: rows and columns of a block. ``mantissa``: its bits, 3 in E4M3 and 2 in E5M2.
+    ``codes``: uint8 (N,). ``scales``: float64, one per block, (blocks down, blocks across), from
+    the first block that the run touches. ``row``, ``column``: position of the first element, where
+    row 0 is the first that ``scales`` covers. ``columns``: of the matrix. ``height``, ``width``:
+    rows and columns of a block. ``mantissa``: bits, 3 in E4M3 and 2 in E5M2.
     """
 
     codes: Any
@@ -35,14 +35,15 @@ class Codes(NamedTuple):
 
 @inlined
 def scales_of(run: Any, row: Any) -> Any:
-    """The scales, from left to right, of row number ``row`` of those that the run touches."""
+    """The scales of row number ``row`` of the run, from left to right."""
     return run.scales[(run.row + row) // run.height]
 
 
 @inlined
 def moved_e4m3(code: Any) -> Any:
-    """Sign and number of an E4M3 code in their places in a float32: its value / `MOVED`, exact,
-    but for NaN.
+    """Sign and magnitude of an E4M3 code moved to their places in a float32.
+
+    The result is the value divided by `MOVED`, exact except for NaN.
     """
     return f32_from_bits(U32(U32(U32(I32(I8(code))) << U32(20)) & U32(0x87F00000)))
 
@@ -64,7 +65,7 @@ def _e5m2(code: Any) -> Any:
 
 @inlined
 def has_numbers_only(run: Any) -> Any:
-    """Whether a run is in E4M3 and has no NaN."""
+    """Whether a run is in E4M3 and contains no NaN."""
     found = U32(0)
     for i in range(run.codes.size):
         found |= U32(1) if U32(run.codes[i] & U32(0x7F)) == U32(0x7F) else U32(0)
@@ -74,7 +75,7 @@ def has_numbers_only(run: Any) -> Any:
 @inlined
 def _multiply(run: Any, start: Any, stop: Any, scale: Any, out: Any) -> Any:
     codes = run.codes
-    # Indices without a sign: numba counts negative ones from the end, which forbids vectors.
+    # Unsigned indices: numba checks signed ones for negative values, which prevents vectorization.
     if run.mantissa == 3:
         for i in range(U64(start), U64(stop)):
             out[i] = F64(_e4m3(codes[i])) * scale

@@ -1,20 +1,20 @@
 """The arithmetic of mixing: pure functions on arrays, compiled by numba. No I/O, no names.
 
-The value wanted is the correctly rounded n + Σ α (p − b). A float cannot hold p − b in general, so
-every sum is carried with its rounding error (Knuth's TwoSum, Dekker's TwoProduct), and the last
-step folds what is left over into the last bit ("round to odd"), after which one rounding to nearest
-even gives the correctly rounded result (Boldo and Melquiond, "Emulation of FMA and correctly
-rounded sums: proved algorithms using rounding to odd", IEEE Trans. Comp. 2008).
+The result is the correctly rounded n + Σ α (p − b). A float cannot hold p − b in general, so every
+sum carries its rounding error (Knuth's TwoSum, Dekker's TwoProduct). The last step folds the
+remaining error into the last bit ("round to odd"); one rounding to nearest even then gives the
+correctly rounded result (Boldo and Melquiond, "Emulation of FMA and correctly rounded sums: proved
+algorithms using rounding to odd", IEEE Trans. Comp. 2008).
 
-- `mix_exact`: one Δ at scale 1, everything in one pass. 16-bit operands are added as float32,
-  wider ones as float64; F16, BF16 and F32 results are the correctly rounded exact sum.
-- `mix_codes`: the same of operands in FP8, which are decoded on the way.
-- `begin`, `add`, `finish`: any number of Δ at any scale, in double-double accumulators.
+- `mix_exact`: one Δ at scale 1 in a single pass. 16-bit operands are added as float32, wider ones
+  as float64. F16, BF16 and F32 results are the correctly rounded exact sum.
+- `mix_codes`: the same for FP8 operands, which are decoded on the way.
+- `begin`, `add`, `finish`: any number of Δs at any scale, in double-double accumulators.
 - `subtract`: a Δ by itself, in float64.
-- `quantize`: float64 into FP8 with a scale a block.
+- `quantize`: float64 to FP8 with a scale for each block.
 
-Arrays are one-dimensional and contiguous, of equal length (`quantize` takes matrices); BF16 travels
-as uint16 and F16 as int16 (see `paramdelta.dtypes`). Every kernel releases the GIL.
+Arrays are one-dimensional and contiguous, of equal length (`quantize` takes matrices); BF16 is
+stored as uint16 and F16 as int16 (see `paramdelta.dtypes`). Every kernel releases the GIL.
 """
 
 from typing import Any
@@ -41,7 +41,7 @@ F32, F64 = np.float32, np.float64
 U8, I64 = np.uint8, np.int64
 SIDE = FP8_SIDE
 LEAST, MOST = 2.0**-126, (2 - 2.0**-23) * 2.0**127  # normal float32 numbers
-PLAIN = 1024  # elements that are made again together where a sum was not exact
+PLAIN = 1024  # elements that are computed again together if a sum was not exact
 
 
 # -- from storage to a wide float -----------------------------------------------------------------
@@ -55,7 +55,7 @@ def _f32_from_bf16(bits: Any) -> Any:
 @inlined
 def _f32_from_f16(bits: Any) -> Any:
     half = U32(bits) & U32(0xFFFF)
-    # Shifted into place the exponent is 112 too small; multiplying repairs it, subnormals included.
+    # After the shift the exponent is 112 too small. The product corrects it, subnormals included.
     magnitude = U32(U32(half & U32(0x7FFF)) << U32(13))
     special = U32(0x7F800000) if magnitude >= U32(0x0F800000) else U32(0)
     value = f32_bits(F32(f32_from_bits(magnitude) * F32(2.0**112)))
@@ -96,7 +96,7 @@ def _bits_overload(value: Any) -> Any:
 
 
 def _word(bits: Any, wide: Any) -> Any:
-    """Bits as the unsigned integer of the width of ``wide``: numba widens what it combines."""
+    """Bits as an unsigned integer as wide as ``wide``: numba widens combined integers."""
     raise NotImplementedError
 
 
@@ -107,7 +107,7 @@ def _word_overload(bits: Any, wide: Any) -> Any:
     return lambda bits, wide: U64(bits)
 
 
-# -- from a wide float and what it could not hold to storage --------------------------------------
+# -- from a wide float and its rounding error to stored numbers -----------------------------------
 
 
 @inlined
@@ -188,16 +188,16 @@ def _narrow_overload(value: Any, rest: Any, stored: Any) -> Any:
 
 @inlined
 def _odd32_of_normal(value: Any) -> Any:
-    """Bits of a float64 rounded to odd in float32; not below its normal numbers, but for zero."""
+    """Bits of a float64 rounded to odd in float32. The value is zero or normal in float32."""
     bits = f64_bits(value)
     away = U64((1 << 29) - 1)
-    carry = U64(U64(bits & away) + away)  # reaches the last bit that stays, if anything falls away
+    carry = U64(U64(bits & away) + away)  # reaches the last kept bit if any dropped bit is set
     return f32_bits(F32(f64_from_bits(U64(U64(bits | carry) & U64(0xFFFFFFFFE0000000)))))
 
 
 @inlined
 def _with_bf16_subnormals(value: Any) -> Any:
-    """A float64, which below BF16's normal numbers is rounded, to nearest even, to one of BF16."""
+    """A float64; below BF16's normal numbers it is rounded to nearest even in BF16."""
     bits = f64_bits(value)
     # Adding 1.5 · 2^-81 rounds to multiples of 2^-133, BF16's quantum there.
     size = f64_from_bits(U64(bits & U64(0x7FFFFFFFFFFFFFFF)))
@@ -206,7 +206,7 @@ def _with_bf16_subnormals(value: Any) -> Any:
 
 
 def _narrow_normal(value: Any, stored: Any) -> Any:
-    """`_narrow_exact` of what is zero, or normal in float32."""
+    """`_narrow_exact` of a value that is zero or normal in float32."""
     raise NotImplementedError
 
 
@@ -251,7 +251,7 @@ def _finite_overload(stored: Any) -> Any:
 
 @inlined
 def _all_finite(stored: Any) -> Any:
-    # A loop of its own: inside the arithmetic it keeps LLVM from vectorising (twice as slow).
+    # A separate loop: inside the arithmetic it prevents vectorization (twice as slow).
     broken = U32(0)
     for i in range(stored.size):
         broken |= U32(0) if _finite(stored[i]) else U32(1)
@@ -271,7 +271,7 @@ def _two_sum(a: Any, b: Any) -> Any:
 
 @inlined
 def halves(value: Any) -> Any:
-    """A float64 as the sum of two of 26 bits (Dekker), so that products of halves are exact."""
+    """A float64 as the sum of two numbers of 26 bits (Dekker): products of halves are exact."""
     split = 134217729.0 * value  # 2^27 + 1
     high = split - (split - value)
     return high, value - high
@@ -279,7 +279,7 @@ def halves(value: Any) -> Any:
 
 @inlined
 def scaled(value: Any, rest: Any, scale: Any, scale_high: Any, scale_low: Any) -> Any:
-    """``scale · (value + rest)`` as the rounded product and what it leaves over."""
+    """``scale · (value + rest)`` as the rounded product and its error."""
     product = scale * value
     if abs(value) < 1e290:
         upper, lower = halves(value)
@@ -301,17 +301,16 @@ def increased(high: Any, low: Any, value: Any, rest: Any) -> Any:
     return total, below + error2
 
 
-# Blocks are functions of their own, on views: indexing with an offset would keep LLVM from
-# vectorising them.
+# Blocks are separate functions on views: indexing with an offset would prevent vectorization.
 
 
 @inlined
 def _mix_plainly(new: Any, post: Any, base: Any, out: Any, wide: Any) -> Any:
-    """``out = new + (post − base)``; False if that may be wrong, for a sum was not exact.
+    """``out = new + (post − base)``; False if a sum was not exact, so the result may be wrong.
 
-    A sum is exact if taking either operand away leaves the other: of the two differences, that of
-    the larger operand is exact (Dekker). Comparing bits also finds NaN and infinity, and the
-    negative zeros whose sign a plain sum loses.
+    A sum is exact if subtracting either operand gives the other: of the two differences, that of
+    the larger operand is exact (Dekker). Comparing bits also finds NaN, infinity, and negative
+    zeros whose sign a plain sum loses.
     """
     doubt = _bits(wide)  # no bit set, in the type that fits
     for i in range(out.size):
@@ -357,10 +356,10 @@ def mix_exact(new: Array, post: Array, base: Array, out: Array, wide: Any) -> bo
     all four arrays are 16-bit. Where float32 overflows on the way, the result is not finite and the
     caller repeats the work with `begin`, `add` and `finish`.
 
-    A sum of exactly zero keeps the sign that makes ``base = new`` give back post and ``post =
+    A sum that is exactly zero gets the sign that makes ``base = new`` give back post and ``post =
     base`` give back new, bit for bit.
 
-    In most blocks of real weights every sum is exact; the few others are made again with care.
+    In most blocks of real weights every sum is exact. The others are computed again with errors.
     """
     finite = True
     for start in range(0, out.size, PLAIN):
@@ -377,7 +376,7 @@ def mix_exact(new: Array, post: Array, base: Array, out: Array, wide: Any) -> bo
 
 @inlined
 def _exponent(scale: Any) -> Any:
-    """The binary exponent of a scale; far off where it is zero, not finite or not a float32."""
+    """The binary exponent of a scale; −5000 if it is zero, not finite or not a float32."""
     bits = f64_bits(scale)
     exponent = I64(U64(bits >> U64(52)) & U64(0x7FF)) - I64(1023)
     return exponent if U64(bits & U64((1 << 29) - 1)) == U64(0) else I64(-5000)
@@ -385,13 +384,13 @@ def _exponent(scale: Any) -> Any:
 
 @inlined
 def _add_exactly(one: Any, two: Any, three: Any) -> Any:
-    """Whether products of these scales with codes of E4M3 are sure to be added exactly, and no sum
-    is below the normal numbers of float32, but for zero.
+    """Whether products of these scales with E4M3 codes are always added exactly, and every sum is
+    zero or normal in float32.
 
-    With a scale's exponent e, its product is a multiple of 2^(e − 32), for the code is one of 2^-9
-    and the scale of 2^(e − 23); and it is below 2^(e + 10), so that no sum of three reaches
-    2^(e + 12). Where the exponents differ by 9 at the most, all sums fit in 53 bits; where none is
-    below -94, no multiple is below 2^-126.
+    With the exponent e of a scale, the product is a multiple of 2^(e − 32), because the code is a
+    multiple of 2^-9 and the scale of 2^(e − 23). It is below 2^(e + 10), so no sum of three reaches
+    2^(e + 12). If the exponents differ by at most 9, all sums fit in 53 bits. If none is below -94,
+    no multiple is below 2^-126.
     """
     e, f, g = _exponent(one), _exponent(two), _exponent(three)
     least, most = min(e, f, g), max(e, f, g)
@@ -415,11 +414,11 @@ def _add_codes(
 
 @compiled
 def mix_codes(new: Codes, post: Codes, base: Codes, out: Array) -> bool:
-    """`mix_exact` of one run of three matrices in FP8, the same bits; out of their codes, so that
+    """`mix_exact` of one run of three FP8 matrices: the same bits, straight from the codes, so that
     no float64 goes through memory.
 
-    False if some number is not finite, or the scales do not say that all sums are exact: then the
-    caller decodes, and repeats the work with `mix_exact`.
+    False if a number is not finite, or the scales do not guarantee exact sums. Then the caller
+    decodes and repeats the work with `mix_exact`.
     """
     if not (has_numbers_only(new) and has_numbers_only(post) and has_numbers_only(base)):
         return False
@@ -456,7 +455,7 @@ def begin(new: Array, high: Array, low: Array) -> None:
 
 @compiled
 def add(post: Array, base: Array, scale: float, high: Array, low: Array) -> None:
-    """Add ``scale (post − base)`` to the float64 accumulators ``high + low``, errors carried."""
+    """Add ``scale (post − base)`` to the float64 accumulators ``high + low``, with its error."""
     scale_high, scale_low = halves(scale)
     for i in range(post.size):
         p = _widen(post[i], F64(0))
@@ -473,7 +472,7 @@ def finish(high: Array, low: Array, out: Array) -> bool:
     """Round the accumulators once into ``out``; True if every result is finite."""
     for i in range(out.size):
         value, rest = high[i], low[i]
-        if rest != 0.0:  # else a negative zero would lose its sign
+        if rest != 0.0:  # otherwise a negative zero would lose its sign
             value, rest = _two_sum(value, rest)
         out[i] = _narrow(value, rest, out[i])
     return _all_finite(out)
@@ -484,19 +483,19 @@ def finish(high: Array, low: Array, out: Array) -> bool:
 
 @compiled
 def subtract(post: Array, base: Array, out: Array) -> bool:
-    """``out = post − base`` in float64, rounded where even that is too narrow; True if finite."""
+    """``out = post − base`` in float64, rounded if that is too narrow; True if all are finite."""
     total = 0.0
     for i in range(out.size):
         out[i] = _widen(post[i], F64(0)) - _widen(base[i], F64(0))
-        total += out[i] * 0.0  # NaN for what is not finite
+        total += out[i] * 0.0  # NaN unless finite
     return total == 0.0
 
 
 @inlined
 def _e4m3(value: Any) -> Any:
-    """The code of a float64 in E4M3, rounded to nearest even; beyond 448 it is that of 448.
+    """The E4M3 code of a float64, rounded to nearest even. Values beyond 448 become 448.
 
-    Infinity, which E4M3 has not, and NaN become NaN.
+    Infinity, which E4M3 lacks, and NaN become NaN.
     """
     bits = f64_bits(value)
     sign = U64(bits >> U64(56)) & U64(0x80)
@@ -515,7 +514,7 @@ def _e4m3(value: Any) -> Any:
 
 @inlined
 def _largest(row: Any) -> Any:
-    """The bits of the largest finite magnitude; magnitudes are ordered as their bits are."""
+    """The bits of the largest finite magnitude: magnitudes have the order of their bits."""
     largest = I64(0)
     for i in range(row.size):
         bits = I64(f64_bits(row[i]) & U64(0x7FFFFFFFFFFFFFFF))
@@ -532,21 +531,21 @@ def _divided(row: Any, scale: Any, codes: Any) -> Any:
 
 @compiled
 def quantize(values: Array, codes: Array, scales: Array) -> int:
-    """``values ≈ codes · scales``, a scale for each block of 128 × 128; cut blocks at the edges.
+    """``values ≈ codes · scales``, a scale for each block of 128 × 128; smaller blocks at the
+    edges.
 
     ``values``: float64 (R, C). ``codes``: uint8 (R, C), E4M3 (OCP OFP8). ``scales``: float32
-    (⌈R/128⌉, ⌈C/128⌉). Returns how many finite values no scale of float32 can hold: they become the
-    largest that one can.
+    (⌈R/128⌉, ⌈C/128⌉). Returns how many finite values exceed what a float32 scale can represent;
+    they become the largest value that it can.
 
-    A scale is the largest finite magnitude of its block divided by 448, E4M3's largest, in float64
-    and then rounded to float32; not below float32's least normal number, for what computes with
-    scales may take subnormals for zero. A block of zeros has the scale 1.
+    A scale is the largest finite magnitude of its block divided by 448, the largest E4M3 number, in
+    float64, rounded to float32, and at least float32's smallest normal number, because software
+    that uses scales may flush subnormals to zero. A block of zeros has the scale 1.
 
-    A code is ``value / scale`` rounded to nearest even, once: the quotient is rounded to float64
-    before, but that changes no code. For a number half way between two codes has 5 bits, so that
-    its product with the scale, of 24, is a float64; a value that is not this product differs from
-    it by at least its ulp, which is more than the rounding of the quotient can hide. E4M3 has no
-    infinity: infinite values become NaN.
+    A code is ``value / scale``, rounded to nearest even once. The quotient is rounded to float64
+    first, but that changes no code: a number halfway between two codes has 5 bits, so its product
+    with the 24-bit scale is a float64. A value that is not this product differs from it by at least
+    its ulp, more than the rounding of the quotient can hide. Infinite values become NaN.
     """
     beyond = 0
     for top in range(0, values.shape[0], SIDE):

@@ -1,16 +1,16 @@
 """The inner loop of a low-rank Δ, compiled by numba.
 
-Not a library's matrix product: that sums in an order which depends on the shape of what it is
-given, and so on how a tensor was cut into slices. Here every element is the sum of its products in
-order, each rounded, whatever surrounds it: a resumed run, or one with more memory, ends in the same
-bytes. Eight products at a time make it as fast as one thread of OpenBLAS.
+A library's matrix product sums in an order that depends on the shape of its operands, and so on how
+a tensor is cut into slices. Here every element is the sum of its products in order, each rounded. A
+resumed run, or one with more memory, ends in the same bytes. With eight products at a time it is as
+fast as one thread of OpenBLAS.
 """
 
 from typing import Any
 
 from paramdelta.arithmetic.compiled import compiled
 
-STRIP = 256  # columns that go through all rows together: eight strips fit in the nearest cache
+STRIP = 256  # columns per pass over all rows: eight strips fit in the L1 cache
 
 
 @compiled

@@ -31,7 +31,7 @@ def _hashed(key: Any, number: Any) -> Any:
 
 @compiled
 def hashed(key: Any, start: Any, out: Array) -> None:
-    """Outputs number ``start`` and on (from 0) of SplitMix64 that begins at ``key``.
+    """The outputs of SplitMix64 seeded with ``key``, from number ``start`` (counted from 0).
 
     Steele, Lea and Flood, "Fast Splittable Pseudorandom Number Generators", OOPSLA 2014; the
     constants are those of Java's SplittableRandom. All of uint64.
@@ -54,12 +54,12 @@ def gather(
     low: Array,
     weights: Array,
 ) -> None:
-    """Add ``coefficient (post − base)`` of the elements that are left to the row of its sign of the
-    float64 accumulators ``high + low``, and ``weight`` to that of ``weights``.
+    """Add ``coefficient (post − base)`` of the elements that count to the row of its sign in the
+    float64 accumulators ``high + low``, and ``weight`` to the same row of ``weights``.
 
-    Left are those whose hash is at least ``cutoff`` and whose ``|post − base|``, in float64, is at
-    least ``threshold``. ``start``: the first one's number in the tensor; with ``key`` and
-    ``cutoff`` of uint64. Accumulators: (2, at least as many).
+    An element counts if its hash is at least ``cutoff`` and ``|post − base|``, in float64, is at
+    least ``threshold``. ``start``: number of the first element in the tensor. ``key``, ``cutoff``
+    and ``start`` are uint64. Accumulators: (2, at least N).
     """
     above, below = halves(coefficient)
     for i in range(post.size):
@@ -85,15 +85,15 @@ def settle(
     scale: float,
     out: Array,
 ) -> bool:
-    """Round ``new`` and what was gathered once into ``out``; True if every result is finite.
+    """Round the sum of ``new`` and the accumulators once into ``out``; True if all are finite.
 
-    ``elect``: of the two rows only the one that weighs more counts, divided by its weights if
-    ``normalize``, times ``scale``. Where both weigh the same, none is elected.
+    ``elect``: only the row with the larger magnitude counts, divided by its weights if
+    ``normalize``, times ``scale``. If both are equal, none is elected.
     """
     above, below = halves(scale)
     for i in range(out.size):
         value, rest = increased(high[0, i], low[0, i], high[1, i], low[1, i])
-        if elect and abs(value) > 0.0:  # not NaN, for which no row could be elected
+        if elect and abs(value) > 0.0:  # false for NaN, which elects no row
             row = 1 if value < 0.0 else 0
             value, rest = high[row, i], low[row, i]
             if normalize:
@@ -130,9 +130,9 @@ def look(
 ) -> None:
     """Count the magnitudes ``|post − base|`` whose bits above the lower ``width`` are ``prefix``.
 
-    Magnitudes are ordered as the bits of their float64 are, 63 with the sign. ``counts``: int64, by
-    the next digit: the bits from ``step`` to ``width``. ``found``: int64, the first of them as they
-    come. ``state``: int64, how many there are, and every bit that one of them has.
+    Magnitudes have the order of the 63 bits of their float64. ``counts``: int64, by the next digit,
+    the bits from ``step`` to ``width``. ``found``: int64, the first of these magnitudes in order of
+    appearance. ``state``: int64, their number, and all bits that any of them has.
     """
     mask = (I64(1) << I64(width - step)) - I64(1)
     for i in range(post.size):

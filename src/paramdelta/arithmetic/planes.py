@@ -1,10 +1,10 @@
-"""The inner loops of stored Δ, compiled by numba: halves of a Δ as words, and words as floats.
+"""The inner loops of stored Δs, compiled by numba: halves of a Δ as words, and words as floats.
 
-A word holds the bits of a float64 in another order: the low 8 bits of the exponent, the sign, the
-mantissa, the high 3 bits of the exponent, from the top down. The exponent is counted anew, so that
-the range of normal float32 numbers, and zero, have no high bits. So the bytes of a word, from the
-top down, are an exponent, a sign with the strongest bits of the mantissa, and what is zero for
-nearly all differences of weights: bytes of one kind compress well together.
+A word holds the bits of a float64 in another order, from the top: the low 8 bits of the exponent,
+the sign, the mantissa, the high 3 bits of the exponent. The exponent is renumbered, so that zero
+and all normal float32 numbers have zeros in the high bits. The bytes of a word, from the top, are
+therefore an exponent, a sign with the leading bits of the mantissa, and bytes that are zero for
+nearly all differences of weights. Bytes of one kind compress well together.
 """
 
 from typing import Any
@@ -45,12 +45,12 @@ def _word(value: Any) -> Any:
 
 @compiled
 def halve(post: Any, base: Any, one: Any, other: Any) -> Any:
-    """Words of two numbers each, ``one − other = post − base``: the difference and zero if it can.
+    """Words of two numbers each with ``one − other = post − base``.
 
-    It cannot where the difference is not exact in float64 or not finite, and where a sum of zero
-    would get another sign: ``post`` or ``base`` is a negative zero. There they are post and base.
-    All arrays have one length; ``post`` and ``base`` are float64, ``one`` and ``other`` uint64.
-    Returns all words of each that are set anywhere, by or.
+    They are the difference and zero, unless the difference is not exact in float64, is not finite,
+    or a zero would change its sign (``post`` or ``base`` is a negative zero). In these cases they
+    are post and base. ``post`` and ``base``: float64; ``one`` and ``other``: uint64; all of one
+    length. Returns the bitwise or of all words of each.
     """
     any_one = any_other = U64(0)
     for i in range(post.size):
@@ -74,14 +74,14 @@ def halve(post: Any, base: Any, one: Any, other: Any) -> Any:
 
 @compiled
 def add_plane(words: Any, plane: Any, shift: int) -> None:
-    """Put a plane of bytes into the words, ``shift`` bits from the bottom."""
+    """Insert a plane of bytes into the words, ``shift`` bits from the bottom."""
     for i in range(words.size):
         words[i] |= U64(U64(plane[i]) << U64(shift))
 
 
 @compiled
 def to_floats(words: Any) -> None:
-    """Words to the bits of float64, in place."""
+    """Convert words to the bits of float64, in place."""
     for i in range(words.size):
         word = words[i]
         exponent = U64(U64(word >> U64(56)) | U64(U64(word & U64(7)) << U64(8)))

@@ -25,7 +25,6 @@ Blocks: TypeAlias = Callable[[], Iterable[tuple[int, Array]]]
 OVERSAMPLING = 10  # columns beyond the rank: the paper advises 5 or 10
 ITERATIONS = 4  # of the power method: the singular values of a Δ fall slowly (docs/lora.md)
 SEED = 20110217
-BLOCK = 1 << 19  # elements of a block, but whole rows: 4 MiB as float64
 
 
 @dataclass(frozen=True)

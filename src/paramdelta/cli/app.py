@@ -1,17 +1,20 @@
-"""The commands put together, and the one place where errors become exit codes.
+"""All commands together, and the one place where errors become exit codes.
 
-Exit codes: 0 done, 2 usage, 3 the inputs do not fit together (or an output is not what it should
-be), 4 I/O, 130 interrupted and resumable.
+Exit codes: 0 done, 2 usage, 3 the inputs do not fit together (or an output is not as it should be),
+4 I/O, 130 interrupted and resumable.
 """
 
-import json
+import io
 import os
 import sys
 from typing import Annotated
 
 import typer
 
-from paramdelta.cli import demo, extract, formula, mergekit, mix, plan, sweep, verify
+from paramdelta.cli import check, demo, extract, mix, plan, recipe, sweep, verify
+from paramdelta.cli.flags import with_flags
+from paramdelta.cli.options import flat
+from paramdelta.cli.show.events import emit
 from paramdelta.errors import ParamDeltaError
 from paramdelta.version import __version__
 
@@ -27,16 +30,20 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
-app.command("plan")(plan.plan)
-app.command("mix")(mix.mix)
-app.command("sweep")(sweep.sweep)
-app.command("verify")(verify.verify)
-app.command("extract")(extract.extract)
-app.command("demo")(demo.demo)
-recipe = typer.Typer(help="What a recipe says.", no_args_is_help=True, rich_markup_mode=None)
-recipe.command("show")(formula.show)
-recipe.command("import")(mergekit.import_)
-app.add_typer(recipe, name="recipe")
+for command in (
+    plan.plan,
+    mix.mix,
+    sweep.sweep,
+    verify.verify,
+    check.check,
+    extract.extract,
+    demo.demo,
+):
+    app.command(command.__name__)(flat(command))
+recipes = typer.Typer(help="What a recipe says.", no_args_is_help=True, rich_markup_mode=None)
+recipes.command("show")(recipe.show)
+recipes.command("import")(recipe.import_)
+app.add_typer(recipes, name="recipe")
 
 
 def _version(wanted: bool) -> None:
@@ -60,24 +67,15 @@ def _root(
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit; a ParamDeltaError ends as its message and its exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that lacks a character shows "?"
     try:
         app(arguments)
     except ParamDeltaError as error:
+        error = flagged(error)
         if "--json" in arguments:
-            typer.echo(
-                json.dumps(
-                    {
-                        "event": "error",
-                        "kind": type(error).__name__,
-                        "exit_code": error.exit_code,
-                        "what": error.what,
-                        "where": error.where,
-                        "expected": error.expected,
-                        "got": error.got,
-                        "remedy": error.remedy,
-                    }
-                )
-            )
+            emit("error", exit_code=error.exit_code, **error.to_dict())
         else:
             typer.echo(f"error: {error}", err=True)
         sys.exit(error.exit_code)
@@ -87,3 +85,14 @@ def main(arguments: list[str] | None = None) -> None:
     except BrokenPipeError:  # the reader of a pipe has gone: nothing is left to say
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
+
+
+def flagged(error: ParamDeltaError) -> ParamDeltaError:
+    """The same error with options of the command line in its text."""
+    return type(error)(
+        with_flags(error.what),
+        where=error.where,
+        expected=with_flags(error.expected),
+        got=error.got,
+        remedy=with_flags(error.remedy),
+    )

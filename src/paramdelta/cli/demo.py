@@ -28,23 +28,26 @@ def demo(
     Needs torch and transformers: pip install "paramdelta[hf]".
     """
     from paramdelta import api
-    from paramdelta.cli import show
+    from paramdelta.cli.show.demo import show_conversation, show_scores
+    from paramdelta.cli.show.plan import show_start
+    from paramdelta.cli.show.progress import reporter
+    from paramdelta.cli.show.results import show_mix, show_verify
     from paramdelta.demo import tour
 
     typer.secho("Act 1: the mix", bold=True)
     plan = api.plan(tour.recipe(recipe.value, scale))
-    show.brief(plan)
-    with show.progress_bar("mixing", as_json=False) as progress:
+    show_start(plan, as_json=False)
+    with reporter("mixing", as_json=False) as progress:
         result = api.mix(plan, out, overwrite=True, progress=progress.mix)
-    show.mixed(result, as_json=False)
-    show.verified(api.verify(out, share=1.0), out, as_json=False)
+    show_mix(result, as_json=False)
+    show_verify(api.verify(out, share=1.0), out, as_json=False)
 
     typer.secho("\nAct 2: the same questions to all", bold=True)
     questions = tour.questions(recipe.value)
-    show.conversation(questions, tour.ask(out, questions))
+    show_conversation(questions, tour.ask(out, questions))
 
     typer.secho("\nAct 3: what came across", bold=True)
-    show.scores(tour.score(out))
+    show_scores(tour.score(out))
     typer.secho("\nNow with your own models:", bold=True)
     typer.echo(
         "  paramdelta plan --post POST --base OLD_BASE --new-base NEW_BASE\n"

@@ -1,26 +1,34 @@
 """`paramdelta extract`: store a Δ as a folder of its own."""
 
-import json
+from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from paramdelta.cli import recipe as options
+from paramdelta.cli.options import FitChoices, Json, RunOptions
+
+
+class Form(str, Enum):
+    """How a Δ is stored."""
+
+    delta = "delta"
+    lora = "lora"
 
 
 def extract(
+    choices: FitChoices,
+    run: RunOptions,
     post: Annotated[str, typer.Option(metavar="P", help="Post-trained model: as for mix.")],
-    base: Annotated[str, typer.Option(metavar="B", help="The base that it was trained from.")],
+    base: Annotated[str, typer.Option(metavar="B", help="The base that post was trained from.")],
     out: Annotated[Path, typer.Option(metavar="Δ", help="The folder to write.")],
     form: Annotated[
-        str,
+        Form,
         typer.Option(
             "--as",
-            metavar="FORM",
-            help="delta: exact, for paramdelta; lora: nearly, as an adapter for PEFT and vLLM.",
+            help="delta: exact, for paramdelta; lora: approximate, an adapter for PEFT and vLLM.",
         ),
-    ] = "delta",
+    ] = Form.delta,
     rank: Annotated[
         int | None, typer.Option(metavar="R", help="Of an adapter: rank of every linear weight.")
     ] = None,
@@ -44,49 +52,44 @@ def extract(
             metavar="TYPE", help="Of the adapter: auto (post's, if of 16 bits, else f32), bf16, …"
         ),
     ] = None,
-    allow: options.Allow = None,
-    vocabulary: options.Vocabulary = None,
-    maps: options.Map = None,
     shard_size: Annotated[
         str | None,
         typer.Option(
-            metavar="SIZE", help="At most so much of post in a weight file.  [default: 5GB]"
+            metavar="SIZE", help="At most this much of post in a weight file.  [default: 5GB]"
         ),
     ] = None,
-    memory: options.Memory = "256MB",
-    workers: options.Workers = None,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace an earlier Δ once the new one is whole.")
+        bool,
+        typer.Option("--overwrite", help="Replace an earlier Δ once the new one is complete."),
     ] = False,
-    as_json: options.Json = False,
+    as_json: Json = False,
 ) -> None:
     """Store Δ = Θ_post − Θ_base once: exact and compressed, for --delta of plan and mix.
 
-    With --as lora the nearest LoRA adapter, and how near it is. Whole or not at all; a run that was
-    stopped begins again.
+    With --as lora the nearest LoRA adapter, and how near it is. All or nothing; a run that was
+    stopped starts again.
     """
     from paramdelta import api
-    from paramdelta.cli import show
+    from paramdelta.cli.show.plan import show_start
+    from paramdelta.cli.show.progress import reporter
+    from paramdelta.cli.show.results import show_adapter, show_extract
     from paramdelta.errors import UsageError
-    from paramdelta.planning.plan import summary
 
-    of_adapters = {"--rank": rank, "--energy": energy, "--max-rank": max_rank, "--dtype": dtype}
-    of_adapters["--embeddings"] = embeddings or None
-    strange = of_adapters if form == "delta" else {"--shard-size": shard_size}
-    if form not in ("delta", "lora"):
-        raise UsageError(f"--as {form} is not known", expected="delta or lora")
-    for name, value in strange.items():
+    of_adapters = {
+        "--rank": rank,
+        "--energy": energy,
+        "--max-rank": max_rank,
+        "--dtype": dtype,
+        "--embeddings": embeddings or None,
+    }
+    unused = of_adapters if form is Form.delta else {"--shard-size": shard_size}
+    for name, value in unused.items():
         if value is not None:
-            raise UsageError(f"{name} says nothing of --as {form}", remedy="leave it out")
-    plan = api.plan_extract(
-        post, base, maps=maps or (), vocabulary=vocabulary or "auto", allow=allow or ()
-    )
-    if as_json:
-        typer.echo(json.dumps({"event": "plan", **summary(plan)}, ensure_ascii=False))
-    else:
-        show.findings(plan)
-    with show.progress_bar("extracting", as_json) as progress:
-        if form == "lora":
+            raise UsageError(f"{name} has no effect with --as {form.value}", remedy="leave it out")
+    plan = api.plan_extract(post, base, **choices.given)
+    show_start(plan, as_json, formula=False)
+    with reporter("extracting", as_json) as progress:
+        if form is Form.lora:
             adapter = api.extract_adapter(
                 plan,
                 out,
@@ -95,8 +98,8 @@ def extract(
                 max_rank=api.MAX_RANK if max_rank is None else max_rank,
                 embeddings=embeddings,
                 dtype=dtype or "auto",
-                memory=memory,
-                workers=workers,
+                memory=run.memory,
+                workers=run.workers,
                 overwrite=overwrite,
                 progress=progress.mix,
             )
@@ -105,12 +108,12 @@ def extract(
                 plan,
                 out,
                 shard_size=shard_size or api.SHARD_SIZE,
-                memory=memory,
-                workers=workers,
+                memory=run.memory,
+                workers=run.workers,
                 overwrite=overwrite,
                 progress=progress.mix,
             )
-    if form == "lora":
-        show.adapter(adapter, as_json)
+    if form is Form.lora:
+        show_adapter(adapter, as_json)
     else:
-        show.extracted(result, as_json)
+        show_extract(result, as_json)

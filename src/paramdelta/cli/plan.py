@@ -1,34 +1,20 @@
 """`paramdelta plan`: what a mix would do."""
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from paramdelta.cli import recipe as options
+from paramdelta.cli.options import Json, RecipeOptions, RunOptions
 
 
 def plan(
-    recipe: options.RecipeFile = None,
-    post: options.Post = None,
-    base: options.Base = None,
-    delta: options.StoredDelta = None,
-    new_base: options.NewBase = None,
-    scale: options.Scale = None,
-    preset: options.Preset = None,
-    dtype: options.DType = None,
-    allow: options.Allow = None,
-    vocabulary: options.Vocabulary = None,
-    graft: options.Graft = None,
-    take: options.Take = None,
-    maps: options.Map = None,
-    head: options.Head = None,
-    memory: options.Memory = "256MB",
-    workers: options.Workers = None,
-    shard_size: options.ShardSize = "5GB",
+    recipe: RecipeOptions,
+    run: RunOptions,
+    shard_size: Annotated[str, typer.Option(metavar="SIZE", help="Largest weight file.")] = "5GB",
     out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Where the mix would go: checks its disk.")
+        Path | None,
+        typer.Option(metavar="DIR", help="Where the mix would go: check its path and disk."),
     ] = None,
     tensors: Annotated[bool, typer.Option("--tensors", help="Every tensor and its terms.")] = False,
     explain: Annotated[
@@ -39,61 +25,28 @@ def plan(
             "matches ('*.0.mlp*').",
         ),
     ] = None,
-    as_json: options.Json = False,
+    as_json: Json = False,
 ) -> None:
     """Say what a mix would do, from headers alone: seconds, nothing is written.
 
     Exits with 3 if the mix would be refused.
     """
     from paramdelta import api
-    from paramdelta.cli import show
-    from paramdelta.output.lock import LOCK
-    from paramdelta.output.place import check_room, find_place, free_space
-    from paramdelta.planning.explanation import explain as find
-    from paramdelta.planning.plan import summary, terms
+    from paramdelta.cli.show.explanation import show_explanations
+    from paramdelta.cli.show.plan import show_plan
 
-    made = api.plan(
-        options.make_recipe(
-            recipe,
-            post,
-            base,
-            new_base,
-            scale,
-            dtype,
-            allow,
-            vocabulary,
-            graft,
-            take,
-            maps,
-            head,
-            preset,
-            delta,
-        )
-    )
+    made = api.plan(recipe.recipe())
     if explain is not None:
-        explanations = find(made, explain)
-        if as_json:
-            explained = [explanation.facts for explanation in explanations]
-            typer.echo(json.dumps({"event": "explain", "tensors": explained}, ensure_ascii=False))
-        else:
-            show.explained(explanations)
+        show_explanations(api.explain(made, explain), as_json)
         return
-    budget = api.budget_for(made, memory, workers)
-    layout = api.layout_for(made, shard_size)
-    free, _ = free_space(out or Path("out"))
-    if as_json:
-        facts = summary(made) | {
-            "projected_memory": budget.projected,
-            "workers": budget.workers,
-            "files": {shard.name: shard.size for shard in layout.shards},
-            "free_disk": free,
-        }
-        if tensors:
-            facts["terms"] = terms(made.tensors)
-        typer.echo(json.dumps({"event": "plan", **facts}, ensure_ascii=False))
-    else:
-        show.plan(made, budget, layout, free, tensors)
+    show_plan(
+        made,
+        api.budget_for(made, run.memory, run.workers),
+        api.layout_for(made, shard_size),
+        api.free_disk(out or "out"),
+        tensors,
+        as_json,
+    )
     made.check()
     if out is not None:
-        place = find_place(out, api.local_paths(made), True, LOCK)
-        check_room(place, layout.size)
+        api.check_place(made, out, shard_size=shard_size, overwrite=True)

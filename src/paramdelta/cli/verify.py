@@ -5,10 +5,11 @@ from typing import Annotated
 
 import typer
 
-from paramdelta.cli import recipe as options
+from paramdelta.cli.options import Json, RunOptions
 
 
 def verify(
+    run: RunOptions,
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder that paramdelta wrote.")],
     sample: Annotated[
         str | None,
@@ -27,32 +28,31 @@ def verify(
     base: Annotated[
         str | None, typer.Option(metavar="B", help="Of a stored Δ or an adapter: where base is.")
     ] = None,
-    memory: options.Memory = "256MB",
-    workers: options.Workers = None,
-    as_json: options.Json = False,
+    as_json: Json = False,
 ) -> None:
     """Recompute an output from its sources by an independent path and compare the numbers.
 
     Every file is compared with the content digest in the lock. Exits with 3 if anything differs.
     """
     from paramdelta import api
-    from paramdelta.cli import show
+    from paramdelta.cli.show.progress import reporter
+    from paramdelta.cli.show.results import show_verify
     from paramdelta.errors import UsageError
     from paramdelta.units import parse_share
 
     if full and sample is not None:
         raise UsageError("--sample and --full exclude each other")
     share = 1.0 if full else parse_share(sample or "1%")
-    with show.progress_bar("verifying", as_json) as progress:
+    with reporter("verifying", as_json) as progress:
         result = api.verify(
             folder,
             share=share,
-            memory=memory,
-            workers=workers,
+            memory=run.memory,
+            workers=run.workers,
             seed=seed,
             download=download,
             post=post,
             base=base,
             progress=progress.mix,
         )
-    show.verified(result, folder, as_json)
+    show_verify(result, folder, as_json)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from paramdelta.errors import UsageError
-from paramdelta.units import show_size
+from paramdelta.units import show_least, show_size
 
 MAX_BUFFER = 1 << 20  # bytes: larger runs are no faster and fall out of the processor's cache
 MIN_BUFFER = 64 << 10  # bytes: below, the cost of a call outweighs the work
@@ -55,7 +55,7 @@ def budget(need: Callable[[int], Need], memory: int, workers: int, what: str = "
     if least > memory:
         raise UsageError(
             f"a memory limit of {show_size(memory)} is too little",
-            expected=f"at least {show_size(-(-least // 100_000) * 100_000)}{what}",
+            expected=f"at least {show_least(least)}{what}",
         )
     low, high = MIN_BUFFER, MAX_BUFFER
     if projected(workers, high) > memory:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from paramdelta.errors import CheckpointError
 from paramdelta.formats.checkpoint import INDEX, WEIGHTS, Checkpoint, read_weights
+from paramdelta.formats.patterns import PatternError, Patterns
 from paramdelta.formats.view import (
     Fetch,
     Part,
@@ -31,6 +32,7 @@ from paramdelta.formats.view import (
     rectangles,
 )
 from paramdelta.storage.files import Files
+from paramdelta.text import shown
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -43,7 +45,6 @@ PICKLE = "adapter_model.bin"
 BLOCK = 1 << 17  # elements of a factor that are widened at a time: 1 MiB as float64
 EIGHT = 8  # products that the inner loop adds together
 DEEP = 1 << 12  # columns of `up` that are taken at a time
-LONGEST = 250  # characters of a module's name, where patterns are matched with it
 KEPT = 16 << 20  # bytes of `down` that stay in memory between slices, for all threads together
 
 
@@ -488,43 +489,39 @@ class _Scaling:
         self.where = where
         self.rank = config.get("r", 8)
         self.alpha = config.get("lora_alpha", 8)
-        self.ranks, self.alphas = (
-            self._patterns(config, key) for key in ("rank_pattern", "alpha_pattern")
-        )
+        ranks, alphas = (self._patterns(config, key) for key in ("rank_pattern", "alpha_pattern"))
         self.stable = _flag(config, "use_rslora", where)
         if not _is_rank(self.rank):
             raise _wrong(config, "r", "a positive whole number", where)
         if not _is_number(self.alpha):
             raise _wrong(config, "lora_alpha", "a number", where)
-        if not all(map(_is_rank, self.ranks.values())):
+        if not all(map(_is_rank, ranks.values())):
             raise _wrong(config, "rank_pattern", "positive whole numbers", where)
-        if not all(map(_is_number, self.alphas.values())):
+        if not all(map(_is_number, alphas.values())):
             raise _wrong(config, "alpha_pattern", "numbers", where)
+        self.ranks = self._compiled(ranks, "rank_pattern")
+        self.alphas = self._compiled(alphas, "alpha_pattern")
 
     def _patterns(self, config: Mapping[str, Any], key: str) -> dict[str, Any]:
         patterns = config.get(key) or {}
         if not isinstance(patterns, Mapping):
             raise _wrong(config, key, "an object", self.where)
-        for pattern in patterns:
-            if not _is_pattern(pattern):
-                raise CheckpointError(
-                    f"a pattern of {key} cannot be used",
-                    where=self.where,
-                    expected="a module's name, or a simple regular expression for it",
-                    got=repr(pattern)[:80],
-                )
         return dict(patterns)
+
+    def _compiled(self, patterns: Mapping[str, Any], key: str) -> "_Values":
+        try:
+            return Patterns(list(patterns)), list(patterns.values())
+        except PatternError as error:
+            raise CheckpointError(
+                f"a pattern of {key} cannot be used: {shown(str(error))}",
+                where=self.where,
+                expected="a module's name, or a simple regular expression for it",
+                got=f"'{shown(error.pattern or '', 80)}'",
+            ) from None
 
     def factor(self, module: str, rank: int) -> float:
         """The number for a module whose factors have this rank; raises CheckpointError."""
-        if len(module) > LONGEST and (self.ranks or self.alphas):
-            raise CheckpointError(
-                "a module's name is too long to be looked up in patterns",
-                where=f"{self.where}, module {module[:60]!r}…",
-                expected=f"at most {LONGEST} characters",
-                got=f"{len(module)}",
-            )
-        said = _looked_up(self.ranks, module, self.rank)
+        said = self._looked_up(self.ranks, module, self.rank)
         if said != rank:
             raise CheckpointError(
                 "config and factors disagree about the rank",
@@ -533,33 +530,23 @@ class _Scaling:
                 got=f"{rank} in the file",
                 remedy="look whether config and weights belong together",
             )
-        alpha = _looked_up(self.alphas, module, self.alpha)
+        alpha = self._looked_up(self.alphas, module, self.alpha)
         return float(alpha / math.sqrt(rank) if self.stable else alpha / rank)
 
+    def _looked_up(self, values: "_Values", module: str, default: Any) -> Any:
+        """The value of the first pattern that matches the end of a module's name, as PEFT does it.
 
-def _looked_up(patterns: Mapping[str, Any], module: str, default: Any) -> Any:
-    """The value of the first pattern that matches the end of a module's name, as PEFT looks it up.
+        Where none does, PEFT looks for the name itself, which would have matched.
+        """
+        patterns, found = values
+        try:
+            number = patterns.first(module)
+        except PatternError as error:
+            raise CheckpointError(str(error), where=self.where, remedy=_MERGE) from None
+        return default if number is None else found[number]
 
-    Where none does, PEFT looks for the name itself, which would have matched.
-    """
-    for pattern, value in patterns.items():
-        if re.match(rf"(.*\.)?({pattern})$", module):
-            return value
-    return default
 
-
-def _is_pattern(text: str) -> bool:
-    """Whether it is a regular expression that is matched in little time: no loop around a group,
-    few loops and few groups, each of which multiplies the ways to match.
-    """
-    loops, groups = re.findall(r"(?<!\()[*+?{]", text), text.count("(")
-    if len(text) > 500 or len(loops) > 3 or groups > 4 or re.search(r"\)[*+{]", text):
-        return False
-    try:
-        re.compile(f"({text})")
-    except (re.error, RecursionError, OverflowError):
-        return False
-    return True
+_Values: TypeAlias = tuple[Patterns, list[Any]]
 
 
 def _is_rank(value: Any) -> bool:

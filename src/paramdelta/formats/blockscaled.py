@@ -1,10 +1,9 @@
 """FP8 weights with their scales: a number is an 8-bit float times the scale of its block.
 
-Without the scales the stored numbers mean nothing, so an FP8 tensor is a weight only together with
-its scale tensor; one that has none is left as it is, and cannot be mixed.
+An FP8 tensor is a weight only together with its scale tensor. Without one it cannot be mixed.
 
 Sources: DeepSeek-V3's release notes on its weights (``weight_scale_inv``, one float32 for each
-block of 128 × 128, to be multiplied in spite of its name); compressed-tensors' ``float-quantized``
+block of 128 × 128, a factor in spite of its name); compressed-tensors' ``float-quantized``
 format (``weight_scale``, one for each tensor or each row); OCP 8-bit Floating Point Specification
 (OFP8), revision 1.0.
 """
@@ -22,10 +21,10 @@ if TYPE_CHECKING:
 
     from paramdelta.arithmetic.fp8 import Codes
 
-_SCALES = ("_scale_inv", "_scale")  # behind the name of the weight
+_SCALES = ("_scale_inv", "_scale")  # suffixes of the name of the weight
 _SCALE_DTYPES = ("F32", "BF16", "F16", "F64", "F8_E8M0")
 _MANTISSA = {"F8_E4M3": 3, "F8_E5M2": 2}  # bits
-# Scales that are beside the weight but not of it: of what goes in and out at run time.
+# Scales of activations, which lie beside the weight.
 _RUNTIME = ("input_scale", "output_scale", "k_scale", "v_scale", "q_scale", "kv_scale")
 
 
@@ -33,8 +32,9 @@ _RUNTIME = ("input_scale", "output_scale", "k_scale", "v_scale", "q_scale", "kv_
 class BlockScaled(View):
     """``weight[i, j] · scale[i // rows, j // columns]``, exact in float64.
 
-    ``weight``: F8_E4M3 or F8_E5M2, shape (R, C). ``scale``: one number a block, in the order of the
-    blocks. ``block``: rows and columns of a block; (1, C) is a scale a row, (R, C) one in all.
+    ``weight``: F8_E4M3 or F8_E5M2, shape (R, C). ``scale``: one number per block, in the order of
+    the blocks. ``block``: rows and columns of a block; (1, C) is a scale per row, (R, C) a single
+    one.
     """
 
     weight: Tensor
@@ -48,15 +48,15 @@ class BlockScaled(View):
 
     @property
     def identity(self) -> list[Any]:
-        """Both, and the block."""
+        """Both, and the size of a block."""
         return ["scaled", self.weight.identity, self.scale.identity, list(self.block)]
 
     def scratch(self, size: int) -> int:
-        """The codes, an eighth of the result, and the scales, at most one a number."""
+        """The codes, an eighth of the result, and the scales, at most one per number."""
         return size // 8 + 2 * size
 
     def read(self, start: int, stop: int, into: memoryview, fetch: Fetch) -> None:
-        """Read a run of FP8 numbers and the scales of the blocks that it touches; multiply."""
+        """Read a run of FP8 numbers and the scales of its blocks; multiply them."""
         import numpy as np
 
         from paramdelta.arithmetic import fp8  # compiled code, not needed for planning
@@ -102,11 +102,11 @@ class BlockScaled(View):
 def scaled_weights(
     tensors: Mapping[str, View], config: Mapping[str, Any], where: str
 ) -> tuple[dict[str, View], tuple[str, ...]]:
-    """A checkpoint's tensors with FP8 weights and their scales made one.
+    """A checkpoint's tensors, with FP8 weights and their scales combined.
 
-    Returns the views by name, without the scale tensors that went into them, and the names of the
-    tensors that only matter to the quantised model at run time (scales of activations) and are
-    left out.
+    Returns the views by name, without the scale tensors that went into them, and the names of
+    tensors that are left out because they matter only to the quantized model at run time (scales
+    of activations).
 
     Raises:
         CheckpointError: a scale whose shape does not fit its weight.
@@ -134,7 +134,7 @@ def scaled_weights(
 
 
 def _block(weight: Tensor, scale: Tensor, config: Mapping[str, Any], where: str) -> tuple[int, int]:
-    """Rows and columns of the block of one scale, from the shapes and, for blocks, config.json."""
+    """Rows and columns of the block of one scale, from the shapes and config.json."""
     rows, columns = weight.shape
     if scale.elements == 1:
         return max(rows, 1), max(columns, 1)
@@ -143,18 +143,20 @@ def _block(weight: Tensor, scale: Tensor, config: Mapping[str, Any], where: str)
     blocks = _block_size(config)
     if blocks is not None and scale.shape == (-(-rows // blocks[0]), -(-columns // blocks[1])):
         return blocks
-    said = f"blocks of {blocks[0]} × {blocks[1]} (config.json)" if blocks else "one a tensor or row"
+    said = "one per tensor or row"
+    if blocks:
+        said = f"blocks of {blocks[0]} × {blocks[1]} (config.json)"
     raise CheckpointError(
         f"the scales of tensor {weight.name!r} do not fit it",
         where=where,
         expected=f"{said} for a weight of shape {list(weight.shape)}",
         got=f"{scale.name} of shape {list(scale.shape)}",
-        remedy="look whether config.json belongs to these weights",
+        remedy="check that config.json belongs to these weights",
     )
 
 
 def _block_size(config: Mapping[str, Any]) -> tuple[int, int] | None:
-    """The size of the blocks by config.json; 128 × 128, DeepSeek's, where it says nothing."""
+    """The size of the blocks by config.json; 128 × 128, DeepSeek's, if it does not say."""
     quantization = config.get("quantization_config")
     quantization = quantization if isinstance(quantization, Mapping) else {}
     size = quantization.get("weight_block_size")

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from paramdelta.errors import CheckpointError, UsageError
+from paramdelta.formats import magic
 from paramdelta.formats.safetensors import header_length, parse_header
 from paramdelta.formats.torch_pickle import read_pickle
 from paramdelta.formats.view import Tensor, View
@@ -14,6 +15,7 @@ from paramdelta.storage.blob import Blob
 from paramdelta.storage.files import Files
 from paramdelta.storage.location import Location
 from paramdelta.storage.reader import Reader
+from paramdelta.text import shown
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -21,7 +23,7 @@ DELTA = "paramdelta.delta.json"  # in a folder that holds a stored Δ and no mod
 PICKLE = "pytorch_model.bin"
 PICKLE_INDEX = "pytorch_model.bin.index.json"
 HEAD = 1 << 16  # bytes read at first: most headers fit
-_PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pth.tar", ".pt.tar")
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.(safetensors|bin)")
 # What training leaves beside the weights: all of it pickles, none of it a model.
 _TRAINING = re.compile(r"(training_args|optimizer|scheduler|scaler|rng_state.*)\.(bin|pt|pth)")
@@ -98,7 +100,7 @@ def open_checkpoint(files: Files, role: str) -> Checkpoint:
     sources: list[SourceFile] = []
     ignored: list[str] = []
     for blob in blobs:
-        source, found, others = read_weights(files.reader, blob)
+        source, found, others = read_weights(files.reader, blob, files.location.branch)
         sources.append(source)
         ignored += others
         for tensor in found:
@@ -133,14 +135,24 @@ def read_header(reader: Reader, blob: Blob) -> tuple[SourceFile, list[Tensor], d
     return SourceFile(blob, digest), tensors, metadata
 
 
-def read_weights(reader: Reader, blob: Blob) -> tuple[SourceFile, Sequence[View], Sequence[str]]:
-    """One weight file, a pickle by its suffix or safetensors: what identifies it, its tensors, and
-    what else it holds; raises as `open_checkpoint`.
+def read_weights(
+    reader: Reader, blob: Blob, branch: str | None = None
+) -> tuple[SourceFile, Sequence[View], Sequence[str]]:
+    """One weight file: what identifies it, its tensors, and what else it holds.
+
+    Its first bytes say what it is; its suffix only if they do not. ``branch``: the set of weights
+    that is meant in a pickle that holds several. Raises as `open_checkpoint`.
     """
-    if not blob.name.endswith(_PICKLES):
+    kind = magic.identify(reader.get(blob, 0, min(magic.HEAD, blob.size)), blob.size, blob.name)
+    kind.check(str(blob))
+    format_ = kind.reader
+    if format_ is None:
+        torch = blob.name.endswith(_PICKLES)
+        format_ = magic.Reader.TORCH if torch else magic.Reader.SAFETENSORS
+    if format_ is magic.Reader.SAFETENSORS:
         source, tensors, _ = read_header(reader, blob)
         return source, tensors, ()
-    contents = read_pickle(reader, blob)
+    contents = read_pickle(reader, blob, branch)
     return SourceFile(blob, contents.sha256), contents.tensors, contents.ignored
 
 
@@ -181,7 +193,15 @@ def _weight_files(files: Files) -> tuple[list[Blob], Mapping[str, str]]:
             got=", ".join(found[:8]) + (" …" if len(found) > 8 else ""),
             remedy="name one file instead of the folder, or finish the download",
         )
-    raise CheckpointError("no weights here", where=where, expected=expected, got="neither")
+    other = magic.named(top)
+    kind = next(iter(other.values()), None)
+    raise CheckpointError(
+        "no weights here" + (f" that can be read: this is {kind.what}" if kind else ""),
+        where=where,
+        expected=expected,
+        got=", ".join(shown(name) for name in list(other)[:8]) or "neither",
+        remedy=kind.remedy if kind else None,
+    )
 
 
 def _weight_map(files: Files, index: str) -> dict[str, str]:

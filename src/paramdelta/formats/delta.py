@@ -1,27 +1,28 @@
-"""A stored Δ: the difference of two checkpoints by itself, compressed without loss.
+"""A stored Δ: the difference of two checkpoints, compressed without loss.
 
-The folder holds ``paramdelta.delta.json`` (what it is, and its weight files), safetensors files
+The folder holds ``paramdelta.delta.json`` (a description, and its weight files), safetensors files
 ``delta-00001-of-0000N.safetensors`` and post's companions. A weight file is plain safetensors:
 
-- a tensor named in the metadata's ``deltas`` (JSON: name to ``{"shape", "halves"}``) is a U8 stream
+- a tensor that the metadata's ``deltas`` names (JSON: name to ``{"shape", "halves"}``) is a U8
+stream
   that holds the Δ of the tensor of that name and shape;
-- any other is stored as post has it: it has no Δ (integers, buffers, what base lacks).
+- any other tensor has no Δ (integers, buffers, tensors that base lacks) and is stored as in post.
 
-A stream cuts the elements, row-major, into blocks of `BLOCK`. It begins with a table: for each
-block, where it ends in the stream, as 8 bytes little-endian; then the blocks follow without gaps. A
-block holds one or two numbers an element: the *halves*, ``post`` and ``base``, whose difference is
-the Δ. The first is the Δ itself and the second zero wherever float64 holds the Δ exactly and no
-negative zero is at stake; elsewhere they are post's number and base's (see `planes.halve`). Each
-number is a word of 64 bits (see `planes`), each word 8 bytes, and the first bytes of all words are
-plane 0, the second plane 1 and so on. Planes of nothing but zeros are left out. A block is
+A stream cuts the elements, row-major, into blocks of `BLOCK`. It starts with a table: for each
+block, the position in the stream where it ends, as 8 bytes little-endian. The blocks follow without
+gaps. A block holds one or two numbers per element: the *halves*, whose difference is the Δ. If
+float64 holds the Δ exactly, and no sign of a zero is lost, the first half is the Δ and the second
+is zero; otherwise they are the numbers of post and base (see `planes.halve`). Each number is a word
+of 64 bits (see `planes`). The first bytes of all words are plane 0, the second bytes plane 1, and
+so on. Planes that contain only zeros are left out. A block is
 
-- 2 bytes: which planes of the first half are there (bit 0: plane 0), which of the second;
-- 4 bytes little-endian: the CRC-32 of those 2 and of the sizes that follow;
-- 4 bytes little-endian for each plane that is there: the size of its frame;
+- 2 bytes: which planes of the first half are present (bit 0: plane 0), and which of the second;
+- 4 bytes little-endian: the CRC-32 of those 2 bytes and of the sizes that follow;
+- 4 bytes little-endian for each plane that is present: the size of its frame;
 - the frames: each plane as one zstd frame with its size and a checksum (RFC 8878).
 
-So a Δ needs no base to be read, any run of it is found with one read of the table, and nothing is
-larger in memory than `BLOCK` says, whatever a file claims.
+A Δ can be read without its base. One read of the table finds any run. Nothing in memory is larger
+than `BLOCK` implies, whatever a file claims.
 """
 
 import itertools
@@ -50,13 +51,13 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-FORMAT = "paramdelta-delta"  # the metadata's "format"; no loader of models takes it
+FORMAT = "paramdelta-delta"  # the metadata's "format"; loaders of models refuse it
 VERSION = 1
-BLOCK = 1 << 16  # elements; a plane of it is one block of zstd, with one table of Huffman codes
+BLOCK = 1 << 16  # elements; a plane is one zstd block with one table of Huffman codes
 PLANES = 8
-KEPT = 4 << 20  # bytes of decoded blocks that stay in memory between slices, for all threads
-_ENTRY = 8  # bytes of a table's entry
-_FRAME = BLOCK + 64  # bytes of the longest frame: what does not compress is stored as it is
+KEPT = 4 << 20  # bytes of decoded blocks that stay in memory, for all threads together
+_ENTRY = 8  # bytes of an entry of the table
+_FRAME = BLOCK + 64  # bytes of the longest frame: incompressible data is stored as it is
 _SIZES = 6  # bytes of a block before the sizes of its frames
 MOST = _SIZES + 2 * PLANES * (4 + _FRAME)  # bytes of the longest block
 _NAME = re.compile(r"[^/\\:\x00]+\.safetensors")
@@ -66,11 +67,11 @@ _NAME = re.compile(r"[^/\\:\x00]+\.safetensors")
 
 
 def compress(plane: bytes) -> bytes:
-    """A plane as one frame; for `decompress`.
+    """A plane as one zstd frame.
 
-    zstd's fastest strategy with its smallest table and its longest match: bytes of weights hardly
-    ever repeat, and what is found by chance costs more than it saves. What remains is its Huffman
-    coder (measured in ``benchmarks/results/deltas.json``).
+    The fastest strategy, the smallest table and the longest match: bytes of weights hardly ever
+    repeat, and accidental matches cost more than they save. The Huffman coder does the work
+    (measured in ``benchmarks/results/deltas.json``).
     """
     return _tools().compressor.compress(plane)
 
@@ -79,14 +80,14 @@ def decompress(frame: bytes, size: int) -> bytes:
     """The ``size`` bytes of a frame.
 
     Raises:
-        ValueError: it is no such frame; nothing larger is ever allocated.
+        ValueError: not a frame of that size; nothing larger is allocated.
     """
     import zstandard
 
     try:
         facts = zstandard.get_frame_parameters(frame)
         if facts.content_size != size or not facts.has_checksum or facts.dict_id:
-            raise ValueError(f"a frame of {facts.content_size} bytes where {size} are due")
+            raise ValueError(f"a frame of {facts.content_size} bytes, expected {size}")
         if facts.window_size > 1 << 17:
             raise ValueError(f"a window of {facts.window_size} bytes")
         plane = _tools().decompressor.decompress(
@@ -95,12 +96,12 @@ def decompress(frame: bytes, size: int) -> bytes:
     except zstandard.ZstdError as error:
         raise ValueError(str(error)) from None
     if len(plane) != size:
-        raise ValueError(f"{len(plane)} bytes where {size} are due")
+        raise ValueError(f"{len(plane)} bytes, expected {size}")
     return plane
 
 
 class _Tools(threading.local):
-    """zstd's contexts; one thread at a time may use one."""
+    """zstd contexts, one per thread."""
 
     def __init__(self) -> None:
         import zstandard
@@ -133,7 +134,7 @@ def _tools() -> _Tools:
 
 
 def encode(post: "npt.NDArray[np.float64]", base: "npt.NDArray[np.float64]") -> tuple[bytes, int]:
-    """One block of at most `BLOCK` elements, and in how many halves it is (0 to 2)."""
+    """One block of at most `BLOCK` elements, and the number of its halves (0 to 2)."""
     import numpy as np
 
     from paramdelta.arithmetic import planes  # compiled code, not needed for planning
@@ -158,14 +159,14 @@ def _shift(plane: int) -> int:
 def frames_of(block: memoryview, half: int) -> list[tuple[int, bytes]]:
     """The planes of one half of a block: their numbers and frames; raises ValueError."""
     if len(block) < _SIZES:
-        raise ValueError("a block without its first bytes")
+        raise ValueError("a block is too short")
     there = [(h, p) for h in (0, 1) for p in range(PLANES) if block[h] >> p & 1]
     start = _SIZES + 4 * len(there)
     if len(block) < start:
-        raise ValueError("a block that ends before its sizes")
+        raise ValueError("a block ends before its sizes")
     (check,) = struct.unpack("<I", block[2:_SIZES])
     if check != zlib.crc32(bytes(block[:2]) + bytes(block[_SIZES:start])):
-        raise ValueError("a block whose sizes do not have their checksum")
+        raise ValueError("the sizes in a block do not have their checksum")
     sizes = struct.unpack(f"<{len(there)}I", block[_SIZES:start])
     if start + sum(sizes) != len(block):
         raise ValueError(f"frames of {sum(sizes)} bytes in a block of {len(block)}")
@@ -195,10 +196,9 @@ def _decode(block: memoryview, half: int, words: "npt.NDArray[np.uint64]") -> No
 
 @dataclass(frozen=True)
 class Difference(View):
-    """One half of a stored Δ, in float64; ``halves``: how many it has. The Δ is 0 − 1.
+    """One half of a stored Δ, in float64: number ``half`` of ``halves``. The Δ is half 0 − half 1.
 
-    ``stream``: the compressed bytes. Memory of a read beside its result: `MOST`, a block's numbers,
-    and `KEPT` in all.
+    ``stream``: the compressed bytes.
     """
 
     stream: Tensor
@@ -230,7 +230,7 @@ class Difference(View):
         return {"delta": KEPT}
 
     def read(self, start: int, stop: int, into: memoryview, fetch: Fetch) -> None:
-        """Decode the blocks that the run touches; one that it touches in part is kept a while."""
+        """Decode the blocks of the run. A block that is used in part is kept for the next read."""
         import numpy as np
 
         if start == stop:
@@ -272,7 +272,7 @@ class Difference(View):
             raise self._error(f"block {number}", "a block of a stored Δ", str(error)) from None
 
     def _ends(self, first: int, last: int, fetch: Fetch) -> list[int]:
-        """Where block ``first`` begins and each up to ``last`` ends, checked."""
+        """Where block ``first`` begins and each block before ``last`` ends, checked."""
         table = _ENTRY * -(-self.elements // BLOCK)
         before = min(first, 1)
         raw = bytearray(_ENTRY * (last - first + before))
@@ -284,8 +284,7 @@ class Difference(View):
         if ends[0] < table or ends[-1] > self.stream.size or not fits:
             raise self._error(
                 f"the table of blocks {first} to {last - 1}",
-                f"blocks of {_SIZES} to {MOST} bytes that follow each other in "
-                f"{self.stream.size} bytes",
+                f"consecutive blocks of {_SIZES} to {MOST} bytes within {self.stream.size} bytes",
                 f"ends at {', '.join(map(str, ends[:4]))}",
             )
         return ends
@@ -311,9 +310,9 @@ def other_half(view: View) -> View:
 
 
 class _Kept:
-    """The blocks that were decoded last, at most ``limit`` bytes, for all threads.
+    """The blocks that were decoded last, at most ``limit`` bytes.
 
-    Slices come in order, and one that ends within a block is followed by one that begins there.
+    Tasks come in order: one that ends within a block is followed by one that starts there.
     """
 
     def __init__(self, limit: int) -> None:
@@ -323,14 +322,14 @@ class _Kept:
         self._lock = threading.Lock()
 
     def get(self, key: Hashable) -> "npt.NDArray[np.uint64] | None":
-        """A block, if it is there; it is not to be changed."""
+        """A block, if it is there. The caller must not change it."""
         with self._lock:
             if key in self._blocks:
                 self._blocks.move_to_end(key)
             return self._blocks.get(key)
 
     def put(self, key: Hashable, words: "npt.NDArray[np.uint64]") -> None:
-        """Keep a block in the place of the oldest ones."""
+        """Keep a block; the oldest ones make room."""
         with self._lock:
             if key not in self._blocks:
                 self._blocks[key] = words
@@ -345,11 +344,11 @@ class _Kept:
 
 @dataclass(frozen=True)
 class StoredDelta:
-    """An opened Δ. All names are post's.
+    """An opened Δ. All names are those of post.
 
-    ``checkpoint``: where it is, its tensors and Δ, its files and companions. ``deltas``: by
-    tensor, the first half of its Δ (see `other_half`). ``whole``: tensors that have none, as post
-    has them. ``about``: the description.
+    ``checkpoint``: where it is, its tensors and Δs, its files and companions. ``deltas``: by
+    tensor, the first half of its Δ (see `other_half`). ``whole``: tensors without a Δ, as in post.
+    ``about``: the description.
     """
 
     checkpoint: Checkpoint
@@ -425,7 +424,7 @@ def _files(about: Mapping[str, Any], where: str) -> list[str]:
     )
     if not plain or len(set(files or ())) != len(files or ()):
         raise CheckpointError(
-            "the description names files that are no plain .safetensors names, or none",
+            "the description names no files, or names that are not plain .safetensors names",
             where=where,
             expected="files of the same folder, each once",
             got=repr(files)[:80],
@@ -434,10 +433,10 @@ def _files(about: Mapping[str, Any], where: str) -> list[str]:
 
 
 def _described(metadata: Mapping[str, str], where: str) -> dict[str, Any]:
-    """The metadata's entries by tensor, checked for their form."""
+    """The entries of the metadata by tensor, checked."""
     if metadata.get("format") != FORMAT or metadata.get("block") != str(BLOCK):
         raise CheckpointError(
-            "the file is no part of a stored Δ",
+            "the file is not part of a stored Δ",
             where=where,
             expected=f"metadata with format {FORMAT} and block {BLOCK}",
             got=str({key: metadata[key][:40] for key in ("format", "block") if key in metadata}),
@@ -455,7 +454,7 @@ def _described(metadata: Mapping[str, str], where: str) -> dict[str, Any]:
                 raise ValueError(f"{name!r}: {json.dumps(info)[:60]}")
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise CheckpointError(
-            "the metadata's deltas cannot be understood",
+            "the deltas in the metadata cannot be read",
             where=where,
             expected='{"name": {"shape": [sizes], "halves": 0 to 2}}',
             got=str(error) or type(error).__name__,

@@ -1,9 +1,8 @@
-"""An operand's numbers: stored as they are, or found in what is stored.
+"""Views: tensors of which any run of elements can be read.
 
-A `View` is a tensor that can be asked for any run of its elements. A `Tensor` is stored just so;
-the other views compose: rows picked from several views, a transposed one, a part of one. The engine
-reads through `View.read` and knows no more; a new way to store weights is one more view, in a file
-of its own (`blockscaled`, `adapter`).
+A `Tensor` is stored as it is. The other views are composed: rows picked from several views, a
+transposed view, a part of one. The engine reads through `View.read` and knows nothing else; a new
+way to store weights is one more view, in its own file (`blockscaled`, `adapter`).
 """
 
 import bisect
@@ -27,8 +26,9 @@ if TYPE_CHECKING:
 CacheType = TypeVar("CacheType")
 Starts: TypeAlias = "int | npt.NDArray[np.int64]"
 Fetch = Callable[["Tensor", Starts, memoryview], None]
-"""``fetch(tensor, starts, into)`` fills ``into`` with stored bytes: from element ``starts`` on, or,
-where that is an array, with equal parts, one from each of its elements on."""
+"""``fetch(tensor, starts, into)`` fills ``into`` with stored bytes: from element ``starts``, or, if
+that is an array, with parts of equal size, one from each of its elements.
+"""
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class View(ABC):
 
     @property
     def width(self) -> int:
-        """Elements of one row: of everything behind the first axis."""
+        """Elements of one row: the product of all axes but the first."""
         return math.prod(self.shape[1:])
 
     @property
@@ -94,11 +94,11 @@ class View(ABC):
 
     @property
     def nbytes(self) -> int:
-        """Bytes that are read to have all of it once."""
+        """Bytes that are read to get all elements once."""
         return sum(part.nbytes for part in self.parts)
 
     def scratch(self, size: int) -> int:
-        """Bytes that a thread holds, at the most, beside the ``size`` bytes that it reads."""
+        """Bytes that a thread holds at most, besides the ``size`` bytes that it reads."""
         return 0
 
     @property
@@ -116,7 +116,7 @@ class View(ABC):
         """Fill ``into`` with the bytes of elements ``start`` to ``stop``; raises as ``fetch``."""
 
     def gather(self, starts: "npt.NDArray[np.int64]", into: memoryview, fetch: Fetch) -> None:
-        """Fill ``into`` with equal runs, one from each element of ``starts`` on."""
+        """Fill ``into`` with runs of equal size, one from each element of ``starts``."""
         size = len(into) // len(starts)
         for number, start in enumerate(starts.tolist()):
             part = into[number * size : (number + 1) * size]
@@ -135,12 +135,15 @@ class View(ABC):
         return float64(self.array(start, stop, fetch), self.dtype)
 
 
-_CACHES: "WeakKeyDictionary[Fetch, dict[str, Any]]" = WeakKeyDictionary()
+_CACHES: "WeakKeyDictionary[Any, dict[str, Any]]" = WeakKeyDictionary()
 
 
 def cache_of(fetch: Fetch, kind: str, make: Callable[[], CacheType]) -> CacheType:
-    """A cache that all readers of one run share. It goes when the run's ``fetch`` goes."""
-    caches = _CACHES.setdefault(fetch, {})
+    """A cache that all threads of a run share: every `fetch_from` one reader has the same.
+
+    It goes when the reader goes.
+    """
+    caches = _CACHES.setdefault(getattr(fetch, "reader", fetch), {})
     if kind not in caches:
         caches.setdefault(kind, make())
     found: CacheType = caches[kind]
@@ -179,23 +182,29 @@ class Tensor(View):
         fetch(self, starts, into)
 
 
-def fetch_from(reader: "Reader") -> Fetch:
-    """A `Fetch` that reads stored tensors through a reader."""
+@dataclass(frozen=True)
+class _FromReader:
+    """A `Fetch` of one reader."""
 
-    def fetch(tensor: Tensor, starts: Starts, into: memoryview) -> None:
+    reader: "Reader"
+
+    def __call__(self, tensor: Tensor, starts: Starts, into: memoryview) -> None:
         size = tensor.kind.size
         if isinstance(starts, int):
-            reader.read(tensor.blob, tensor.offset + starts * size, into)
+            self.reader.read(tensor.blob, tensor.offset + starts * size, into)
         else:
             among = range(tensor.offset, tensor.offset + tensor.size)
-            reader.read_many(tensor.blob, tensor.offset + starts * size, into, among)
+            self.reader.read_many(tensor.blob, tensor.offset + starts * size, into, among)
 
-    return fetch
+
+def fetch_from(reader: "Reader") -> Fetch:
+    """A `Fetch` that reads stored tensors through a reader."""
+    return _FromReader(reader)
 
 
 @dataclass(frozen=True)
 class Zeros(View):
-    """Nothing but zeros: the base of a Δ that is stored as such."""
+    """Zeros: the base of a Δ that is stored as such."""
 
     @property
     def parts(self) -> tuple[Tensor, ...]:
@@ -209,7 +218,7 @@ class Zeros(View):
 
     @property
     def identity(self) -> list[Any]:
-        """Nothing to tell."""
+        """The kind alone."""
         return ["zeros"]
 
     def read(self, start: int, stop: int, into: memoryview, fetch: Fetch) -> None:
@@ -250,7 +259,7 @@ class Derived(View):
 
 @dataclass(frozen=True)
 class Part(Derived):
-    """A run of the view's elements from number ``first`` on, in a shape of its own."""
+    """A run of the view's elements, from number ``first``, in another shape."""
 
     first: int
 
@@ -261,29 +270,29 @@ class Part(Derived):
 
     @property
     def identity(self) -> list[Any]:
-        """The whole, and where in it."""
+        """The view, the position and the shape."""
         return ["part", self.view.identity, self.first, list(self.shape)]
 
     def read(self, start: int, stop: int, into: memoryview, fetch: Fetch) -> None:
-        """Read from the whole, further on."""
+        """Read from the view at the shifted position."""
         self.view.read(self.first + start, self.first + stop, into, fetch)
 
     def gather(self, starts: "npt.NDArray[np.int64]", into: memoryview, fetch: Fetch) -> None:
-        """Read from the whole, further on."""
+        """Read from the view at the shifted position."""
         self.view.gather(starts + self.first, into, fetch)
 
 
 @dataclass(frozen=True)
 class Wide(Derived):
-    """The view in float64, so that views of different dtypes can stand in one."""
+    """The view in float64, so that views of different dtypes can be joined."""
 
     @property
     def identity(self) -> list[Any]:
-        """As the view's: the values are the same."""
+        """That of the view: the values are the same."""
         return self.view.identity
 
     def scratch(self, size: int) -> int:
-        """Both what is stored and what it becomes."""
+        """The stored run and the widened run."""
         return 2 * size + self.view.scratch(size)
 
     def read(self, start: int, stop: int, into: memoryview, fetch: Fetch) -> None:
@@ -293,17 +302,16 @@ class Wide(Derived):
 
 
 ABSENT = -1  # the row map's entry for a row of zeros
-MANY = 16  # runs of rows: of so many that are, on the average,
-ALONE = 8  # rows long at the most, the rows are gathered
+MANY = 16  # at least this many runs of rows, which are on average
+ALONE = 8  # at most this many rows long, are gathered in one call
 
 
 @dataclass(frozen=True)
 class Rows(View):
     """Rows of other views, each of the same dtype and row width.
 
-    The views' rows are numbered through, one view after the other. ``rows``: for each row of this
-    one such a number, or `ABSENT` for zeros, as the bytes of int32 (4 bytes a row, shared by all
-    tensors of one vocabulary); None: all rows in order.
+    The rows of all views are numbered consecutively. ``rows``: for each row of this view such a
+    number, or `ABSENT` for zeros, as the bytes of int32; None: all rows in order.
     """
 
     sources: tuple[View, ...]
@@ -311,8 +319,8 @@ class Rows(View):
 
     @classmethod
     def joined(cls, name: str, shape: tuple[int, ...], views: Sequence[View]) -> "Rows":
-        """Views one after the other, in a shape whose last axis is theirs; in float64 if their
-        dtypes differ.
+        """Views one after the other, in a shape with their last axis; in float64 if their dtypes
+        differ.
         """
         if len({view.dtype for view in views}) > 1:
             views = [Wide(view.name, "F64", view.shape, view) for view in views]
@@ -339,7 +347,7 @@ class Rows(View):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the rows that are there."""
+        """Bytes of the rows that are not absent."""
         if self.rows is None:
             return sum(view.nbytes for view in self.sources)
         present = self.elements // max(1, self.width) - int((self._map() == ABSENT).sum())
@@ -348,7 +356,7 @@ class Rows(View):
 
     @property
     def identity(self) -> list[Any]:
-        """The views, and a digest of the map."""
+        """The views, and a digest of the row map."""
         import hashlib
 
         digest = hashlib.sha256(self.rows).hexdigest() if self.rows is not None else None
@@ -360,15 +368,15 @@ class Rows(View):
         return np.frombuffer(self.rows or b"", np.int32)
 
     def scratch(self, size: int) -> int:
-        """That of the views, of which one is read at a time, their rows and the places of them."""
+        """That of one view at a time, and the runs of rows."""
         if self.rows is None:
             return max(view.scratch(size) for view in self.sources)
         runs = 200 * (size // max(1, self.width * self.kind.size) + 2)
         return size + runs + max(view.scratch(size) for view in self.sources)
 
     def read(self, start: int, stop: int, into: memoryview, fetch: Fetch) -> None:
-        """Read run by run: rows that follow each other in one view are one read. Rows that for the
-        most part stand alone are gathered.
+        """Read run by run: consecutive rows of one view are one read. Mostly isolated rows are
+        gathered.
         """
         width, size = self.width, self.kind.size
         first, last = start // width, -(-stop // width)
@@ -379,13 +387,13 @@ class Rows(View):
             return
         ends = list(itertools.accumulate(view.elements for view in self.sources))
         for first, last, source in runs:
-            # Of the rows from `first` to `last`, the elements that were asked for.
+            # The requested elements of the rows from `first` to `last`.
             begin, end = max(start, first * width), min(stop, last * width)
             target = into[(begin - start) * size : (end - start) * size]
             if source == ABSENT:
                 target[:] = bytes(len(target))
                 continue
-            # The same elements by their number in all views laid end to end.
+            # The same elements, numbered in all views laid end to end.
             begin += (source - first) * width
             end += (source - first) * width
             at = bisect.bisect_right(ends, begin)
@@ -410,7 +418,7 @@ class Rows(View):
         return list(zip((begins + first).tolist(), ends, rows[begins].tolist(), strict=True))
 
     def _gather(self, first: int, last: int, into: memoryview, fetch: Fetch) -> None:
-        """Read whole rows, each by itself, but those of one view at once."""
+        """Read whole rows; all rows of one view in one call."""
         import numpy as np
 
         rows = self._map()[first:last]
@@ -431,19 +439,19 @@ class Rows(View):
 
 @dataclass(frozen=True)
 class Transposed(Derived):
-    """The view, of two axes, with its axes exchanged."""
+    """A view of two axes with the axes exchanged."""
 
     @property
     def identity(self) -> list[Any]:
-        """The view, turned."""
+        """The view, transposed."""
         return ["transposed", self.view.identity]
 
     def scratch(self, size: int) -> int:
-        """The block before it is turned."""
+        """The block before it is transposed."""
         return size + self.view.scratch(size)
 
     def read(self, start: int, stop: int, into: memoryview, fetch: Fetch) -> None:
-        """Read a short run from each row of the view, and turn them."""
+        """Read a short run from each row of the view and transpose the block."""
         import numpy as np
 
         depth, width = self.view.shape
@@ -473,9 +481,10 @@ def leaves(view: View) -> Iterator[View]:
 def rectangles(
     start: int, stop: int, width: int, into: memoryview, size: int
 ) -> Iterator[tuple[range, range, memoryview]]:
-    """A run of elements of a matrix as at most three rectangles: rows, columns, target's bytes.
+    """A run of elements of a matrix as at most three rectangles: rows, columns, bytes of the
+    target.
 
-    ``width``: the matrix's columns. ``into``: the bytes for the run, ``size`` an element.
+    ``width``: columns of the matrix. ``into``: the bytes for the run, ``size`` per element.
     """
     position = start
     while position < stop:
@@ -492,7 +501,7 @@ def float64(array: "npt.NDArray[Any]", dtype: str) -> "npt.NDArray[np.float64]":
     """Elements of a mixable dtype, viewed as `dtypes` says, as float64; exact."""
     import numpy as np
 
-    with np.errstate(invalid="ignore"):  # a signalling NaN becomes a quiet one
+    with np.errstate(invalid="ignore"):  # a signaling NaN becomes a quiet one
         if dtype == "BF16":
             return (array.astype(np.uint32) << 16).view(np.float32).astype(np.float64)
         return (array.view(np.float16) if dtype == "F16" else array).astype(np.float64)

@@ -12,6 +12,7 @@ import json
 import os
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
+from operator import index
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +113,7 @@ class Journal:
             self._compare(first, json.loads(json.dumps(identity)))
             for entry in others:
                 if "done" in entry:
-                    start, stop = entry["done"]
+                    start, stop = map(index, entry["done"])
                     self.done.add(start, stop)
                 elif "put" in entry:
                     self.puts.append(str(entry["put"]))

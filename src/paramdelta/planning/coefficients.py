@@ -1,4 +1,4 @@
-"""Which coefficient each tensor gets from a scale, and which rule it is from."""
+"""Which coefficient each tensor gets from a scale, and which rule decides it."""
 
 import difflib
 import re
@@ -7,14 +7,20 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from paramdelta.errors import UsageError
+from paramdelta.planning import names
+from paramdelta.planning.findings import Findings, Severity
 from paramdelta.planning.presets import is_of, layer_of, stack_of
-from paramdelta.schedule import Rule, Schedule, Span
+from paramdelta.planning.sources import Sources
+from paramdelta.recipe import Recipe
+from paramdelta.recipe.schedule import Rule, Schedule, Span
 
 
 @dataclass(frozen=True)
 class Coefficient:
-    """The scale of one Δ for one tensor; ``rule``: where it is from, None where it is the Δ's only
-    scale. ``layer``: the tensor's, where the rule goes by layers.
+    """The scale of one Δ for one tensor.
+
+    ``rule``: the rule that gives it; None where the Δ has one scale for all tensors. ``layer``: the
+    layer of the tensor, if the rule depends on it.
     """
 
     scale: float
@@ -22,7 +28,7 @@ class Coefficient:
     layer: int | None = None
 
     def __str__(self) -> str:
-        """Why it is what it is."""
+        """Which rule gives it, for people."""
         if self.rule is None:
             return "the scale of the Δ"
         layers = ""
@@ -33,8 +39,49 @@ class Coefficient:
         return f"rule {self.rule.subject}{layers}{where}"
 
 
+@dataclass(frozen=True)
+class Factors:
+    """What the recipe says about one Δ in every output tensor, by name.
+
+    ``scales``: how much of the Δ is added. ``densities``: which share of its elements counts.
+    """
+
+    scales: Mapping[str, Coefficient]
+    densities: Mapping[str, Coefficient]
+
+
+def choose_factors(recipe: Recipe, sources: Sources, findings: Findings) -> tuple[Factors, ...]:
+    """The factors of every Δ of the recipe. Rules that have no effect become findings.
+
+    Raises:
+        UsageError: as `coefficients`.
+    """
+    axes = {name: len(view.shape) for name, view in sources.new.views.items()}
+    weights = [
+        name
+        for name, view in sources.new.views.items()
+        if view.kind.mixable and not names.is_buffer(view)
+    ]
+    chosen: list[Factors] = []
+    for each, delta in zip(sources.lineages, recipe.deltas, strict=True):
+        scales, idle = coefficients(delta.scale, axes, weights)
+        densities, further = coefficients(recipe.density(each.number), axes, weights)
+        chosen.append(Factors(scales, densities))
+        for rule in (*idle, *further):
+            where = f" ({rule.where})" if rule.where else ""
+            findings.add(
+                Severity.WARNING,
+                "rule-idle",
+                f"no tensor has its scale from the rule {rule.subject}{where}: the rules "
+                "before it are for all that it is for",
+                each.post,
+                remedy="put it before them, or leave it out",
+            )
+    return tuple(chosen)
+
+
 def coefficient(scale: float | Schedule, name: str, axes: int) -> Coefficient | None:
-    """The coefficient of the tensor of this name and number of axes; None if no rule is for it."""
+    """The coefficient of a tensor with this name and number of axes; None if no rule applies."""
     if not isinstance(scale, Schedule):
         return Coefficient(scale)
     for rule in scale.rules:
@@ -52,14 +99,14 @@ def coefficient(scale: float | Schedule, name: str, axes: int) -> Coefficient | 
 def coefficients(
     scale: float | Schedule, axes: Mapping[str, int], weights: Iterable[str]
 ) -> tuple[dict[str, Coefficient], tuple[Rule, ...]]:
-    """Every tensor's coefficient, and the rules that no tensor has its coefficient from.
+    """The coefficient of every tensor, and the rules that give none.
 
-    ``axes``: of all output tensors, by name. ``weights``: those of them that are mixed, and so need
-    a coefficient; others may have none.
+    ``axes``: number of axes of all output tensors, by name. ``weights``: those that are mixed, so
+    that they need a coefficient. The others may have none.
 
     Raises:
-        UsageError: a pattern that no name matches, layers that the model has not, or weights that
-            no rule is for.
+        UsageError: a pattern that no name matches, layers that the model does not have, or weights
+            without a rule.
     """
     if not isinstance(scale, Schedule):
         return dict.fromkeys(axes, Coefficient(scale)), ()
@@ -83,14 +130,14 @@ def coefficients(
 
 
 def matching(pattern: str, names: Iterable[str]) -> list[str]:
-    """The names that a glob matches; as it is in the file system's, but ``*`` goes across dots."""
+    """The names that a glob matches. ``*`` matches dots too."""
     return [name for name in names if fnmatchcase(name, pattern)]
 
 
 def near(pattern: str, names: Iterable[str]) -> str | None:
-    """What may have been meant by a glob that matches no name.
+    """A suggestion for a glob that matches no name.
 
-    The same glob with parts that occur in names, where that helps; else the nearest names.
+    The same glob with parts that occur in names, if that matches; else the nearest names.
     """
     names = list(names)
     parts = sorted({part for name in names for part in name.split(".") if not part.isdigit()})
@@ -116,7 +163,7 @@ def _span(rule: Rule, layer: int) -> Span | None:
 
 
 def _check(rule: Rule, axes: Mapping[str, int]) -> None:
-    """Raise UsageError if a rule speaks of what the model has not."""
+    """Raise UsageError if a rule names tensors or layers that the model does not have."""
     for pattern in rule.match:
         if not matching(pattern, axes):
             raise UsageError(
@@ -134,7 +181,7 @@ def _check(rule: Rule, axes: Mapping[str, int]) -> None:
         )
     if not rule.layers:
         return
-    # The last layer is the model's, even if the rule is only for some of its layers.
+    # The number of layers is the model's, even if the rule applies to some of them only.
     stacks = {stack_of(name) for name in mine} - {None}
     numbers = [layer_of(name) for name in axes if stack_of(name) in stacks]
     last = max((number for number in numbers if number is not None), default=None)

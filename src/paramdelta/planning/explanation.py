@@ -1,4 +1,4 @@
-"""What an output tensor is made of, and why: the formula in numbers, operands, rules."""
+"""What an output tensor is made of, and why: its formula in numbers, operands and rules."""
 
 from dataclasses import dataclass
 from fractions import Fraction
@@ -8,12 +8,13 @@ from paramdelta.errors import UsageError
 from paramdelta.formats.view import Tensor, View
 from paramdelta.planning.coefficients import matching, near
 from paramdelta.planning.plan import OutputTensor, Plan
+from paramdelta.recipe.formula import combined
 from paramdelta.storage.blob import Blob
 
 
 @dataclass(frozen=True)
 class Operand:
-    """What is read: a view, whose it is (as symbols), and its coefficient in the sum."""
+    """What is read: a view, the symbols of its checkpoints, and its coefficient in the sum."""
 
     symbols: tuple[str, ...]
     coefficient: float
@@ -22,8 +23,10 @@ class Operand:
 
 @dataclass(frozen=True)
 class Explanation:
-    """One output tensor. ``formula``: as the recipe asks; ``reduced``: what is left of it where
-    operands cancel out, else empty. ``reasons``: by Δ, its coefficient and where that is from.
+    """One output tensor.
+
+    ``formula``: as the recipe asks. ``reduced``: what is left of it if operands cancel out; else
+    empty. ``reasons``: for every Δ its symbol, its coefficient and the rule that gives it.
     """
 
     tensor: OutputTensor
@@ -34,7 +37,7 @@ class Explanation:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """The same for `--json`."""
+        """The explanation as plain values, for JSON."""
         return {
             "name": self.tensor.name,
             "dtype": self.tensor.dtype,
@@ -69,13 +72,13 @@ def explain(plan: Plan, pattern: str) -> tuple[Explanation, ...]:
     """Explain the output tensors whose names a glob matches.
 
     Raises:
-        UsageError: it matches none; with near misses.
+        UsageError: it matches none.
     """
     tensors = {tensor.name: tensor for tensor in plan.tensors}
     found = matching(pattern, tensors)
     if not found:
         raise UsageError(
-            f"--explain: no tensor of the output matches {pattern!r}",
+            f"no tensor of the output matches {pattern!r}",
             expected="a name, or a glob such as '*.0.mlp*'",
             remedy=near(pattern, tensors),
         )
@@ -109,7 +112,7 @@ def _explain(plan: Plan, tensor: OutputTensor, owners: dict[Blob, list[str]]) ->
             factor = "" if abs(chosen.scale) == 1 else f"{abs(chosen.scale):g}·"
             written.append((what, (-1 if chosen.scale < 0 else 1, factor), number - 1))
     whats, factors, numbers = zip(*written, strict=True) if written else ((), (), ())
-    formula = plan.recipe.sparsely("Θ'_base", whats, factors, numbers)
+    formula = combined(plan.recipe, "Θ'_base", whats, factors, numbers)
     sums = [Fraction(0)] * len(tensor.views)
     for place, term in zip(tensor.places, tensor.terms, strict=True):
         sums[place] += Fraction(term.coefficient)
@@ -137,5 +140,5 @@ def _symbols(view: View, owners: dict[Blob, list[str]]) -> tuple[str, ...]:
 
 
 def stored(part: Tensor) -> str:
-    """A stored tensor for people: file, name, dtype, shape."""
+    """A stored tensor, for people: file, name, dtype and shape."""
     return f"{part.blob.folder}/{part.blob.name}  {part.name}  {part.dtype} {list(part.shape)}"

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from enum import Enum
+from typing import Any
 
 
 class Severity(str, Enum):
@@ -29,6 +30,18 @@ class Finding:
     tensors: tuple[str, ...] = ()
     remedy: str | None = None
     allowed: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The finding as plain values, for JSON."""
+        return {
+            "severity": self.severity.value,
+            "code": self.code,
+            "what": self.what,
+            "where": self.where,
+            "tensors": list(self.tensors),
+            "remedy": self.remedy,
+            "allowed": self.allowed,
+        }
 
     def sample(self, most: int = 3) -> str:
         """The first few tensor names, and how many more there are."""

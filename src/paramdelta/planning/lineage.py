@@ -1,7 +1,7 @@
-"""Were these ever the same model? A cosine on a small sample of weights, before the mix.
+"""Whether two checkpoints share an ancestor: the cosine of a small sample of their weights.
 
-Models that share an ancestor point the same way: a continued or post-trained model keeps a cosine
-near 1 with its base, while two models trained apart have one near 0.
+A continued or post-trained model keeps a cosine near 1 with its base. Two models that were trained
+separately have a cosine near 0.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ import numpy.typing as npt
 from paramdelta.formats.view import Fetch, View, float64
 
 TENSORS = 8  # matrices that are sampled
-ELEMENTS = 65536  # at most so many numbers of each, in one run from the middle
+ELEMENTS = 65536  # at most this many numbers of each, in one run from the middle
 RELATED = 0.5  # a cosine below this: never the same model
 
 
@@ -42,17 +42,21 @@ def sample(tensors: Sequence[str], checkpoints: Sequence[Mapping[str, View]]) ->
 def likeness(
     names: Sequence[str], one: Mapping[str, View], other: Mapping[str, View], fetch: Fetch
 ) -> Likeness | None:
-    """Compare two checkpoints on the named tensors, a few MB read; None without a sample."""
+    """Compare two checkpoints on the named tensors; reads a few MB.
+
+    None without a sample, or if its numbers are too large to compare.
+    """
     dot = norm_one = norm_other = apart = 0.0
     for name in names:
         a, b = read_sample(one[name], fetch), read_sample(other[name], fetch)
         finite = np.isfinite(a) & np.isfinite(b)
         a, b = a[finite], b[finite]
-        dot += float(a @ b)
-        norm_one += float(a @ a)
-        norm_other += float(b @ b)
-        apart += float((a - b) @ (a - b))
-    if not names or norm_one == 0 or norm_other == 0:
+        with np.errstate(over="ignore", invalid="ignore"):
+            dot += float(a @ b)
+            norm_one += float(a @ a)
+            norm_other += float(b @ b)
+            apart += float((a - b) @ (a - b))
+    if norm_one == 0 or norm_other == 0 or not np.isfinite([norm_one, norm_other, apart]).all():
         return None
     return Likeness(dot / (norm_one * norm_other) ** 0.5, (apart / norm_one) ** 0.5, len(names))
 

@@ -6,10 +6,12 @@ larger model, which the user says with a rule ("model.* -> language_model.model.
 and an output head that is tied to the input embedding and therefore not stored.
 """
 
+import bisect
 import difflib
+import itertools
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,14 +19,12 @@ from paramdelta.errors import UsageError
 from paramdelta.formats.view import Tensor, View
 
 # Constants that some libraries store beside the weights. They are copied, never scaled.
-_BUFFER = re.compile(
-    r"(^|\.)("
-    r"position_ids|token_type_ids|inv_freq|original_inv_freq|"
-    r"rotary_emb\..*|rotary_pos_emb\..*|cos_cached|sin_cached|"
-    r"attn\.bias|attention\.bias|attn\.masked_bias|masked_bias|causal_mask|attn_mask|tril|mask|"
-    r"num_batches_tracked|relative_position_index"
-    r")$"
-)
+_CONSTANTS = {
+    *("position_ids", "token_type_ids", "inv_freq", "original_inv_freq", "cos_cached"),
+    *("sin_cached", "masked_bias", "causal_mask", "attn_mask", "tril", "mask"),
+    *("num_batches_tracked", "relative_position_index"),
+}
+_ROTARY = re.compile(r"(^|\.)rotary(_pos)?_emb\.")
 _MASK = re.compile(r"(^|\.)(attn|attention)\.bias$")
 
 # Output head and the input embedding that it can be tied to, in the names of the common families.
@@ -38,6 +38,7 @@ _HEADS = (
     ("proj_out.weight", "embed_tokens.weight"),
     ("cls.predictions.decoder.weight", "word_embeddings.weight"),
 )
+_HEADS_AND_EMBEDDINGS = tuple({name for pair in _HEADS for name in pair})
 
 
 def is_buffer(tensor: View) -> bool:
@@ -46,11 +47,13 @@ def is_buffer(tensor: View) -> bool:
     ``attn.bias`` is GPT-2's causal mask where it is square over its last two axes, and the bias of
     a projection elsewhere.
     """
-    if _BUFFER.search(tensor.name) is None:
-        return False
-    if _MASK.search(tensor.name):
+    name = tensor.name
+    last = name[name.rfind(".") + 1 :]
+    if last in _CONSTANTS:
+        return True
+    if last == "bias" and _MASK.search(name):
         return len(tensor.shape) >= 2 and tensor.shape[-1] == tensor.shape[-2]
-    return True
+    return "rotary" in name and _ROTARY.search(name) is not None
 
 
 @dataclass(frozen=True)
@@ -58,16 +61,33 @@ class Rule:
     """``pattern -> name``: what each ``*`` on the left stood for is put in on the right."""
 
     text: str
-    pattern: re.Pattern[str]
+    source: tuple[str, ...]
     target: tuple[str, ...]
 
     def apply(self, name: str) -> str | None:
-        """The new name; None if the rule does not speak of this one."""
-        match = self.pattern.fullmatch(name)
-        if match is None:
+        """The new name; None if the rule does not match this one. Takes linear time."""
+        gaps = self._gaps(name)
+        if gaps is None:
             return None
-        gaps = (*match.groups(), "")
-        return "".join(text + gap for text, gap in zip(self.target, gaps, strict=True))
+        return "".join(text + gap for text, gap in zip(self.target, (*gaps, ""), strict=True))
+
+    def _gaps(self, name: str) -> list[str] | None:
+        """What each ``*`` stands for; the first ones stand for as much as they can."""
+        first, *middle = self.source
+        if not middle:
+            return [] if name == first else None
+        last = middle.pop()
+        stop = len(name) - len(last)
+        if stop < len(first) or not name.startswith(first) or not name.endswith(last):
+            return None
+        gaps = []
+        for part in reversed(middle):
+            at = name.rfind(part, len(first), stop)
+            if at < 0:
+                return None
+            gaps.append(name[at + len(part) : stop])
+            stop = at
+        return [name[len(first) : stop], *reversed(gaps)]
 
 
 def parse_rule(text: str) -> Rule:
@@ -78,8 +98,7 @@ def parse_rule(text: str) -> Rule:
             f"--map {text!r} cannot be read",
             expected="auto, or 'model.* -> language_model.model.*': as many * on both sides",
         )
-    pattern = "(.*)".join(re.escape(part) for part in source.split("*"))
-    return Rule(f"{source} -> {target}", re.compile(pattern), tuple(target.split("*")))
+    return Rule(f"{source} -> {target}", tuple(source.split("*")), tuple(target.split("*")))
 
 
 def renamed(
@@ -116,7 +135,7 @@ def renamed(
 def unused_rule(rule: Rule, names: Iterable[str]) -> UsageError:
     """The error for a rule that changed nothing, with near misses."""
     stem = rule.text.partition(" ->")[0]
-    near = difflib.get_close_matches(stem, list(names), 3, 0.3)
+    near = difflib.get_close_matches(stem, list(itertools.islice(names, 1000)), 3, 0.3)
     return UsageError(
         f"--map {rule.text!r} changes no name of post or base",
         expected="a pattern for their names" + (f", such as {', '.join(near)}" if near else ""),
@@ -132,27 +151,53 @@ def bridged(
     than before. The second value says so (``"+model."``, ``"-model."``), None if nothing was done.
     """
     wanted = target.keys()
-    best, change = dict(own), None
     agreeing = len(wanted & own.keys())
     if agreeing == len(own) or not own:
-        return best, None
-    for prefix in sorted(_prefixes(wanted)):
-        # A head that has the same name in both classes stays as it is.
-        longer = {n if n in wanted else prefix + n: view for n, view in own.items()}
-        if len(longer) == len(own) and len(wanted & longer.keys()) > agreeing:
-            best, change, agreeing = longer, f"+{prefix}", len(wanted & longer.keys())
-    for prefix in sorted(_prefixes(own)):
-        shorter = {n if n in wanted else n.removeprefix(prefix): v for n, v in own.items()}
-        if len(shorter) == len(own) and len(wanted & shorter.keys()) > agreeing:
-            best, change, agreeing = shorter, f"-{prefix}", len(wanted & shorter.keys())
-    return best, change
+        return dict(own), None
+    # By change, how many more names agree; in the order in which they are preferred.
+    added = {f"+{prefix}": more for prefix, more in sorted(_added(own, wanted).items())}
+    taken = {f"-{prefix}": more for prefix, more in sorted(_taken(own, wanted).items())}
+    change, more = max((added | taken).items(), key=lambda item: item[1], default=("", 0))
+    if more <= 0:
+        return dict(own), None
+    prefix = change[1:]
+    if change[0] == "+":  # a head that has the same name in both classes stays as it is
+        return {n if n in wanted else prefix + n: view for n, view in own.items()}, change
+    return {n if n in wanted else n.removeprefix(prefix): v for n, v in own.items()}, change
 
 
-def _prefixes(names: Iterable[str]) -> set[str]:
-    return {name.split(".", 1)[0] + "." for name in names if "." in name}
+def _added(own: Mapping[str, View], wanted: Collection[str]) -> Counter[str]:
+    """By prefix, how many more names are wanted with it; those that give two tensors one name are
+    left out.
+    """
+    more: Counter[str] = Counter()
+    clashing = set()
+    for name in wanted:
+        prefix, dot, rest = name.partition(".")
+        if dot and rest in own and rest not in wanted:
+            more[prefix + dot] += 1
+            if name in own:
+                clashing.add(prefix + dot)
+    return Counter({prefix: count for prefix, count in more.items() if prefix not in clashing})
+
+
+def _taken(own: Mapping[str, View], wanted: Collection[str]) -> Counter[str]:
+    """By prefix, how many more names are wanted without it; as `_added`."""
+    more: Counter[str] = Counter()
+    clashing = set()
+    for name in own:
+        prefix, dot, rest = name.partition(".")
+        if not dot or name in wanted:
+            continue
+        more[prefix + dot] += rest in wanted
+        if rest in own and (rest in wanted or not rest.startswith(prefix + dot)):
+            clashing.add(prefix + dot)
+    return Counter({prefix: count for prefix, count in more.items() if prefix not in clashing})
 
 
 DEPTH = 3  # parts of a name that a proposed rule may exchange for others
+MOST_RULES = 16  # that are proposed
+_COMMON = 32  # names with one ending, above which that ending tells nothing
 
 
 @dataclass(frozen=True)
@@ -180,15 +225,14 @@ def propose(own: Mapping[str, View], target: Mapping[str, View]) -> tuple[Propos
     """
     left = {name: view for name, view in own.items() if name not in target}
     free = {name: view for name, view in target.items() if name not in own}
+    pairs = _Pairs(left, free)
     found: list[Proposal] = []
-    while left and free:
-        best = _strongest(left, free)
-        if best is None:
-            break
+    while len(found) < MOST_RULES and (best := pairs.strongest()) is not None:
         found.append(best)
-        done = {name: new for name in left if (new := best.rule.apply(name)) in free}
-        left = {name: view for name, view in left.items() if name not in done}
-        free = {name: view for name, view in free.items() if name not in set(done.values())}
+        for name in list(pairs.left):
+            new = best.rule.apply(name)
+            if new in pairs.free:
+                pairs.remove(name, new)
     return tuple(found)
 
 
@@ -204,29 +248,69 @@ def applied(
     return result
 
 
-def _strongest(left: Mapping[str, View], free: Mapping[str, View]) -> Proposal | None:
-    by_rest: dict[str, list[tuple[str, View]]] = {}
-    for name, view in free.items():
+class _Pairs:
+    """Pairs of prefixes, and how many names agree where one is exchanged for the other.
+
+    ``left``, ``free``: names that look for a counterpart, and those that are one to nobody yet.
+    """
+
+    def __init__(self, left: dict[str, View], free: dict[str, View]) -> None:
+        self.left = left
+        self.free = free
+        self.agree: Counter[tuple[str, str]] = Counter()
+        self.clash: Counter[tuple[str, str]] = Counter()
+        self.covered = Counter(prefix for name in left for prefix, _ in _cuts(name))
+        self._left, self._free = _by_ending(left), _by_ending(free)
+        for rest, pairs in (*self._left.items(), *self._free.items()):
+            if len(pairs) > _COMMON:
+                self._left.pop(rest, None)
+                self._free.pop(rest, None)
+        for name in left:
+            self._count(name, left[name], self._free, 1)
+
+    def strongest(self) -> Proposal | None:
+        """The pair of most tensors; then the one of the fewest in vain; then the shortest."""
+        best = min(
+            (pair for pair, count in self.agree.items() if self._is_enough(pair, count)),
+            key=lambda p: (-self.agree[p], self.covered[p[0]], len(p[0]) + len(p[1]), p),
+            default=None,
+        )
+        if best is None:
+            return None
+        rule = parse_rule(f"{best[0]}* -> {best[1]}*")
+        return Proposal(rule, self.agree[best], self.clash[best], self.covered[best[0]])
+
+    def remove(self, name: str, counterpart: str) -> None:
+        """Take away a name and the one that it has found."""
+        view, other = self.left.pop(name), self.free[counterpart]
+        self._count(name, view, self._free, -1)
+        self.covered.subtract(prefix for prefix, _ in _cuts(name))
+        del self.free[counterpart]
+        self._count(counterpart, other, self._left, -1)
+
+    def _is_enough(self, pair: tuple[str, str], count: int) -> bool:
+        return count > 0 and not self.clash[pair] and 2 * count > self.covered[pair[0]]
+
+    def _count(
+        self, name: str, view: View, others: "dict[str, list[tuple[str, str]]]", by: int
+    ) -> None:
+        """Count, or no longer count, what a name makes with those that end as it does."""
+        known, is_left = (self.free, True) if others is self._free else (self.left, False)
         for prefix, rest in _cuts(name):
-            by_rest.setdefault(rest, []).append((prefix, view))
-    agree: Counter[tuple[str, str]] = Counter()
-    clash: Counter[tuple[str, str]] = Counter()
-    covered: Counter[str] = Counter()
-    for name, view in left.items():
+            for other, candidate in others.get(rest, ()):
+                if candidate in known:
+                    pair = (prefix, other) if is_left else (other, prefix)
+                    agrees = known[candidate].shape == view.shape
+                    (self.agree if agrees else self.clash)[pair] += by
+
+
+def _by_ending(names: Iterable[str]) -> dict[str, list[tuple[str, str]]]:
+    """Names and their prefixes, by what follows the prefix."""
+    found: dict[str, list[tuple[str, str]]] = {}
+    for name in names:
         for prefix, rest in _cuts(name):
-            covered[prefix] += 1
-            for other, candidate in by_rest.get(rest, ()):
-                (agree if candidate.shape == view.shape else clash)[prefix, other] += 1
-    # The most tensors; then the fewest that it speaks of in vain; then what says it with less.
-    order = sorted(
-        agree, key=lambda pair: (-agree[pair], covered[pair[0]], len(pair[0]) + len(pair[1]), pair)
-    )
-    for pair in order:
-        prefix, other = pair
-        if not clash[pair] and 2 * agree[pair] > covered[prefix]:
-            rule = parse_rule(f"{prefix}* -> {other}*")
-            return Proposal(rule, agree[pair], clash[pair], covered[prefix])
-    return None
+            found.setdefault(rest, []).append((prefix, name))
+    return found
 
 
 def _cuts(name: str) -> Iterable[tuple[str, str]]:
@@ -238,11 +322,18 @@ def _cuts(name: str) -> Iterable[tuple[str, str]]:
 
 def repeated(tensors: Mapping[str, View]) -> list[list[str]]:
     """Names that stand for the same stored bytes, in groups of two or more."""
-    groups: dict[Tensor, list[str]] = {}
+    places: dict[tuple[int, int], list[str]] = {}
     for name, view in tensors.items():
-        if isinstance(view, Tensor) and view.elements > 0:
-            groups.setdefault(replace(view, name=""), []).append(name)
-    return [group for group in groups.values() if len(group) > 1]
+        if isinstance(view, Tensor) and view.size > 0:
+            places.setdefault((view.offset, view.size), []).append(name)
+    result = []
+    for names in places.values():
+        if len(names) > 1:  # the same place, perhaps of different files
+            groups: dict[View, list[str]] = {}
+            for name in names:
+                groups.setdefault(replace(tensors[name], name=""), []).append(name)
+            result += [group for group in groups.values() if len(group) > 1]
+    return result
 
 
 def head_and_embedding(checkpoints: Iterable[Mapping[str, View]]) -> tuple[str, str] | None:
@@ -250,15 +341,15 @@ def head_and_embedding(checkpoints: Iterable[Mapping[str, View]]) -> tuple[str, 
 
     None where none of the checkpoints stores a head: then there is nothing to decide.
     """
-    names = set().union(*checkpoints)
+    names = sorted({n for each in checkpoints for n in each if n.endswith(_HEADS_AND_EMBEDDINGS)})
     for head, ending in _HEADS:
-        for found in sorted(names):
-            if found != head and not found.endswith("." + head):
-                continue
-            scope = found.removesuffix(head)
-            for name in sorted(names):
-                if name.startswith(scope) and (name == ending or name.endswith("." + ending)):
-                    return found, name
+        embeddings = [n for n in names if n == ending or n.endswith("." + ending)]
+        for found in names:
+            if found == head or found.endswith("." + head):
+                scope = found.removesuffix(head)
+                at = bisect.bisect_left(embeddings, scope)
+                if embeddings[at : at + 1] and embeddings[at].startswith(scope):
+                    return found, embeddings[at]
     return None
 
 

@@ -1,8 +1,8 @@
-"""The Plan: what every output tensor is made of, and every finding. `planner` makes it."""
+"""The plan: what every output tensor is made of, and every finding. `planner` makes it."""
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -26,7 +26,7 @@ from paramdelta.storage.blob import Blob
 
 @dataclass(frozen=True)
 class Term:
-    """One operand of an output tensor: a view of the same shape, and its coefficient."""
+    """One operand of an output tensor: a view of its shape, and its coefficient."""
 
     view: View
     coefficient: float
@@ -36,10 +36,10 @@ class Term:
 class OutputTensor:
     """One tensor of the output: ``new`` combined with the Δs of ``pairs``; without pairs, a copy.
 
-    ``encoding``: how it is stored. ``scheme``: how the Δs combine. ``why``: why a tensor is only
-    copied; empty for a mixed one. ``asked``: the coefficient of every Δ of the recipe; None where
-    the tensor has no such Δ. ``reduced``: operands canceled out; ``new`` and ``pairs`` are what is
-    left of the formula.
+    ``encoding``: how it is stored. ``scheme``: how the Δs combine. ``why``: why it is only copied;
+    empty for a mixed tensor. ``asked``: the coefficient of every Δ of the recipe; None if the
+    tensor does not have that Δ. ``reduced``: operands canceled out, and ``new`` and ``pairs`` are
+    what is left of the formula.
     """
 
     name: str
@@ -59,34 +59,34 @@ class OutputTensor:
 
     @cached_property
     def streams(self) -> tuple[Stream, ...]:
-        """What the weight files hold of it."""
+        """The tensors of the weight files that store it."""
         return self.encoding.streams(self.name, self.shape)
 
     @cached_property
     def linear(self) -> bool:
-        """Whether it is a plain sum of whole operands, so that operands may cancel out."""
+        """Whether it is a plain sum without filters, so that operands may cancel out."""
         return self.scheme.linear and not any(pair.filters for pair in self.pairs)
 
     @cached_property
     def packed(self) -> bool:
-        """Whether it is one whole Δ whose operands can be added as they are stored."""
+        """Whether it has one whole Δ, whose operands can be added as they are stored."""
         one = len(self.pairs) == 1 and abs(self.pairs[0].scale) == 1 and self.linear
         forms = {view.packed for view in self.views} if one else {""}
         return len(forms) == 1 and "" not in forms
 
     @property
     def mixed(self) -> bool:
-        """Whether it gets a Δ."""
+        """Whether it has a Δ."""
         return bool(self.pairs) or self.reduced
 
     @cached_property
     def stored(self) -> tuple[View, ...] | None:
-        """Views whose bytes are its streams, if it is a copy that needs no encoding."""
+        """The views whose bytes are its streams, if it is a copy that needs no encoding."""
         return None if self.pairs else self.encoding.stored(self.new)
 
     @property
     def terms(self) -> tuple[Term, ...]:
-        """All operands with their coefficients, the new base's first."""
+        """All operands with their coefficients, the new base first."""
         mixed = [
             Term(view, sign * pair.coefficient)
             for pair in self.pairs
@@ -96,7 +96,7 @@ class OutputTensor:
 
     @cached_property
     def views(self) -> tuple[View, ...]:
-        """The operands, each once, the new base's first: what is read."""
+        """The operands that are read: each once, the new base first."""
         views: list[View] = []
         for term in self.terms:
             if term.view not in views:
@@ -105,8 +105,25 @@ class OutputTensor:
 
     @cached_property
     def places(self) -> tuple[int, ...]:
-        """For each of `terms`, the number of its view among `views`."""
+        """For each of `terms` the index of its view in `views`."""
         return tuple(self.views.index(term.view) for term in self.terms)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The tensor and its terms as plain values, for JSON."""
+        return {
+            "name": self.name,
+            "dtype": self.dtype,
+            "shape": list(self.shape),
+            "terms": [
+                {
+                    "stored": [[str(part.blob), part.name] for part in term.view.parts],
+                    "dtype": term.view.dtype,
+                    "coefficient": term.coefficient,
+                }
+                for term in self.terms
+            ],
+            "why": self.why,
+        }
 
     @property
     def elements(self) -> int:
@@ -121,12 +138,12 @@ class OutputTensor:
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that will be done, decided before a weight is read.
+    """Everything that a mix will do, decided before a weight is read.
 
-    ``new_base`` gives shape and names. ``lineages``: post and base of every Δ; no base where post
-    is an adapter that needs none. The first post gives template and roles. ``tensors`` are in the
-    order in which they are written. ``likeness``: by pair of roles, cosine and distance on the
-    sample. ``vocabulary``: the output's rows of tokens by their fate, empty if all go by number.
+    ``new_base`` gives shapes and names. ``lineages``: post and base of every Δ; the base is None
+    where post needs none. The first post gives chat template and special-token roles. ``tensors``:
+    in the order of the output. ``likeness``: cosine and distance on a sample, by pair of roles.
+    ``vocabulary``: what becomes of the output's rows of tokens; empty if they correspond by number.
     """
 
     recipe: Recipe
@@ -151,7 +168,7 @@ class Plan:
 
     @property
     def bytes_to_read(self) -> int:
-        """Bytes of all operands. What several Δs share is read once; thresholds take two passes."""
+        """Bytes of all operands, each once, and of two more passes where thresholds are needed."""
         looks = (p for t in self.tensors for p in t.pairs if p.needs_threshold)
         return sum(view.nbytes for t in self.tensors for view in t.views) + sum(
             2 * (pair.post.nbytes + pair.base.nbytes) for pair in looks
@@ -159,7 +176,7 @@ class Plan:
 
     @property
     def bytes_to_write(self) -> int:
-        """Bytes of all output tensors, without headers and companions."""
+        """Bytes of all output tensors, without headers and other files."""
         return sum(tensor.nbytes for tensor in self.tensors)
 
     @property
@@ -171,16 +188,16 @@ class Plan:
 
     @property
     def mixed(self) -> int:
-        """How many tensors get a Δ."""
+        """How many tensors have a Δ."""
         return sum(t.mixed for t in self.tensors)
 
     @property
     def copied(self) -> int:
-        """How many tensors get none."""
+        """How many tensors are copied."""
         return sum(not t.mixed for t in self.tensors)
 
     def role(self, view: View) -> str:
-        """Which checkpoint a view is of; the first, where it has several roles; "" for zeros."""
+        """The role of the checkpoint that a view is from; the first of several; "" for zeros."""
         if not view.parts:
             return ""
         return self._roles.get(view.parts[0].blob, "")
@@ -191,7 +208,7 @@ class Plan:
 
     @property
     def refused(self) -> tuple[Finding, ...]:
-        """The findings that forbid the mix."""
+        """The findings that prevent the mix."""
         return tuple(f for f in self.findings if f.severity is Severity.REFUSED)
 
     @property
@@ -211,8 +228,45 @@ class Plan:
         text = json.dumps(lines, default=headers.__getitem__)  # a file stands as its header's hash
         return hashlib.sha256(text.encode()).hexdigest()
 
+    def to_dict(self, *, tensors: bool = False) -> dict[str, Any]:
+        """The plan as plain values, for JSON. ``tensors``: also every output tensor."""
+        plain = {
+            "formula": self.recipe.formula,
+            "digest": self.digest,
+            "parameters": self.parameters,
+            "tensors": len(self.tensors),
+            "mixed": self.mixed,
+            "copied": self.copied,
+            "bytes_to_read": self.bytes_to_read,
+            "bytes_to_write": self.bytes_to_write,
+            "sources": [
+                {
+                    "role": source.role,
+                    "address": source.location.pinned,
+                    "tensors": len(source.tensors),
+                    "parameters": source.parameters,
+                    "bytes": source.nbytes,
+                }
+                for source in self.sources
+            ],
+            "vocabulary": [
+                {"case": case.name, "rows": case.count, "first": list(case.tokens)}
+                for case in self.vocabulary
+            ],
+            "likeness": {
+                pair: {"cosine": like.cosine, "distance": like.distance}
+                for pair, like in self.likeness.items()
+            },
+            "companions": [
+                {"name": c.name, "giver": c.giver, "why": c.why, "changes": dict(c.changes)}
+                for c in self.companions
+            ],
+            "findings": [finding.to_dict() for finding in self.findings],
+        }
+        return plain | {"terms": [t.to_dict() for t in self.tensors]} if tensors else plain
+
     def check(self) -> None:
-        """Raise MisfitError if a finding forbids the mix."""
+        """Raise MisfitError if a finding prevents the mix."""
         if not self.refused:
             return
         first = self.refused[0]
@@ -234,74 +288,3 @@ def _remedy(finding: Finding) -> str | None:
     if finding.allowed:
         ways.append(f"--allow {finding.code} ({finding.allowed})")
     return "; or ".join(ways) or None
-
-
-def summary(plan: Plan) -> dict[str, Any]:
-    """The plan's figures for `--json`: counts, bytes, findings, companions."""
-    return {
-        "formula": plan.recipe.formula,
-        "digest": plan.digest,
-        "parameters": plan.parameters,
-        "tensors": len(plan.tensors),
-        "mixed": plan.mixed,
-        "copied": plan.copied,
-        "bytes_to_read": plan.bytes_to_read,
-        "bytes_to_write": plan.bytes_to_write,
-        "sources": [
-            {
-                "role": s.role,
-                "address": s.location.pinned,
-                "tensors": len(s.tensors),
-                "parameters": s.parameters,
-                "bytes": s.nbytes,
-            }
-            for s in plan.sources
-        ],
-        "vocabulary": [
-            {"case": case.name, "rows": case.count, "first": list(case.tokens)}
-            for case in plan.vocabulary
-        ],
-        "likeness": {
-            pair: {"cosine": like.cosine, "distance": like.distance}
-            for pair, like in plan.likeness.items()
-        },
-        "companions": [
-            {"name": c.name, "giver": c.giver, "why": c.why, "changes": dict(c.changes)}
-            for c in plan.companions
-        ],
-        "findings": [finding_facts(finding) for finding in plan.findings],
-    }
-
-
-def finding_facts(finding: Finding) -> dict[str, Any]:
-    """A finding for `--json`."""
-    return {
-        "severity": finding.severity.value,
-        "code": finding.code,
-        "what": finding.what,
-        "where": finding.where,
-        "tensors": list(finding.tensors),
-        "remedy": finding.remedy,
-        "allowed": finding.allowed,
-    }
-
-
-def terms(tensors: Iterable[OutputTensor]) -> list[dict[str, Any]]:
-    """Every output tensor with its terms, for `--tensors --json`."""
-    return [
-        {
-            "name": t.name,
-            "dtype": t.dtype,
-            "shape": list(t.shape),
-            "terms": [
-                {
-                    "stored": [[str(part.blob), part.name] for part in term.view.parts],
-                    "dtype": term.view.dtype,
-                    "coefficient": term.coefficient,
-                }
-                for term in t.terms
-            ],
-            "why": t.why,
-        }
-        for t in tensors
-    ]

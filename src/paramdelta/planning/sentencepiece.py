@@ -1,40 +1,54 @@
-"""The pieces of a SentencePiece model, or the tokens of a tiktoken file under the same name.
+"""The pieces of a SentencePiece model, and the ids that tokenizer classes give them.
 
-SentencePiece: a protocol buffer whose field 1, repeated, is a piece: a message whose field 1 is its
+The model is a protocol buffer whose field 1, repeated, is a piece: a message whose field 1 is its
 text (sentencepiece_model.proto). Protocol buffers' wire format: a key (number << 3 | type) as a
 varint, then a varint, 4 or 8 bytes, or a length and so many bytes.
+
+The place of a piece in the model is its id only for some tokenizer classes. Those that follow
+fairseq put other tokens in front; others add tokens at the end.
 """
 
-import base64
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Numbering:
+    """How a tokenizer class numbers the pieces of its model.
+
+    ``front``: tokens with the ids from 0 on. ``skip``: how many of the first pieces have no id of
+    their own; the rest follow ``front``, or start at id ``at``. ``end``: tokens after the pieces.
+    """
+
+    front: tuple[str, ...] = ()
+    skip: int = 0
+    end: tuple[str, ...] = ()
+    at: int | None = None
+
+    def ids(self, pieces: Sequence[str]) -> dict[str, int]:
+        """The id of each token."""
+        ids = {token: number for number, token in enumerate(self.front)}
+        first = len(self.front) if self.at is None else self.at
+        after = max(first, first + len(pieces) - self.skip)
+        # A piece with the name of a token in front is that token; so fairseq's loaders have it.
+        ids = {piece: first + i for i, piece in enumerate(pieces[self.skip :])} | ids
+        return ids | {token: after + number for number, token in enumerate(self.end)}
 
 
 def pieces(data: bytes) -> list[str]:
-    """The tokens in the order of their ids.
+    """The texts of the pieces in their order.
 
     Raises:
-        ValueError, IndexError: the file is neither.
+        ValueError, IndexError: the file is not a SentencePiece model.
     """
-    if _is_tiktoken(data):
-        return [_text(base64.b64decode(line.split()[0])) for line in data.splitlines() if line]
     found = []
     for number, value in _fields(data):
         if number == 1 and isinstance(value, bytes):
             texts = [v for n, v in _fields(value) if n == 1 and isinstance(v, bytes)]
             found.append(texts[0].decode("utf-8") if texts else "")
     if not found:
-        raise ValueError("no SentencePiece model: it has no pieces")
+        raise ValueError("not a SentencePiece model: it has no pieces")
     return found
-
-
-def _is_tiktoken(data: bytes) -> bool:
-    first = data[:512].split(b"\n", 1)[0].split()
-    return len(first) == 2 and first[1].isdigit() and first[0].isascii()
-
-
-def _text(token: bytes) -> str:
-    """Bytes as text; what is no UTF-8 stays apart from what is."""
-    return token.decode("utf-8", errors="surrogateescape")
 
 
 def _fields(data: bytes) -> Iterator[tuple[int, bytes | int]]:

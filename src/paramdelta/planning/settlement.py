@@ -11,10 +11,11 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from paramdelta.errors import UsageError
-from paramdelta.formats.view import ABSENT, Rows, View
+from paramdelta.formats.view import ABSENT, Part, Rows, Transposed, View
 from paramdelta.planning.vocabulary import (
     Agreement,
     Map,
+    Opaque,
     Vocabulary,
     compare,
     find_token,
@@ -32,6 +33,17 @@ class Case:
 
 
 @dataclass(frozen=True)
+class Doubt:
+    """Why rows of a source may not be the new base's of the same number.
+
+    ``missing``: there is no tokenizer; else there is one, and how it numbers tokens is not known.
+    """
+
+    why: str
+    missing: bool
+
+
+@dataclass(frozen=True)
 class Settlement:
     """What becomes of the rows of tokens in the output.
 
@@ -39,7 +51,8 @@ class Settlement:
     asked for, whatever the tokenizers say. ``vocabularies`` and ``agreements``: by source; None
     where nothing is known, and for the new base's agreement with itself. ``grafts`` and ``takes``:
     by output id, the id in the first post whose row it gets; a graft is a token that the new base
-    lacks, a take one that it has.
+    lacks, a take one that it has. ``doubts``: by source, None where nothing is in doubt; () if
+    nothing is at all.
     """
 
     mode: str
@@ -48,6 +61,7 @@ class Settlement:
     agreements: tuple[Agreement | None, ...]
     grafts: Mapping[int, int] = field(default_factory=dict)
     takes: Mapping[int, int] = field(default_factory=dict)
+    doubts: tuple[Doubt | None, ...] = ()
 
     @property
     def new(self) -> Vocabulary | None:
@@ -76,7 +90,7 @@ class Settlement:
 
     def height(self, rows: int) -> int:
         """Rows of the output's tensor where the new base's has ``rows``."""
-        return max((rows, *(out + 1 for out in self.grafts)))
+        return max((rows, *(out + 1 for out in (*self.grafts, *self.takes))))
 
     def rows(self, at: int, height: int, new: int, own: int) -> Map:
         """For each of ``height`` output rows the row of source number ``at``, or ABSENT.
@@ -88,10 +102,8 @@ class Settlement:
         if self.mode == "new-base":
             return result
         if self.forced or agreement is None:
-            known = self.new.tokens if self.new is not None else range(new)
-            ids = np.fromiter(known, np.int64, len(known))
-            ids = ids[ids < min(new, own)]
-            result[ids] = ids
+            shared = min(new, own, height)
+            result[:shared] = np.arange(shared, dtype=np.int32)
         else:
             count = min(new, len(agreement.rows))
             result[:count] = agreement.rows[:count]
@@ -185,7 +197,7 @@ class Settlement:
 
 
 def settle(
-    vocabularies: Sequence[Vocabulary | None],
+    vocabularies: Sequence[Vocabulary | Opaque | None],
     mode: str,
     graft: Iterable[str],
     take: Iterable[str],
@@ -197,23 +209,30 @@ def settle(
     Raises:
         UsageError: a token to graft or take is not there, or cannot be.
     """
-    known = list(vocabularies)
-    for at in range(1, len(known) - 1, 2):  # a base often has no tokenizer of its own
-        known[at + 1] = known[at + 1] or known[at]
-        known[at] = known[at] or known[at + 1]
+    given = list(vocabularies)
+    for at in range(1, len(given) - 1, 2):  # a base often has no tokenizer of its own
+        given[at + 1] = given[at + 1] or given[at]
+        given[at] = given[at] or given[at + 1]
+    known = [each if isinstance(each, Vocabulary) else None for each in given]
     new = known[0]
     if new is None or any(vocabulary is None for vocabulary in known):
         if graft or take or mode == "token":
+            reasons = [each.why for each in given if isinstance(each, Opaque)]
             raise UsageError(
-                "the vocabularies cannot be compared: a tokenizer is missing",
+                "the vocabularies cannot be compared: "
+                + (reasons or ["a tokenizer is missing"])[0],
                 where=where,
                 expected="tokenizer files beside the weights of the new base and of post",
+                remedy="save the tokenizer with transformers, which writes a tokenizer.json"
+                if reasons
+                else None,
             )
         return Settlement(
             mode if mode != "auto" else "unknown",
             mode == "id",
             (new, *known[1:]),
             (None,) * len(known),
+            doubts=_doubts(given) if mode == "auto" else (),
         )
     agreements: list[Agreement | None] = [None]
     for at in range(1, len(known) - 1, 2):
@@ -245,6 +264,56 @@ def settle(
             token, first, "--take", where
         )
     return replace(settlement, grafts=grafts, takes=takes)
+
+
+def _doubts(given: Sequence[Vocabulary | Opaque | None]) -> tuple[Doubt | None, ...]:
+    """What is in doubt by source: nothing between equal files, nor if nobody has a tokenizer."""
+    new = given[0]
+    if all(each is None for each in given):
+        return ()
+    return (None, *(_doubt(new, each) for each in given[1:]))
+
+
+def _doubt(new: Vocabulary | Opaque | None, other: Vocabulary | Opaque | None) -> Doubt | None:
+    if isinstance(other, Opaque):
+        same = isinstance(new, Opaque) and new.digest == other.digest
+        return None if same else Doubt(other.why, missing=False)
+    if isinstance(new, Opaque):
+        return Doubt(f"in the new base, {new.why}", missing=False)
+    if new is None or other is None:
+        who = "the new base" if new is None else "it"
+        return Doubt(f"{who} has no tokenizer", missing=True)
+    return None
+
+
+# -- views by token --------------------------------------------------------------------------------
+
+
+def fitting(shape: tuple[int, ...], other: tuple[int, ...], axis: int) -> bool:
+    """Whether two shapes differ at most in how many tokens they have, which are on this axis."""
+    return (*shape[:axis], *shape[axis + 1 :]) == (*other[:axis], *other[axis + 1 :]) and len(
+        shape
+    ) == len(other)
+
+
+def by_rows(view: View, axis: int) -> View:
+    """A tensor whose tokens are on the given axis, with its tokens on the first axis."""
+    if axis == 0:
+        return view
+    depth, height = view.shape
+    if depth == 1:
+        return Part(view.name, view.dtype, (height, 1), view, 0)
+    return Transposed(view.name, view.dtype, (height, depth), view)
+
+
+def on_axis(view: View, axis: int) -> View:
+    """The inverse of `by_rows`."""
+    if axis == 0:
+        return view
+    height, depth = view.shape
+    if depth == 1:
+        return Part(view.name, view.dtype, (1, height), view, 0)
+    return Transposed(view.name, view.dtype, (depth, height), view)
 
 
 def picked(name: str, shape: tuple[int, ...], views: Sequence[View], rows: Map) -> Rows:

@@ -1,5 +1,6 @@
 """The checkpoints of a recipe, opened, and their tensors as operands."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from paramdelta.errors import UsageError
@@ -7,27 +8,26 @@ from paramdelta.formats.adapter import is_adapter, open_adapter
 from paramdelta.formats.blockscaled import scaled_weights
 from paramdelta.formats.checkpoint import Checkpoint, open_checkpoint
 from paramdelta.formats.delta import open_delta
-from paramdelta.formats.view import View, fetch_from
+from paramdelta.formats.view import Fetch, View, fetch_from
 from paramdelta.planning import names
-from paramdelta.planning.coefficients import Coefficient
 from paramdelta.planning.findings import Findings, Severity
 from paramdelta.recipe import Delta, Recipe
-from paramdelta.schedule import Schedule
 from paramdelta.storage.files import Files
 from paramdelta.storage.location import locate
 from paramdelta.storage.reader import Reader
 
 
-@dataclass
+@dataclass(frozen=True, eq=False)
 class Source:
-    """A checkpoint and its tensors as operands, under the names of the new base.
+    """A checkpoint and its tensors as operands. Two sources are equal only if they are one object.
 
-    ``is_stored``: it is a stored Δ, which speaks of all of post and needs no base.
+    ``views``: whole tensors by name. ``deltas``: tensors that are a Δ by themselves, by name.
+    ``is_stored``: the checkpoint is a stored Δ, which covers all of post and needs no base.
     """
 
     checkpoint: Checkpoint
-    views: dict[str, View] = field(default_factory=dict)
-    deltas: dict[str, View] = field(default_factory=dict)  # each a Δ by itself
+    views: Mapping[str, View]
+    deltas: Mapping[str, View] = field(default_factory=dict)
     is_stored: bool = False
 
     def __str__(self) -> str:
@@ -35,24 +35,60 @@ class Source:
 
     @property
     def known(self) -> dict[str, View]:
-        """What it says of whole tensors; an adapter's Δ say nothing of them."""
-        return self.views | self.deltas if self.is_stored else self.views
+        """The tensors that show the shape of the whole model. An adapter's Δs do not."""
+        return {**self.views, **self.deltas} if self.is_stored else dict(self.views)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Lineage:
-    """Post and base of one Δ; ``at``: post's number among all vocabularies, base's is the next.
+    """Post and base of one Δ.
 
-    ``is_adapter``: post speaks only of what it changes, and base may be unknown.
+    ``number``: of the Δ in the recipe, from 0. ``base``: None where post needs none.
+    ``is_adapter``: post is a LoRA adapter, which holds only what it changes.
     """
 
+    number: int
     post: Source
     base: Source | None
-    scale: float | Schedule
-    at: int
     is_adapter: bool = False
-    coefficients: dict[str, Coefficient] = field(default_factory=dict)  # by the output's names
-    densities: dict[str, Coefficient] = field(default_factory=dict)
+
+    @property
+    def at(self) -> int:
+        """The index of post among the vocabularies of all sources; base's is the next."""
+        return 2 * self.number + 1
+
+
+@dataclass(frozen=True)
+class Sources:
+    """The new base, and post and base of every Δ. ``fetch`` reads their tensors."""
+
+    new: Source
+    lineages: tuple[Lineage, ...]
+    fetch: Fetch
+
+    @property
+    def others(self) -> list[Source]:
+        """All sources but the new base: post and base of every Δ."""
+        both = (source for each in self.lineages for source in (each.post, each.base))
+        return [source for source in both if source is not None]
+
+    @property
+    def all(self) -> list[Source]:
+        """All sources, the new base first."""
+        return [self.new, *self.others]
+
+    def replaced(self, sources: Sequence[Source]) -> "Sources":
+        """The same lineages of other sources, which are given in the order of `all`."""
+        changed = dict(zip(self.all, sources, strict=True))
+        lineages = (
+            replace(
+                each,
+                post=changed[each.post],
+                base=changed[each.base] if each.base is not None else None,
+            )
+            for each in self.lineages
+        )
+        return replace(self, new=changed[self.new], lineages=tuple(lineages))
 
 
 class Opener:
@@ -76,105 +112,97 @@ class Opener:
         return replace(self._checkpoints[address], role=role)
 
 
-class Sources:
-    """The new base, and post and base of every Δ. ``fetch`` reads their tensors.
+def open_sources(recipe: Recipe, opener: Opener, findings: Findings) -> Sources:
+    """Open every checkpoint of a recipe by its headers.
 
     Raises:
-        UsageError: an address that is no checkpoint, or a base that is missing.
+        UsageError: an address that is not a checkpoint, or a base that is missing.
         CheckpointError: damaged or hostile files.
         StorageError: something cannot be read or downloaded.
     """
-
-    def __init__(self, recipe: Recipe, opener: Opener, findings: Findings) -> None:
-        self.recipe = recipe
-        self.findings = findings
-        self.opener = opener
-        self.fetch = fetch_from(opener.reader)
-        self.new = self.source(opener.checkpoint(recipe.new_base, "new base"))
-        several = len(recipe.deltas) > 1
-        self.lineages = [
-            self.lineage_of(delta, f" {number}" if several else "", 2 * number - 1)
-            for number, delta in enumerate(recipe.deltas, 1)
-        ]
-
-    def lineage_of(self, delta: Delta, tag: str, at: int) -> Lineage:
-        """Open post and base of one Δ."""
-        files = self.opener.files(delta.address)
+    new = _whole(opener.checkpoint(str(recipe.new_base), "new base"), findings)
+    lineages: list[Lineage] = []
+    for number, delta in enumerate(recipe.deltas):
+        tag = f" {number + 1}" if len(recipe.deltas) > 1 else ""
         if delta.delta is not None:
-            return self.stored(delta, files, tag, at)
-        if is_adapter(files):
-            adapter = open_adapter(files, f"post{tag}")
-            address = delta.base or (adapter.base if adapter.replaced else None)
-            if adapter.replaced and address is None:
-                raise UsageError(
-                    "the adapter holds whole tensors and does not name its base",
-                    where=f"{delta.post}: {', '.join(sorted(adapter.replaced)[:3])}",
-                    expected="--base, the model that it was trained on",
-                )
-            base = self.source(self.opener.checkpoint(address, f"base{tag}")) if address else None
-            shapes = {n: v.shape for n, v in (base or self.new).views.items()}
-            if base is None:
-                bridged, _ = names.bridged(adapter.deltas, self.new.views)
-                shapes |= {v.name: shapes[n] for n, v in bridged.items() if n in shapes}
-            post = Source(
-                adapter.checkpoint, dict(adapter.replaced), dict(adapter.oriented(shapes))
-            )
-            return Lineage(post, base, delta.scale, at, is_adapter=True)
-        if delta.base is None:
-            raise UsageError(
-                "a Δ needs the base that post was trained from",
-                where=delta.post,
-                expected="--base (only a LoRA adapter is a Δ by itself)",
-            )
-        post = self.source(self.opener.checkpoint(delta.post, f"post{tag}"))
-        base = self.source(self.opener.checkpoint(delta.base, f"base{tag}"))
-        return Lineage(post, base, delta.scale, at)
+            if number == 0:
+                _check_rows(recipe, delta)
+            post = _stored_delta(opener.files(delta.address), f"post{tag}", findings)
+            lineages.append(Lineage(number, post, None))
+        elif is_adapter(opener.files(delta.address)):
+            lineages.append(_adapter(delta, number, tag, new, opener, findings))
+        else:
+            lineages.append(_two_models(delta, number, tag, opener, findings))
+    return Sources(new, tuple(lineages), fetch_from(opener.reader))
 
-    def stored(self, delta: Delta, files: Files, tag: str, at: int) -> Lineage:
-        """Open one stored Δ; the tensors that have none stand as post's."""
-        found = open_delta(files, f"post{tag}")
-        if at == 1 and (self.recipe.graft or self.recipe.take):
-            raise UsageError(
-                "a stored Δ does not hold post's rows, which --graft and --take want",
-                where=delta.address,
-                expected="--post and --base",
-            )
-        post = Source(found.checkpoint, dict(found.whole), dict(found.deltas), is_stored=True)
-        what = f"a stored Δ: {found.origin}"
-        self.findings.add(Severity.NOTE, "stored-delta", what, post)
-        return Lineage(post, None, delta.scale, at)
 
-    @property
-    def others(self) -> list[Source]:
-        """All sources but the new base: post and base of every Δ."""
-        both = (source for each in self.lineages for source in (each.post, each.base))
-        return [source for source in both if source is not None]
-
-    @property
-    def all(self) -> list[Source]:
-        """All of them, the new base first."""
-        return [self.new, *self.others]
-
-    def source(self, checkpoint: Checkpoint) -> Source:
-        """A checkpoint's tensors as operands: FP8 weights together with their scales."""
-        views, left = scaled_weights(
-            checkpoint.tensors, checkpoint.config, checkpoint.location.address
+def _two_models(delta: Delta, number: int, tag: str, opener: Opener, findings: Findings) -> Lineage:
+    """A Δ that is the difference of two checkpoints."""
+    if delta.base is None:
+        raise UsageError(
+            "a Δ needs the base that post was trained from",
+            where=delta.address,
+            expected="--base (only a LoRA adapter is a Δ by itself)",
         )
-        for name in left:
-            self.findings.add(
-                Severity.NOTE,
-                "scale-left",
-                "scales of activations are left out with the quantisation",
-                checkpoint,
-                tensor=name,
-            )
-        if checkpoint.ignored:
-            first, rest = checkpoint.ignored[:4], len(checkpoint.ignored) - 4
-            what = "left aside, for it is no tensor: " + ", ".join(first)
-            self.findings.add(
-                Severity.NOTE,
-                "ignored",
-                what + (f" and {rest} more" if rest > 0 else ""),
-                checkpoint,
-            )
-        return Source(checkpoint, views)
+    post = _whole(opener.checkpoint(delta.address, f"post{tag}"), findings)
+    base = _whole(opener.checkpoint(str(delta.base), f"base{tag}"), findings)
+    return Lineage(number, post, base)
+
+
+def _adapter(
+    delta: Delta, number: int, tag: str, new: Source, opener: Opener, findings: Findings
+) -> Lineage:
+    """A Δ that is a LoRA adapter. It needs a base only for the whole tensors that it replaces."""
+    adapter = open_adapter(opener.files(delta.address), f"post{tag}")
+    address = str(delta.base) if delta.base else adapter.base if adapter.replaced else None
+    if adapter.replaced and address is None:
+        raise UsageError(
+            "the adapter holds whole tensors and does not name its base",
+            where=f"{delta.post}: {', '.join(sorted(adapter.replaced)[:3])}",
+            expected="--base, the model that it was trained on",
+        )
+    base = _whole(opener.checkpoint(address, f"base{tag}"), findings) if address else None
+    shapes = {name: view.shape for name, view in (base or new).views.items()}
+    if base is None:
+        bridged, _ = names.bridged(adapter.deltas, new.views)
+        shapes |= {view.name: shapes[name] for name, view in bridged.items() if name in shapes}
+    post = Source(adapter.checkpoint, adapter.replaced, adapter.oriented(shapes))
+    return Lineage(number, post, base, is_adapter=True)
+
+
+def _stored_delta(files: Files, role: str, findings: Findings) -> Source:
+    """A Δ that `paramdelta.extract` stored. The tensors that have no Δ are post's own."""
+    found = open_delta(files, role)
+    post = Source(found.checkpoint, found.whole, found.deltas, is_stored=True)
+    findings.add(Severity.NOTE, "stored-delta", f"a stored Δ: {found.origin}", post)
+    return post
+
+
+def _check_rows(recipe: Recipe, delta: Delta) -> None:
+    """Raise UsageError if rows of the first post are wanted, which a stored Δ does not hold."""
+    if recipe.graft or recipe.take:
+        raise UsageError(
+            "a stored Δ does not hold post's rows, which --graft and --take want",
+            where=delta.address,
+            expected="--post and --base",
+        )
+
+
+def _whole(checkpoint: Checkpoint, findings: Findings) -> Source:
+    """A model's tensors as operands, FP8 weights together with their scales."""
+    views, left = scaled_weights(checkpoint.tensors, checkpoint.config, checkpoint.location.address)
+    for name in left:
+        findings.add(
+            Severity.NOTE,
+            "scale-left",
+            "scales of activations are left out with the quantisation",
+            checkpoint,
+            tensor=name,
+        )
+    if checkpoint.ignored:
+        first, rest = checkpoint.ignored[:4], len(checkpoint.ignored) - 4
+        what = "left aside, for it is no tensor: " + ", ".join(first)
+        findings.add(
+            Severity.NOTE, "ignored", what + (f" and {rest} more" if rest > 0 else ""), checkpoint
+        )
+    return Source(checkpoint, views)

@@ -1,6 +1,7 @@
 """What the user should know of the rows of tokens: which correspond, and which are missing."""
 
 import shlex
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -10,12 +11,31 @@ from paramdelta.planning.findings import Findings, Severity
 from paramdelta.planning.roles import needed
 from paramdelta.planning.settlement import Case, Settlement
 from paramdelta.planning.sources import Lineage, Source, Sources
-from paramdelta.planning.vocabulary import first_tokens
+from paramdelta.planning.tokenaxes import rows_of_tokens
+from paramdelta.planning.vocabulary import Vocabulary, first_tokens
 
 UNTRAINED = 0.1  # of the median row norm: a row below this was hardly ever trained
 NEIGHBOURS = 65  # rows, spread over the vocabulary, that the median is taken of
 SPECIAL = 512  # special tokens, at most, whose rows are looked at
 SHARED = 0.5  # of a vocabulary: with less in common, one belongs to another family
+
+
+def with_rows(vocabulary: Vocabulary, source: Source, findings: Findings) -> Vocabulary:
+    """Those tokens of a source that it has rows for, with a note if there are others."""
+    shapes = {name: view.shape for name, view in {**source.deltas, **source.views}.items()}
+    rows = rows_of_tokens(shapes, source.checkpoint.config, vocabulary.size)
+    if rows is None or vocabulary.size <= rows:
+        return vocabulary
+    beyond = [i for i in sorted(vocabulary.tokens) if i >= rows]
+    findings.add(
+        Severity.NOTE,
+        "tokens-without-rows",
+        f"the tokenizer has {len(beyond)} tokens for which there is no row (first "
+        f"{', '.join(first_tokens(vocabulary, beyond))}); they are left out",
+        source,
+    )
+    kept = {i: token for i, token in vocabulary.tokens.items() if i < rows}
+    return Vocabulary(kept, frozenset(i for i in vocabulary.special if i < rows))
 
 
 def tell_rows(
@@ -58,8 +78,87 @@ def tell_rows(
                 allowed="the rows of the tokens that both have are mixed",
             )
     tell_missing(settlement, each, findings)
+    tell_rowless(settlement, sources.new, each, heights, findings)
     recommend_takes(settlement, sources.new, each, embedding, findings, sources.fetch)
     return settlement.cases(heights)
+
+
+def tell_doubts(
+    settlement: Settlement, sources: Sources, axes: Mapping[str, int], findings: Findings
+) -> None:
+    """Say where rows correspond by number although nothing shows that they are the same tokens."""
+    everyone = [sources.new, *(s for each in sources.lineages for s in (each.post, each.base))]
+    for source, doubt in zip(everyone, settlement.doubts, strict=False):
+        if source is None or doubt is None or not axes:
+            continue
+        if doubt.missing:
+            findings.add(
+                Severity.NOTE,
+                "tokenizer-missing",
+                f"{doubt.why}; rows of tokens correspond by number",
+                source,
+            )
+        else:
+            findings.add(
+                Severity.REFUSED,
+                "tokenizer-unknown",
+                f"which row is which token cannot be told: {doubt.why}",
+                source,
+                remedy="save the tokenizer with transformers, which writes a tokenizer.json; or "
+                "--vocabulary id, if all tokenizers are the same; or --vocabulary new-base",
+                allowed="rows of tokens correspond by number",
+            )
+
+
+def tell_numbers(settlement: Settlement, sources: Sources, findings: Findings, name: str) -> None:
+    """Say where rows correspond by number, as asked, although there are not equally many.
+
+    ``name``: of a tensor with a row for each token.
+    """
+    ours = sources.new.views[name].shape
+    for source in sources.others if settlement.forced else ():
+        theirs = source.views.get(name)
+        if theirs is not None and theirs.shape != ours:
+            findings.add(
+                Severity.WARNING,
+                "rows-by-number",
+                "rows of tokens correspond by number (--vocabulary id), without a look at the "
+                f"tokenizers, but there are {theirs.shape[0]} here and {ours[0]} in the new base",
+                source,
+                remedy="leave --vocabulary out unless the same number is the same token",
+            )
+
+
+def tell_rowless(
+    settlement: Settlement, base: Source, each: Lineage, heights: list[int], findings: Findings
+) -> None:
+    """Tokens of the output's tokenizer that the output has no row for."""
+    new, post = settlement.new, settlement.post
+    if new is None or post is None:
+        return
+    rows = settlement.height(heights[0])
+    beyond = [i for i in sorted(new.tokens) if i >= rows]
+    shared = [post.ids[new.tokens[i]] for i in beyond if new.tokens[i] in post.ids]
+    vital = needed(each.post.checkpoint.files, post, shared)
+    if vital:
+        options = " ".join(f"--take {shlex.quote(post.tokens[i])}" for i in vital)
+        findings.add(
+            Severity.REFUSED,
+            "tokens-without-rows",
+            f"the new base's embedding has {rows} rows and none for {len(vital)} tokens that "
+            f"post's conversations need: {', '.join(first_tokens(post, vital))}",
+            each.post,
+            remedy=f"{options}: adds post's rows",
+            allowed="the output's tokenizer has tokens that the model cannot read",
+        )
+    elif beyond:
+        findings.add(
+            Severity.NOTE,
+            "tokens-without-rows",
+            f"the tokenizer has {len(beyond)} tokens for which there is no row (first "
+            f"{', '.join(first_tokens(new, beyond))}); the model cannot read them",
+            base,
+        )
 
 
 def tell_missing(settlement: Settlement, each: Lineage, findings: Findings) -> None:
@@ -68,7 +167,7 @@ def tell_missing(settlement: Settlement, each: Lineage, findings: Findings) -> N
     missing = settlement.only_in_post
     if post is None or not missing:
         return
-    vital = needed(each.post.checkpoint, post, missing)
+    vital = needed(each.post.checkpoint.files, post, missing)
     if vital:
         options = " ".join(f"--graft {shlex.quote(post.tokens[i])}" for i in vital)
         findings.add(
@@ -106,13 +205,15 @@ def recommend_takes(
     ours, theirs = base.views.get(embedding), each.post.views.get(embedding)
     if new is None or post is None or ours is None or theirs is None:
         return
+    if len(ours.shape) != 2 or ours.shape[1:] != theirs.shape[1:]:
+        return
     shared = [
         (new.ids[post.tokens[i]], i)
         for i in sorted(post.special)
         if post.tokens[i] in new.ids and i < theirs.shape[0]
     ]
     shared = [(i, j) for i, j in shared if i < ours.shape[0] and i not in settlement.takes]
-    if not shared or len(ours.shape) != 2:
+    if not shared:
         return
     usual = np.linspace(0, min(new.size, ours.shape[0]) - 1, NEIGHBOURS).astype(int).tolist()
     shared = shared[:SPECIAL]

@@ -12,11 +12,12 @@ from fractions import Fraction
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from paramdelta.errors import UsageError
-from paramdelta.schemes.pair import Pair
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
+
+    from paramdelta.schemes.pair import Pair
 
     Array = npt.NDArray[Any]
     Floats = npt.NDArray[np.float64]
@@ -42,20 +43,20 @@ class Scheme(ABC):
         return 1.0
 
     @abstractmethod
-    def reference(self, terms: "Floats", pairs: Sequence[Pair]) -> "Floats":
+    def reference(self, terms: "Floats", pairs: Sequence["Pair"]) -> "Floats":
         """What is added to the new base.
 
         ``terms``: float64 (pairs, N): ``coefficient · (post − base)``, 0 where a filter drops the
         element. Returns float64 (N,). `verify` calls this, and `combine` unless it is overridden.
         """
 
-    def exact(self, terms: Sequence[Fraction], pairs: Sequence[Pair]) -> Fraction | None:
+    def exact(self, terms: Sequence[Fraction], pairs: Sequence["Pair"]) -> Fraction | None:
         """`reference` in exact arithmetic for one element; None if that is not defined."""
         return None
 
     def combine(
         self,
-        pairs: Sequence[Pair],
+        pairs: Sequence["Pair"],
         operands: Sequence["Array"],
         start: int,
         out: "Array",
@@ -81,7 +82,9 @@ class Scheme(ABC):
             finite &= kernels.finish(high, low, out[block])
         return finite
 
-    def combine_packed(self, pairs: Sequence[Pair], operands: Sequence[Any], out: "Array") -> bool:
+    def combine_packed(
+        self, pairs: Sequence["Pair"], operands: Sequence[Any], out: "Array"
+    ) -> bool:
         """`combine` of operands as `View.read_packed` gives them; False if that is not exact."""
         return False
 

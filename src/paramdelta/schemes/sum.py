@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from paramdelta.schemes.pair import Pair
 from paramdelta.schemes.scheme import BLOCK, Scheme
 
 if TYPE_CHECKING:
+    from paramdelta.schemes.pair import Pair
     from paramdelta.schemes.scheme import Array, Floats
 
 
@@ -22,18 +22,18 @@ class Sum(Scheme):
     name: ClassVar[str] = "sum"
     linear: ClassVar[bool] = True
 
-    def reference(self, terms: "Floats", pairs: Sequence[Pair]) -> "Floats":
+    def reference(self, terms: "Floats", pairs: Sequence["Pair"]) -> "Floats":
         """The sum of the terms."""
         total: Floats = terms.sum(axis=0)
         return total
 
-    def exact(self, terms: Sequence[Fraction], pairs: Sequence[Pair]) -> Fraction:
+    def exact(self, terms: Sequence[Fraction], pairs: Sequence["Pair"]) -> Fraction:
         """The sum of the terms."""
         return sum(terms, Fraction(0))
 
     def combine(
         self,
-        pairs: Sequence[Pair],
+        pairs: Sequence["Pair"],
         operands: Sequence["Array"],
         start: int,
         out: "Array",
@@ -73,7 +73,9 @@ class Sum(Scheme):
             whole[broken] = out[broken]
         return finite
 
-    def combine_packed(self, pairs: Sequence[Pair], operands: Sequence[Any], out: "Array") -> bool:
+    def combine_packed(
+        self, pairs: Sequence["Pair"], operands: Sequence[Any], out: "Array"
+    ) -> bool:
         """One Δ of FP8 matrices, added out of their codes."""
         from paramdelta.arithmetic import kernels
 

@@ -11,11 +11,11 @@ from fractions import Fraction
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from paramdelta.errors import UsageError
-from paramdelta.schemes.pair import Pair
 from paramdelta.schemes.scheme import Scheme, register
 from paramdelta.schemes.trim import check_density
 
 if TYPE_CHECKING:
+    from paramdelta.schemes.pair import Pair
     from paramdelta.schemes.scheme import Array, Floats
 
 
@@ -46,7 +46,7 @@ class Ties(Scheme):
         if not isinstance(self.normalize, bool):
             raise UsageError(f"ties: normalize {self.normalize!r} is neither true nor false")
 
-    def reference(self, terms: "Floats", pairs: Sequence[Pair]) -> "Floats":
+    def reference(self, terms: "Floats", pairs: Sequence["Pair"]) -> "Floats":
         """See `Scheme.reference`. Where both signs weigh the same, none is elected."""
         import numpy as np
 
@@ -59,7 +59,7 @@ class Ties(Scheme):
         result: Floats = self.scale * np.where(np.isnan(total), np.nan, merged)
         return result
 
-    def exact(self, terms: Sequence[Fraction], pairs: Sequence[Pair]) -> Fraction:
+    def exact(self, terms: Sequence[Fraction], pairs: Sequence["Pair"]) -> Fraction:
         """See `Scheme.exact`."""
         mass = sum(terms, Fraction(0))
         agree = [(t, abs(Fraction(p.scale))) for t, p in zip(terms, pairs, strict=True)]
@@ -71,7 +71,7 @@ class Ties(Scheme):
 
     def combine(
         self,
-        pairs: Sequence[Pair],
+        pairs: Sequence["Pair"],
         operands: Sequence["Array"],
         start: int,
         out: "Array",

@@ -1,10 +1,10 @@
 """Content digests of files, computed while their bytes pass by, in any order.
 
 A digest is a tree of three levels. A file is cut into blocks of `BLOCK` bytes and each block into
-leaves of `LEAF` bytes. A leaf has its XXH3-128; a block has the XXH3-128 of its leaves' digests, one
-after the other; the file has the XXH3-128 of its blocks' digests, one after the other, followed by
-the file's size as 8 bytes, little-endian. Threads that read different parts of a file can therefore
-work on it at once, and an interrupted run can keep what it has.
+leaves of `LEAF` bytes. A leaf has its XXH3-128; a block has the XXH3-128 of its leaves' digests,
+one after the other; the file has the XXH3-128 of its blocks' digests, one after the other, followed
+by the file's size as 8 bytes, little-endian. Threads that read different parts of a file can
+therefore work on it at once, and an interrupted run can keep what it has.
 
 XXH3 (https://xxhash.com) finds accidental and careless changes at memory speed. It does not protect
 against an attacker: nobody should trust a file because of it.

@@ -1,9 +1,9 @@
 """The files of one checkpoint: what is there, and the contents of the small ones."""
 
-import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from paramdelta import documents
 from paramdelta.errors import CheckpointError
 from paramdelta.storage.blob import Blob
 from paramdelta.storage.location import Location
@@ -69,11 +69,9 @@ class Files(Mapping[str, Blob]):
 def parse_json(data: bytes, where: str) -> dict[str, Any]:
     """A JSON object; raises CheckpointError."""
     try:
-        value = json.loads(data)
+        value = documents.parse_json(data)
         if not isinstance(value, dict):
             raise ValueError("it is not an object")
-    except RecursionError:
-        raise CheckpointError("invalid JSON", where=where, got="nested too deeply") from None
     except ValueError as error:
         raise CheckpointError("invalid JSON", where=where, got=str(error)) from None
     return value

@@ -2,7 +2,7 @@
 
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from paramdelta.errors import MisfitError, UsageError
@@ -16,18 +16,21 @@ class Location:
     """Where a checkpoint is.
 
     ``address``: as written. ``url``: the folder or the single weight file; see `Blob`. ``repo`` and
-    ``revision``: Hub id and commit, if it came from the Hub.
+    ``revision``: Hub id and commit, if it came from the Hub. ``branch``: which of several sets of
+    weights in one file is meant, such as "ema": what follows ``#`` in the address.
     """
 
     address: str
     url: str
     repo: str | None = None
     revision: str | None = None
+    branch: str | None = None
 
     @property
     def pinned(self) -> str:
         """The address that will mean the same tomorrow: ``org/name@commit``, or the full path."""
-        return f"{self.repo}@{self.revision}" if self.repo else self.url
+        pinned = f"{self.repo}@{self.revision}" if self.repo else self.url
+        return f"{pinned}#{self.branch}" if self.branch else pinned
 
     @property
     def name(self) -> str:
@@ -53,6 +56,9 @@ def locate(address: str, download: bool = True) -> Location:
     path = Path(address).expanduser()
     if _exists(path):
         return Location(address, os.path.abspath(path))  # noqa: PTH100 - keeps links
+    file, _, branch = address.rpartition("#")
+    if branch and file and _exists(Path(file).expanduser()):
+        return replace(locate(file, download), address=address, branch=branch)
     scheme = scheme_of(address)
     if scheme != LOCAL:
         if is_known(scheme) and not download:

@@ -1,0 +1,48 @@
+"""Findings, for people and as events."""
+
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+import typer
+
+from paramdelta.cli.flags import with_flags
+from paramdelta.planning.findings import Finding, Severity
+
+_COLORS = {Severity.REFUSED: "red", Severity.WARNING: "yellow", Severity.NOTE: "cyan"}
+SAMPLE = 3  # tensors of a finding that are named
+
+
+def show_findings(
+    findings: Iterable[Finding], *, notes: bool = True, all_tensors: bool = False
+) -> None:
+    """Print findings with their place and remedy. ``notes``: also those that are only notes."""
+    for finding in findings:
+        if notes or finding.severity is not Severity.NOTE:
+            _show(flagged(finding), all_tensors)
+
+
+def finding_facts(findings: Iterable[Finding]) -> list[dict[str, Any]]:
+    """Findings for an event."""
+    return [flagged(finding).to_dict() for finding in findings]
+
+
+def flagged(finding: Finding) -> Finding:
+    """A finding whose text names the options of the command line."""
+    return replace(
+        finding,
+        what=with_flags(finding.what),
+        remedy=with_flags(finding.remedy),
+        allowed=with_flags(finding.allowed),
+    )
+
+
+def _show(finding: Finding, all_tensors: bool) -> None:
+    label = typer.style(f"{finding.severity.value:<9}", fg=_COLORS[finding.severity])
+    typer.echo(f"  {label} {finding.what}  [{finding.code}]")
+    names = finding.sample(len(finding.tensors) if all_tensors else SAMPLE)
+    typer.echo(f"            in {finding.where}" + (f": {names}" if names else ""))
+    if finding.remedy:
+        typer.echo(f"            {finding.remedy}")
+    if finding.allowed and finding.severity is Severity.REFUSED:
+        typer.echo(f"            --allow {finding.code}: {finding.allowed}")

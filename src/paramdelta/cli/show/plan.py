@@ -1,0 +1,140 @@
+"""Plans: everything that a mix would do."""
+
+import json
+from typing import Any
+
+import typer
+
+from paramdelta.cli.show.events import emit
+from paramdelta.cli.show.findings import finding_facts, show_findings
+from paramdelta.cli.show.recipe import formula_of, show_schedules
+from paramdelta.engine.memory import Budget
+from paramdelta.formats.view import View
+from paramdelta.output.layout import Layout
+from paramdelta.planning.plan import Plan
+from paramdelta.units import show_count, show_size
+
+
+def show_start(plan: Plan, as_json: bool, *, formula: bool = True) -> None:
+    """What a command prints before it begins: formula, warnings and refusals."""
+    if as_json:
+        emit("plan", **plan_facts(plan))
+        return
+    if formula:
+        typer.echo(formula_of(plan))
+    show_findings(plan.findings, notes=False)
+
+
+def show_plan(
+    plan: Plan, budget: Budget, layout: Layout, free: int, tensors: bool, as_json: bool
+) -> None:
+    """The whole plan. ``free``: bytes of disk; ``tensors``: print every tensor as well."""
+    if as_json:
+        emit(
+            "plan",
+            **plan_facts(plan, tensors),
+            projected_memory=budget.projected,
+            workers=budget.workers,
+            files={shard.name: shard.size for shard in layout.shards},
+            free_disk=free,
+        )
+        return
+    typer.echo(formula_of(plan))
+    show_schedules(plan.recipe, plan.tensors)
+    _show_sources(plan)
+    _show_output(plan, budget, layout, free)
+    _show_rows(plan)
+    _show_companions(plan)
+    if tensors:
+        _show_tensors(plan)
+    typer.echo("\nfindings" if plan.findings else "\nno findings")
+    show_findings(plan.findings, all_tensors=tensors)
+
+
+def plan_facts(plan: Plan, tensors: bool = False) -> dict[str, Any]:
+    """A plan for an event."""
+    return plan.to_dict(tensors=tensors) | {"findings": finding_facts(plan.findings)}
+
+
+def _show_sources(plan: Plan) -> None:
+    typer.echo("\nsources")
+    for source in plan.sources:
+        typer.echo(
+            f"  {source.role:<9} {source.location.pinned}\n"
+            f"{'':12}{len(source.tensors)} tensors, {show_count(source.parameters)} parameters, "
+            f"{show_size(source.nbytes)}, {_dtypes(source.tensors.values())}"
+        )
+    for pair, like in plan.likeness.items():
+        typer.echo(
+            f"  {pair}: cosine {like.cosine:.4f}, relative distance {like.distance:.4f}"
+            f" (on {like.tensors} matrices)"
+        )
+
+
+def _show_output(plan: Plan, budget: Budget, layout: Layout, free: int) -> None:
+    typer.echo("\noutput")
+    typer.echo(
+        f"  tensors   {plan.mixed} mixed, {plan.copied} copied from the new base; "
+        f"{show_count(plan.parameters)} parameters, {_dtypes(plan.tensors)}"
+    )
+    first, last = layout.shards[0], layout.shards[-1]
+    names = first.name if first is last else f"{first.name} to {last.name}, and their index"
+    typer.echo(f"  weights   {show_size(layout.size)} in {names}")
+    typer.echo(
+        f"  work      {show_size(plan.bytes_to_read)} to read, {show_size(plan.bytes_to_write)} to"
+        f" write; {show_size(free)} of disk free"
+    )
+    typer.echo(
+        f"  memory    at most {show_size(budget.projected)} beyond the interpreter and its "
+        f"libraries ({budget.workers} workers, {show_size(budget.buffer)} a buffer)"
+    )
+
+
+def _show_rows(plan: Plan) -> None:
+    if plan.vocabulary:
+        typer.echo("\nrows of tokens")
+    for case in plan.vocabulary:
+        shown = ", ".join(repr(token) for token in case.tokens)
+        rest = " …" if case.count > len(case.tokens) else ""
+        typer.echo(
+            f"  {case.name:<18} {case.count:>8}" + (f"  {shown}{rest}" if case.tokens else "")
+        )
+
+
+def _show_companions(plan: Plan) -> None:
+    if plan.companions:
+        typer.echo("\nfiles beside the weights")
+    for companion in plan.companions:
+        changes = ", ".join(f"{k} = {_short(v)}" for k, v in companion.changes)
+        typer.echo(
+            f"  {companion.name:<28} from {companion.giver:<8}  {companion.why}"
+            + (f"\n{'':31}changed: {changes}" if changes else "")
+        )
+
+
+def _show_tensors(plan: Plan) -> None:
+    typer.echo("\ntensors")
+    for tensor in plan.tensors:
+        terms = " ".join(f"{t.coefficient:+g}·{_place(t.view)}" for t in tensor.terms)
+        typer.echo(
+            f"  {tensor.name}  {tensor.dtype} {list(tensor.shape)}  "
+            + (terms if tensor.pairs else "copied: " + tensor.why)
+        )
+
+
+def _place(view: View) -> str:
+    """The folders that an operand is read from; "0" for zeros."""
+    return "+".join(dict.fromkeys(part.blob.folder for part in view.parts)) or "0"
+
+
+def _dtypes(tensors: Any) -> str:
+    """The dtypes of tensors, the one with the most elements first."""
+    counts: dict[str, int] = {}
+    for tensor in tensors:
+        counts[tensor.dtype] = counts.get(tensor.dtype, 0) + tensor.elements
+    return " + ".join(sorted(counts, key=lambda name: -counts[name]))
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 40 else text[:39] + "…"

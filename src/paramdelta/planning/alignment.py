@@ -1,0 +1,100 @@
+"""Bring the tensors of every source under the names of the new base."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from paramdelta.formats.view import View
+from paramdelta.planning import names
+from paramdelta.planning.experts import relaid
+from paramdelta.planning.findings import Findings, Severity
+from paramdelta.planning.sources import Source, Sources
+
+AUTO = "auto"  # in place of a rule: apply the rules that are proposed
+
+
+def align_names(sources: Sources, maps: Sequence[str], findings: Findings) -> Sources:
+    """The sources with their tensors named as in the new base, as far as names can be matched.
+
+    ``maps``: rules as `names.parse_rule` reads them, or `AUTO`.
+
+    Raises:
+        UsageError: a rule that cannot be read, changes no name or gives two tensors one name.
+    """
+    rules = [names.parse_rule(text) for text in maps if text != AUTO]
+    automatic = AUTO in maps
+    aligned, used = [sources.new], set[str]()
+    for source in sources.others:
+        views, by_view = _aligned(source, source.views, sources.new, rules, automatic, findings)
+        deltas, by_delta = _aligned(source, source.deltas, sources.new, rules, automatic, findings)
+        aligned.append(replace(source, views=views, deltas=deltas))
+        used |= by_view | by_delta
+    for rule in rules:
+        if rule.text not in used:
+            own = (name for source in sources.others for name in (*source.views, *source.deltas))
+            raise names.unused_rule(rule, own)
+    return sources.replaced(aligned)
+
+
+def join_repeats(sources: Sources, findings: Findings) -> Sources:
+    """The sources with tensors matched that one names once and another several times.
+
+    Pickles name a shared tensor several times. Each source gets the names of the new base.
+    """
+    groups = names.repeated(sources.new.views)
+    joined = [_joined(source, sources.new, groups, findings) for source in sources.others]
+    return sources.replaced([sources.new, *joined])
+
+
+def _aligned(
+    source: Source,
+    own: Mapping[str, View],
+    new: Source,
+    rules: Sequence[names.Rule],
+    automatic: bool,
+    findings: Findings,
+) -> tuple[dict[str, View], set[str]]:
+    """One source's tensors under the names of the new base, and the rules that were used."""
+
+    def note(code: str, what: str, remedy: str | None = None) -> None:
+        findings.add(Severity.NOTE, code, what, source, remedy=remedy)
+
+    result, used = names.renamed(own, rules, new.views)
+    for text, count in used.items():
+        note("mapped", f"{count} names are read as {text}")
+    result, prefix = names.bridged(result, new.views)
+    if prefix is not None:
+        note("prefix", f"tensor names are read as {prefix}…")
+    result, moved = relaid(result, new.views)
+    if moved:
+        note("experts", "experts are read in the layout of the new base")
+    proposals = names.propose(result, new.views)
+    shown = "; ".join(map(str, proposals))
+    if proposals and automatic:
+        result = names.applied(proposals, result, new.views)
+        note("mapped", f"by --map auto, names are read as {shown}")
+    elif proposals:
+        remedy = "--map auto takes this, --map 'RULE' a rule of yours"
+        note("map-proposed", f"more names would agree under {shown}", remedy)
+    return result, set(used)
+
+
+def _joined(
+    source: Source, new: Source, groups: Sequence[Sequence[str]], findings: Findings
+) -> Source:
+    """One source with the new base's names for its shared tensors.
+
+    ``groups``: names that stand for one tensor in the new base.
+    """
+    views = dict(source.views)
+    for repeats in names.repeated(views):
+        placed = [name for name in repeats if name in new.views]
+        for name in repeats if placed else ():
+            if name not in placed:
+                del views[name]
+                what = "a tensor that has several names is taken by those of the new base"
+                findings.add(Severity.NOTE, "repeats", what, source, tensor=name)
+    for group in groups:
+        given = [views[name] for name in group if name in views]
+        for name in group if given else ():
+            views.setdefault(name, given[0])
+    return replace(source, views=views)

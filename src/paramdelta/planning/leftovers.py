@@ -1,0 +1,48 @@
+"""Tensors of post and base that the output does not get."""
+
+from paramdelta.formats.view import View
+from paramdelta.planning import names
+from paramdelta.planning.coefficients import coefficient
+from paramdelta.planning.findings import Findings, Severity
+from paramdelta.planning.pairs import LOOK
+from paramdelta.planning.sources import Lineage, Sources
+from paramdelta.recipe import Recipe
+from paramdelta.recipe.schedule import Schedule
+
+
+def report_leftovers(recipe: Recipe, sources: Sources, findings: Findings) -> None:
+    """Find every tensor without a place in the output; refuse if that loses weights."""
+    wanted = sources.new.views.keys()
+    for each, delta in zip(sources.lineages, recipe.deltas, strict=True):
+        for name, view in {**each.post.views, **each.post.deltas}.items():
+            if name not in wanted:
+                _report(name, view, each, delta.scale, findings)
+        if each.base is not None:
+            for name in sorted(each.base.views.keys() - wanted - each.post.views.keys()):
+                findings.add(
+                    Severity.NOTE, "only-in-base", "tensors left out", each.base, tensor=name
+                )
+
+
+def _report(
+    name: str, view: View, each: Lineage, scale: float | Schedule, findings: Findings
+) -> None:
+    """Find one tensor of post that the new base does not have."""
+    if names.is_buffer(view) or not view.kind.mixable:
+        findings.add(Severity.NOTE, "buffer-left", "constants left out", each.post, tensor=name)
+        return
+    chosen = coefficient(scale, name, len(view.shape))
+    if chosen is not None and chosen.scale == 0:
+        what = "tensors without a place in the new base, at scale 0, are left out"
+        findings.add(Severity.NOTE, "scale-zero", what, each.post, tensor=name)
+        return
+    both = each.base is not None and name in each.base.views
+    findings.add(
+        Severity.REFUSED,
+        "missing-in-new-base" if both else "only-in-post",
+        f"tensors of {each.post.checkpoint.role} have no place in the new base",
+        each.post,
+        tensor=name,
+        remedy=LOOK,
+        allowed="left out",
+    )

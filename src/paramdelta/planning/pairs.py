@@ -1,0 +1,91 @@
+"""The operands of one Δ for one output tensor, and whether they fit the new base."""
+
+from paramdelta.formats.delta import other_half
+from paramdelta.formats.view import View
+from paramdelta.planning.findings import Findings, Severity
+from paramdelta.planning.sources import Lineage, Source
+from paramdelta.schemes.pair import Pair
+
+LOOK = "look whether it is the right checkpoint"
+UNQUANTIZED = "use an unquantised (BF16, F16 or F32) release of the model"
+_COPIED = "copied from the new base"
+
+
+def pairs_of(name: str, each: Lineage, scale: float, new: Source, findings: Findings) -> list[Pair]:
+    """The operands of one Δ for one tensor. Empty, with a finding, if it cannot be formed.
+
+    An adapter can give two: the tensor that it replaces, and the Δ on top. ``new``: the new base,
+    for messages.
+    """
+    if scale == 0:  # then the tensor may have any form in post and base
+        return []
+    found: list[Pair] = []
+    delta = each.post.deltas.get(name)
+    if delta is not None:
+        found.append(Pair(each.number, delta, other_half(delta), scale))
+    post = each.post.views.get(name)
+    base = each.base.views.get(name) if each.base is not None else None
+    if post is None and (each.is_adapter or found):
+        return found
+    if post is None and base is None:
+        if each.number == 0:
+            what = f"tensors that neither post nor base has are {_COPIED}"
+            findings.add(Severity.WARNING, "only-in-new-base", what, new, tensor=name)
+        return found
+    if post is None or base is None or each.base is None:
+        source = each.post if post is None else each.base or f"the base of {each.post}"
+        findings.add(
+            Severity.REFUSED,
+            "missing-in-post" if post is None else "missing-in-base",
+            "tensors are missing there, so they have no Δ",
+            source,
+            tensor=name,
+            remedy=LOOK,
+            allowed=_COPIED,
+        )
+        return found
+    for view, owner in ((post, each.post), (base, each.base)):
+        if not view.kind.mixable:
+            findings.add(
+                Severity.REFUSED,
+                "quantised",
+                f"stored as {view.dtype} without scales that are known",
+                owner,
+                tensor=name,
+                remedy=UNQUANTIZED,
+            )
+            return found
+    return [Pair(each.number, post, base, scale), *found]
+
+
+def fits(pair: Pair, each: Lineage, new: View, findings: Findings) -> bool:
+    """Whether both operands have the shape of the new base's tensor; if not, adds a finding."""
+    for view, source in ((pair.post, each.post), (pair.base, each.base or each.post)):
+        if view.shape != new.shape:
+            findings.add(
+                Severity.REFUSED,
+                "shape-differs",
+                f"other shapes than in the new base, the first {list(view.shape)} "
+                f"and not {list(new.shape)}",
+                source,
+                tensor=new.name,
+                remedy=LOOK,
+                allowed=_COPIED,
+            )
+            return False
+        if view.dtype != new.dtype and view.is_stored and not each.post.is_stored:
+            _note_dtype(view, new, source, findings)
+    return True
+
+
+def _note_dtype(view: View, new: View, source: Source, findings: Findings) -> None:
+    stored = sorted({part.dtype for part in view.parts})
+    ours = sorted({part.dtype for part in new.parts})
+    findings.add(
+        Severity.NOTE,
+        "dtype-differs",
+        f"stored as {' and '.join(stored)} where the new base has {' and '.join(ours)}; "
+        "mixed without loss",
+        source,
+        tensor=new.name,
+    )

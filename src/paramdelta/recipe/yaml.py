@@ -1,0 +1,236 @@
+"""YAML documents whose values know their lines, and plain Python values in the same form."""
+
+import math
+import numbers
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from paramdelta.errors import UsageError
+from paramdelta.recipe.option import did_you_mean
+from paramdelta.units import show_size
+
+MOST = 10_000_000  # bytes of a document; a recipe has some hundred
+Made = TypeVar("Made")
+
+
+class Node(ABC):
+    """One value of a document: a text, a list or a mapping.
+
+    Every reading method raises UsageError with the place of the value.
+    """
+
+    @property
+    @abstractmethod
+    def scalar(self) -> str | None:
+        """The text of a scalar; None if it is not one."""
+
+    @property
+    @abstractmethod
+    def items(self) -> "list[Node] | None":
+        """The values of a list; None if it is not one."""
+
+    @property
+    @abstractmethod
+    def pairs(self) -> "list[tuple[Node, Node]] | None":
+        """The keys and values of a mapping; None if it is not one."""
+
+    @property
+    def where(self) -> str | None:
+        """File and line; None if the value is not from a file."""
+        return None
+
+    def beside(self, address: str) -> str:
+        """An address, or the path of that name beside the document if there is one."""
+        return address
+
+    def text(self) -> str:
+        """The text of a scalar that is not empty."""
+        if not self.scalar:
+            raise self.error("expected one value")
+        return self.scalar
+
+    def texts(self, name: str) -> tuple[str, ...]:
+        """The texts of a list."""
+        if self.items is None:
+            raise self.error(f"{name} is not a list", "[one, another]")
+        return tuple(item.text() for item in self.items)
+
+    def number(self, what: str, expected: str, kind: Callable[[str], float] = float) -> float:
+        """A finite number. ``what``: what it is, for messages; ``kind``: float or int."""
+        text = self.text()
+        try:
+            number = kind(text)
+        except ValueError:
+            raise self.error(f"{what} is not a number", expected, text) from None
+        if not math.isfinite(number):
+            raise self.error(f"{what} {text} is not a finite number", expected)
+        return number
+
+    def flag(self, name: str) -> bool:
+        """``true`` or ``false``."""
+        text = self.text()
+        if text not in ("true", "false"):
+            raise self.error(f"{name} is neither true nor false", got=text)
+        return text == "true"
+
+    def fields(self, known: Iterable[str], what: str) -> "dict[str, Node]":
+        """The values of a mapping by key. ``known``: all valid keys; ``what``: for messages."""
+        known = list(known)
+        if self.pairs is None:
+            raise self.error(f"{what} is a mapping", "keys " + ", ".join(known))
+        found: dict[str, Node] = {}
+        for key, value in self.pairs:
+            name = str(key.scalar)
+            if name not in known:
+                raise key.error(
+                    f"unknown key {name!r} in {what}",
+                    "one of " + ", ".join(known),
+                    remedy=did_you_mean(name, known),
+                )
+            if name in found:
+                raise key.error(f"key {name!r} stands twice")
+            found[name] = value
+        return found
+
+    def required(self, fields: "Mapping[str, Node]", key: str) -> "Node":
+        """One of this mapping's ``fields``, which must be there."""
+        if key not in fields:
+            raise self.error(f"{key} is missing")
+        return fields[key]
+
+    def valid(self, make: Callable[[], Made]) -> Made:
+        """The result of ``make``; an error in it gets the place of this value."""
+        try:
+            return make()
+        except UsageError as error:
+            raise self.error(error.what, error.expected, error.got, error.remedy) from None
+
+    def error(
+        self,
+        what: str,
+        expected: str | None = None,
+        got: str | None = None,
+        remedy: str | None = None,
+    ) -> UsageError:
+        """An error about this value."""
+        return UsageError(what, where=self.where, expected=expected, got=got, remedy=remedy)
+
+
+class YamlNode(Node):
+    """A value of a YAML file."""
+
+    def __init__(self, node: Any, path: Path) -> None:
+        self._node, self._path = node, path
+
+    @property
+    def scalar(self) -> str | None:
+        """See `Node.scalar`. Numbers and the like are the text that the file has."""
+        return str(self._node.value) if self._node.id == "scalar" else None
+
+    @property
+    def items(self) -> list[Node] | None:
+        """See `Node.items`."""
+        if self._node.id != "sequence":
+            return None
+        return [YamlNode(item, self._path) for item in self._node.value]
+
+    @property
+    def pairs(self) -> list[tuple[Node, Node]] | None:
+        """See `Node.pairs`."""
+        if self._node.id != "mapping":
+            return None
+        return [(YamlNode(k, self._path), YamlNode(v, self._path)) for k, v in self._node.value]
+
+    @property
+    def where(self) -> str:
+        """See `Node.where`."""
+        return f"{self._path}, line {self._node.start_mark.line + 1}"
+
+    def beside(self, address: str) -> str:
+        """See `Node.beside`."""
+        path = self._path.parent / address
+        return str(path) if os.path.exists(path) else address  # noqa: PTH110 - takes any text
+
+
+class PlainNode(Node):
+    """A value of Python: a number, a text, a sequence or a mapping."""
+
+    def __init__(self, value: Any) -> None:
+        self._value = value
+
+    @property
+    def scalar(self) -> str | None:
+        """See `Node.scalar`. Numbers are their shortest text that reads back."""
+        match self._value:
+            case bool():
+                return str(self._value).lower()
+            case str():
+                return self._value
+            case numbers.Integral():
+                return str(int(self._value))
+            case numbers.Real():
+                return repr(float(self._value))
+            case os.PathLike():
+                return str(os.fspath(self._value))
+        return None
+
+    @property
+    def items(self) -> list[Node] | None:
+        """See `Node.items`."""
+        if isinstance(self._value, str | bytes) or not isinstance(self._value, Sequence):
+            return None
+        return [PlainNode(item) for item in self._value]
+
+    @property
+    def pairs(self) -> list[tuple[Node, Node]] | None:
+        """See `Node.pairs`."""
+        if not isinstance(self._value, Mapping):
+            return None
+        return [(PlainNode(key), PlainNode(value)) for key, value in self._value.items()]
+
+
+def read_document(path: Path) -> Node:
+    """Read a YAML file.
+
+    Raises:
+        UsageError: it cannot be read, is too large, or is not YAML; with the line.
+    """
+    import yaml
+
+    try:
+        node = yaml.compose(read_text(path, "recipe"), Loader=yaml.SafeLoader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{path}, line {mark.line + 1}" if mark else str(path)
+        problem = getattr(error, "problem", None) or str(error)
+        raise UsageError("the recipe is not YAML", where=where, got=problem) from None
+    except RecursionError:
+        raise UsageError(
+            "the recipe is not YAML", where=str(path), got="nested too deeply"
+        ) from None
+    if node is None:
+        raise UsageError("the recipe is empty", where=str(path), expected="a mapping")
+    return YamlNode(node, path)
+
+
+def read_text(path: Path, what: str) -> str:
+    """The text of a file that a person wrote. ``what``: what it is, for messages.
+
+    Raises:
+        UsageError: it cannot be read, or is larger than `MOST`.
+    """
+    try:
+        size = path.stat().st_size
+        if size > MOST:
+            raise UsageError(
+                f"too large for a {what}",
+                where=str(path),
+                expected=f"a YAML file of at most {show_size(MOST)}",
+                got=show_size(size),
+            )
+        return path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise UsageError(f"cannot read the {what}", where=str(path), got=str(error)) from None

@@ -1,0 +1,191 @@
+"""What opening one input costs: processor time and memory, measured in a child process.
+
+A `Worker` is a Python process that opens inputs one after the other and reports, for each, how it
+ended, the processor seconds, and by how many bytes the process grew at its peak. A process that
+hangs or dies is a result as well. Linux only: the peak is read from /proc.
+"""
+
+import ctypes
+import dataclasses
+import gc
+import json
+import resource
+import select
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+SECONDS = 1.0  # budget of an input below 10 MB, on an idle core
+MEMORY = 200_000_000  # bytes: likewise
+HANG = 60.0  # wall seconds after which a worker is killed
+CEILING = 4 << 30  # bytes of address space beyond the start: protects the machine
+_ROOT = Path(__file__).parents[2]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """One input: how it ended, and what it cost.
+
+    ``outcome``: "opened", "refused", or the name of what escaped (an exception that is not meant
+    for the user, "hang", "death"). ``message``: the error's text. ``seconds``: of the processor.
+    ``memory``: bytes at the peak, beyond what the process had before. ``slowness``: how many times
+    slower the machine is than the one for which the budget was set, 1 if it is faster.
+    """
+
+    outcome: str
+    message: str
+    seconds: float
+    memory: int
+    slowness: float = 1.0
+
+    @property
+    def problem(self) -> str | None:
+        """What is wrong with it, None if nothing is."""
+        if self.outcome not in ("opened", "refused"):
+            return f"{self.outcome}: {self.message}"
+        if self.seconds > SECONDS * self.slowness:
+            return f"{self.seconds:.2f} s (slowness {self.slowness:.1f})"
+        if self.memory > MEMORY:
+            return f"{self.memory / 1e6:.0f} MB"
+        unsafe = [line for line in self.message.splitlines() if not line.isprintable()]
+        return f"an unsafe message: {unsafe[0]!r}" if unsafe else None
+
+
+class Worker:
+    """A process that opens inputs; a context manager."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[str] | None = None
+
+    def __enter__(self) -> "Worker":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop()
+
+    def open(self, action: str, path: Path) -> Cost:
+        """Open one input; ``action``: a key of `ACTIONS`."""
+        if self._process is None:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "tests.attacks.budget"],
+                cwd=_ROOT,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+        stdin, stdout = self._process.stdin, self._process.stdout
+        assert stdin is not None
+        assert stdout is not None
+        stdin.write(json.dumps([action, str(path)]) + "\n")
+        stdin.flush()
+        if not select.select([stdout], [], [], HANG)[0]:
+            self._stop()
+            return Cost("hang", f"no answer within {HANG:.0f} s", HANG, 0)
+        answer = stdout.readline()
+        if not answer:
+            code = self._process.wait()
+            self._stop()
+            return Cost("death", f"exit code {code}", 0.0, 0)
+        return Cost(*json.loads(answer))
+
+    def _stop(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.communicate()
+            self._process = None
+
+
+# -- in the child ----------------------------------------------------------------------------------
+
+
+def _weights(path: Path) -> Any:
+    from tests import opening
+
+    return opening.weights(path)
+
+
+def _folder(path: Path) -> Any:
+    from tests import opening
+
+    return opening.checkpoint(path, "post")
+
+
+def _adapter(path: Path) -> Any:
+    from tests import opening
+
+    return opening.adapter(path)
+
+
+def _json(path: Path) -> Any:
+    from paramdelta.documents import parse_json
+
+    return parse_json(path.read_bytes())
+
+
+def _yaml(path: Path) -> Any:
+    from paramdelta.documents import parse_yaml
+
+    return parse_yaml(path.read_text(errors="replace"))
+
+
+ACTIONS = {
+    "weights": _weights, "folder": _folder, "adapter": _adapter, "json": _json, "yaml": _yaml,
+}  # fmt: skip
+
+
+def measure(action: str, path: Path) -> Cost:
+    """Open one input in this process."""
+    from paramdelta.errors import ParamDeltaError
+
+    refusals = (ParamDeltaError, ValueError) if action in ("json", "yaml") else ParamDeltaError
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    before, start = _memory("VmRSS"), time.process_time()
+    try:
+        ACTIONS[action](path)
+        outcome, message = "opened", ""
+    except refusals as error:
+        outcome, message = "refused", str(error)
+    except Exception as error:  # noqa: BLE001 - whatever else comes out is what is looked for
+        outcome, message = type(error).__name__, str(error)
+    seconds = time.process_time() - start
+    memory = max(0, _memory("VmHWM") - before)
+    slowness = _slowness() if seconds > SECONDS / 2 else 1.0
+    return Cost(outcome, message[:2000], seconds, memory, slowness)
+
+
+def _slowness() -> float:
+    """How long a loop takes, beside what it took on the machine of the budget."""
+    known: dict[int, Any] = {}
+    start = time.process_time()
+    for number in range(100_000):
+        known[number & 1023] = (number, str(number))
+    return max(1.0, (time.process_time() - start) / 0.0105)
+
+
+def _memory(field: str) -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field + ":"):
+            return int(line.split()[1]) * 1024
+    raise ValueError(field)
+
+
+def _serve() -> None:
+    import paramdelta.formats.adapter  # noqa: F401 - not part of the first input's cost
+
+    gc.collect()
+    gc.freeze()  # what is there already need not be looked through for every input
+    used = _memory("VmSize")
+    resource.setrlimit(resource.RLIMIT_AS, (used + CEILING, used + CEILING))
+    for line in sys.stdin:
+        action, path = json.loads(line)
+        cost = measure(action, Path(path))
+        print(json.dumps(dataclasses.astuple(cost)), flush=True)
+
+
+if __name__ == "__main__":
+    _serve()
