@@ -10,10 +10,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import yaml
-from paramdelta.output.files import staging_folder
-from paramdelta.output.verify import rounded
 
-import paramdelta.engine.threads as engine
 from paramdelta import (
     Delta,
     Interrupted,
@@ -26,29 +23,18 @@ from paramdelta import (
     read_recipe,
     verify,
 )
+from paramdelta.jobs.verify.rounding import rounded
 from paramdelta.recipe import read_scale
 from tests import opening
 from tests.checkpoints import encode, llama, moved, save
 from tests.cli.test_app import run
 from tests.numbers import nearest
+from tests.unfinished import interrupted, journal_of, staging_of
 
 
 def weights(folder):
     """The bytes of the single weight file."""
     return (folder / "model.safetensors").read_bytes()
-
-
-def interrupted(monkeypatch, after):
-    """Make the engine raise KeyboardInterrupt after so many slices, as Ctrl-C would."""
-    made = engine.Worker.make
-    count = iter(range(10**9))
-
-    def make(self, piece):
-        if next(count) >= after:
-            raise KeyboardInterrupt
-        return made(self, piece)
-
-    monkeypatch.setattr(engine.Worker, "make", make)
 
 
 def test_identities_on_a_checkpoint(lineage, tmp_path):
@@ -77,13 +63,13 @@ def test_interrupted_and_resumed(lineage, tmp_path, monkeypatch):
         with pytest.raises(Interrupted, match="same command"):
             mix(lineage.recipe(), tmp_path / "out")
     assert not (tmp_path / "out").exists()
-    staging = staging_folder(tmp_path / "out")
+    staging = staging_of(tmp_path / "out")
     assert not list(staging.glob("*.safetensors"))
     result = mix(lineage.recipe(), tmp_path / "out")
     assert result.resumed > 0
     assert weights(tmp_path / "out") == whole
     assert not staging.exists()
-    assert "journal.jsonl" not in os.listdir(tmp_path / "out")
+    assert not journal_of(tmp_path / "out").exists()
 
 
 def test_a_changed_source_is_not_resumed_from(lineage, tmp_path, monkeypatch):
@@ -112,7 +98,7 @@ def test_a_lost_part_file_is_made_again(lineage, tmp_path, monkeypatch):
         interrupted(patch, 5)
         with pytest.raises(Interrupted):
             mix(lineage.recipe(), tmp_path / "out")
-    (staging_folder(tmp_path / "out") / "model.safetensors.part").unlink()
+    (staging_of(tmp_path / "out") / "model.safetensors.part").unlink()
     assert mix(lineage.recipe(), tmp_path / "out").resumed == 0
     assert weights(tmp_path / "out") == whole
 
@@ -219,12 +205,12 @@ def test_a_file_size_limit_is_a_clear_error(lineage, tmp_path):
 
 def test_too_little_disk_is_refused_beforehand(lineage, tmp_path, monkeypatch):
     """The plan's size is held against the free space before anything is written."""
-    import paramdelta.output.files as files
+    from paramdelta.output import place
 
-    monkeypatch.setattr(files, "free_space", lambda out: (1000, tmp_path))
+    monkeypatch.setattr(place, "free_space", lambda out: (1000, tmp_path))
     with pytest.raises(StorageError, match="too little free space"):
         mix(lineage.recipe(), tmp_path / "out")
-    assert not staging_folder(tmp_path / "out").exists()
+    assert not staging_of(tmp_path / "out").exists()
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")

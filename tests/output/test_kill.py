@@ -91,7 +91,7 @@ def test_a_few_kills(tmp_path):
     kill_and_resume(tmp_path, 12, seed=1)
 
 
-def test_a_few_kills_of_a_quantised_output(tmp_path):
+def test_a_few_kills_of_a_quantized_output(tmp_path):
     """The same with FP8 and its scales, two places that a slice is written to."""
     kill_and_resume(tmp_path, 12, seed=3, dtype="fp8-block")
 
@@ -132,6 +132,37 @@ def kill_and_resume_a_sweep(tmp_path: Path, runs: int, seed: int) -> None:
 def test_a_few_kills_of_a_sweep(tmp_path):
     """Killed at twelve moments of a sweep: the same folders each time."""
     kill_and_resume_a_sweep(tmp_path, 12, seed=4)
+
+
+@pytest.mark.parametrize("sweep", [False, True], ids=["mix", "sweep"])
+def test_kills_while_an_old_output_is_replaced(tmp_path, sweep):
+    """At each of the last calls of a run with --overwrite: the output is the old one or the new
+    one, whole, and the same command ends in the new one. Nothing is left beside it.
+    """
+    options = lineage(tmp_path)
+    out = tmp_path / "out"
+    last = out / "scale-2.0" if sweep else out
+    command = ["sweep", *options, "--scale", "1,2"] if sweep else ["mix", *options, "--scale", "2"]
+    command += ["--out", str(out), "--overwrite"]
+    with Program(tmp_path / "said", OFTEN) as program:
+        old = ["mix", *options, "--scale", "0.5", "--out", str(last)]
+        program.warm_up(old)
+        saved = shutil.copytree(out, tmp_path / "saved")
+        before = digest(last)
+        whole = program.run(command)
+        assert whole.code == 0, whole.err
+        after = digest(last)
+        kills = 0
+        for at in range(whole.calls - 20 if sweep else whole.calls - 12, whole.calls + 1):
+            shutil.rmtree(out)
+            shutil.copytree(saved, out)
+            kills += program.run(command, at).killed
+            assert digest(last) in (before, after), at
+            ended = program.run(command)
+            assert ended.code == 0, ended.err
+            assert digest(last) == after, at
+            assert not list(tmp_path.rglob(".*.paramdelta-*")), at
+        assert kills > 8
 
 
 @pytest.mark.slow

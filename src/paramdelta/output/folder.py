@@ -16,12 +16,12 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from paramdelta.errors import MisfitError, StorageError
+from paramdelta.errors import BusyError, MisfitError, StorageError
 from paramdelta.formats.checkpoint import INDEX
 from paramdelta.output.guard import Guard
 from paramdelta.output.journal import Journal
 from paramdelta.output.layout import Layout, Shard
-from paramdelta.output.place import Place, remove_old
+from paramdelta.output.place import Place, place_of, remove_old
 from paramdelta.output.sink import Durable
 from paramdelta.storage.digest import Digests, Leaves
 from paramdelta.storage.local import (
@@ -126,6 +126,11 @@ class FolderSink:
         own = not hasattr(os, "geteuid") or found.st_uid == os.geteuid()
         if not stat.S_ISDIR(found.st_mode) or not own:
             raise _strange(staging)
+        try:
+            self.place.tidy(self.mark)
+            staging.mkdir(mode=0o700, exist_ok=True)
+        except OSError as error:
+            raise storage_error(error, staging, "tidy up") from None
 
     def _resume(self) -> Journal:
         """Open the journal, and remove what an earlier run left unfinished."""
@@ -252,8 +257,8 @@ class FolderSink:
             sync_folder(staging)
         except OSError as error:
             raise storage_error(error, self.place.out, "finish") from None
-        old = self.place.publish()
         self.journal.close()
+        old = self.place.publish()
         with contextlib.suppress(OSError):
             self.place.journal.unlink()
         if old is not None:
@@ -364,6 +369,18 @@ class FolderWriter:
             if number not in self._files:
                 self._files[number] = File.create(self.paths[number])
             return self._files[number]
+
+
+def tidy(out: Path, mark: str) -> None:
+    """Remove what a run left beside a finished output; see `Place.tidy`."""
+    place = place_of(out)
+    if any(map(os.path.lexists, (place.guard, place.journal, place.staging))):
+        with contextlib.suppress(BusyError, StorageError, OSError):
+            guard = Guard(place.guard, str(out))
+            try:
+                place.tidy(mark)
+            finally:
+                guard.release()
 
 
 def _is_inside(name: str) -> bool:
