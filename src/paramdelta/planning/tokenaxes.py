@@ -106,9 +106,9 @@ def token_axes(
             is_plain = length in sizes and length not in others
             if not (is_plain or _is_called_so(name)) or _is_other(name):
                 continue
-            own = _sizes_of(top.of(name), texts) or frozenset()
+            own = _sizes_of(top.of(name), texts)
             is_near = length not in others and _is_called_so(name)
-            if length in own or (is_near and _may_hold(length, own, tokens)):
+            if own and (length in own or (is_near and _may_hold(length, own, tokens))):
                 found[name] = axis
                 break
     if not any(len(shapes[name]) == 2 for name in found):
