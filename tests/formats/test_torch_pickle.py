@@ -263,6 +263,25 @@ def test_objects_beside_the_weights_are_opaque(tmp_path, zipped, protocol):
     assert told["counts"] == "dict of 1"
 
 
+@pytest.mark.parametrize("name", ["os\nsystem", "builtins\neval", "subprocess\nPopen"])
+def test_a_command_is_refused_wherever_it_is(tmp_path, name):
+    """What is no weight is not read; but a file that would run a command is told apart."""
+    call = f"c{name}\n".encode() + plain(("touch x",)) + b"R"
+    path = tmp_path / "x.pt"
+    path.write_bytes(archive(state(model=state(a=tensor())[2:-1], other=call)))
+    with pytest.raises(CheckpointError, match="run a command; it was not run") as error:
+        opening.contents(path)
+    assert error.value.got == name.replace("\n", ".")
+
+
+def test_two_descriptions_of_one_storage(tmp_path):
+    """One storage has one size and dtype."""
+    path = tmp_path / "x.pt"
+    path.write_bytes(archive(state(a=tensor(), b=tensor(storage(count=8), shape=(2, 4)))))
+    with pytest.raises(CheckpointError, match="two descriptions"):
+        opening.contents(path)
+
+
 def test_an_object_among_the_weights_is_refused(tmp_path):
     """It could be a tensor of a subclass; what torch itself keeps there is not."""
     path = save(tmp_path / "x.pt", A | {"b": Callback()})
