@@ -161,6 +161,15 @@ def out_files(tmp_path, files, **options):
             {"config_json": {"eos_token_id": 2}},
             3,
         ),
+        # they disagree, and config.json gives a number: it stays one
+        (
+            {
+                "config_json": {"eos_token_id": 1},
+                "generation_config_json": {"eos_token_id": [3, 2]},
+            },
+            {"config_json": {"eos_token_id": 2}},
+            [3, 2],
+        ),
         # one lists more than the other: both stay as post has them
         (
             {
@@ -195,6 +204,7 @@ def test_the_output_stops_where_post_stops(tmp_path, post, new, expected, moved_
     expected = [i + shift for i in expected] if isinstance(expected, list) else expected + shift
     assert value("eos_token_id", found) == expected
     assert all(same_ids(s.value, expected) for s in statements("eos_token_id", found))
+    assert all(type(s.value) is int for s in statements("eos_token_id", found)[1:])
 
 
 def test_ids_of_generation_settings_however_nested(tmp_path, files):
