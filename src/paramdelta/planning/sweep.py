@@ -81,12 +81,14 @@ class Sweep:
     @property
     def bytes_to_read(self) -> int:
         """Bytes of the operands of all outputs, each once, and two passes for thresholds."""
-        columns = [*zip(*(plan.tensors for plan in self.plans), strict=True)]
+        columns: list[tuple[OutputTensor, ...]] = [
+            *zip(*(plan.tensors for plan in self.plans), strict=True)
+        ]
         fullest = (max(tensors, key=lambda tensor: len(tensor.pairs)) for tensors in columns)
         looks = (pair for tensor in fullest for pair in tensor.pairs if pair.needs_threshold)
-        return sum(view.nbytes for tensors in columns for view in joint_views(tensors)) + sum(
-            2 * (pair.post.nbytes + pair.base.nbytes) for pair in looks
-        )
+        once = sum(view.nbytes for tensors in columns for view in joint_views(tensors))
+        twice = sum(pair.post.nbytes + pair.base.nbytes for pair in looks)
+        return once + 2 * twice
 
     def only(self, numbers: Sequence[int]) -> "Sweep":
         """Some of the outputs."""
