@@ -1,5 +1,7 @@
 """Fixtures that many tests share."""
 
+import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,3 +44,18 @@ def lineage(tmp_path: Path) -> Lineage:
         save(tmp_path / "post", moved(base, 1), shards=2, config_json=CONFIG),
         save(tmp_path / "new", moved(base, 2), shards=3, config_json=CONFIG),
     )
+
+
+@pytest.fixture
+def synced() -> None:
+    """For a test that needs syncs to reach the disk."""
+
+
+@pytest.fixture(autouse=True)
+def _quick_syncs(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Syncs return at once: no test turns the power off, and a busy disk takes long."""
+    with pytest.MonkeyPatch.context() as patch:
+        if "synced" not in request.fixturenames:
+            for name in ("fsync", "fdatasync"):
+                patch.setattr(os, name, lambda descriptor: None, raising=False)
+        yield

@@ -23,7 +23,6 @@ from paramdelta import (
     read_recipe,
     verify,
 )
-from paramdelta.jobs.mix import Worker
 from paramdelta.jobs.verify.rounding import rounded
 from paramdelta.output import place
 from paramdelta.output.place import place_of
@@ -33,24 +32,12 @@ from tests import opening
 from tests.checkpoints import encode, llama, moved, save
 from tests.cli.test_app import run
 from tests.numbers import nearest
+from tests.unfinished import interrupted
 
 
 def weights(folder):
     """The bytes of the single weight file."""
     return (folder / "model.safetensors").read_bytes()
-
-
-def interrupted(monkeypatch, after):
-    """Make the engine raise KeyboardInterrupt after so many tasks, as Ctrl-C would."""
-    run = Worker.__call__
-    count = iter(range(10**9))
-
-    def stopping(self, task):
-        if next(count) >= after:
-            raise KeyboardInterrupt
-        return run(self, task)
-
-    monkeypatch.setattr(Worker, "__call__", stopping)
 
 
 def test_identities_on_a_checkpoint(lineage, tmp_path):

@@ -9,7 +9,7 @@ Source of names and keys: PEFT 0.21, ``tuners/lora/config.py`` and ``utils/save_
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -24,12 +24,14 @@ from paramdelta.errors import CheckpointError, MisfitError, UsageError
 from paramdelta.formats.adapter import ADAPTER
 from paramdelta.formats.safetensors import encode_header
 from paramdelta.formats.view import Fetch, View, fetch_from, float64
+from paramdelta.jobs.extract import option_facts, source_facts
 from paramdelta.output.folder import FolderSink
 from paramdelta.planning.findings import Finding, Severity
 from paramdelta.planning.linear import EMBEDDINGS, Linear, Module
 from paramdelta.planning.plan import Plan
 from paramdelta.schemes.pair import Pair
 from paramdelta.schemes.scheme import BLOCK
+from paramdelta.storage.digest import ALGORITHM
 from paramdelta.storage.reader import Reader
 from paramdelta.version import __version__
 
@@ -363,19 +365,27 @@ def adapter_config(plan: Plan, parts: Linear, made: MadeAdapter) -> dict[str, An
     }
 
 
-def description(plan: Plan, aim: Aim, made: MadeAdapter, files: Iterable[str]) -> str:
-    """What was kept, for machines: the text of `LORA`. ``files``: the small files of the output."""
+def description(
+    plan: Plan, aim: Aim, made: MadeAdapter, outputs: Mapping[str, Mapping[str, Any]]
+) -> str:
+    """What was kept, for machines: the text of `LORA`.
+
+    ``outputs``: size and content digest of every file.
+    """
     post, base = plan.lineages[0]
+    assert base is not None
     about = {
         "lora_version": VERSION,
-        "post": post.location.name,
-        "base": base.location.name if base is not None else None,
+        "post": source_facts(post),
+        "base": source_facts(base),
+        "options": option_facts(plan),
         "asked": asdict(aim),
         "dtype": made.dtype,
         "energy": made.energy,
         "kept_of_modules": made.kept_of_modules,
         "kept_of_all": made.kept_of_all,
-        "outputs": [ADAPTER, *files],
+        "digest_algorithm": ALGORITHM,
+        "outputs": dict(sorted(outputs.items())),
         "modules": [asdict(one) for one in made.kept],
         "left": [asdict(one) for one in made.left],
         "unchanged": list(made.unchanged),

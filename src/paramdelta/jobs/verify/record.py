@@ -79,6 +79,13 @@ class Record:
         """A list of texts."""
         return [self._text(key, value) for value in self._list(key)]
 
+    def integers(self, key: str) -> tuple[int, ...]:
+        """A list of whole numbers."""
+        values = self._list(key)
+        if not all(type(value) is int and 0 <= value < 2**63 for value in values):
+            raise self.error(key, "whole numbers", values)
+        return tuple(values)
+
     def items(self) -> Iterator[tuple[str, "Record"]]:
         """Objects by name."""
         for name, value in self.plain.items():
