@@ -365,7 +365,7 @@ def test_one_failing_output_stops_all(lineage, tmp_path, monkeypatch):
 
     def failing(self, piece, data):
         if self.out.name == "scale-0.75" and piece.tensor > 2:
-            raise StorageError("cannot write the file", where=str(self.out))
+            raise StorageError("cannot write the file", code="io-failed", where=str(self.out))
         write(self, piece, data)
 
     with monkeypatch.context() as patch:

@@ -117,6 +117,7 @@ class MadeAdapter:
     @property
     def findings(self) -> tuple[Finding, ...]:
         """What the adapter does not hold."""
+        more = "`embeddings=True`, unless the vocabulary changed; "
         found = [
             Finding(
                 Severity.WARNING,
@@ -125,8 +126,7 @@ class MadeAdapter:
                 "energy",
                 "adapter",
                 left.tensors,
-                ("--embeddings, unless the vocabulary changed; " if left.kind == EMBEDDINGS else "")
-                + "extract without --as lora keeps all of it",
+                (more if left.kind == EMBEDDINGS else "") + "a stored Δ keeps all of it",
             )
             for left in self.left
         ]
@@ -257,6 +257,7 @@ class LowRankJob:
         if not self.kept:
             raise MisfitError(
                 "there is no Δ that an adapter can hold",
+                code="no-low-rank-delta",
                 where=self.where,
                 expected="a linear weight that differs",
                 remedy="extract the exact Δ: it stores whatever differs",
@@ -324,6 +325,7 @@ class LowRankJob:
             if not kernels.finish(flat[part], rest[: part.stop - start], out[part]):
                 raise UsageError(
                     f"{self.dtype} cannot hold the factors of {module.tensor!r}",
+                    code="dtype-too-narrow",
                     where=self.where,
                     got=f"{np.abs(flat[part]).max():.3g}",
                     remedy="store them as f32",
@@ -441,6 +443,7 @@ def _not_finite(pair: Pair, block: npt.NDArray[Any], start: int, where: str) -> 
     row, column = divmod(start + int(bad[0]), pair.post.width)
     return CheckpointError(
         f"the Δ of tensor {pair.post.name!r} is not finite, so it has no singular values",
+        code="delta-not-finite",
         where=where,
         expected="finite numbers",
         got=f"{block[bad[0]]} in row {row}, column {column}, and {len(bad) - 1} more near it",

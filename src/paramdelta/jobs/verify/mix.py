@@ -102,6 +102,7 @@ def _written(plan: Plan, files: Files) -> dict[str, Tensor]:
         if wanted.get(name) != found.get(name):
             raise MisfitError(
                 "the tensors of the output are not those of the plan",
+                code="output-differs",
                 where=f"{output.location.url}, tensor {name!r}",
                 expected=str(wanted.get(name, "absent")),
                 got=str(found.get(name, "absent")),
@@ -137,6 +138,7 @@ def _sources(plan: Plan, lock: Lock) -> dict[Blob, ListedFile]:
         same = lock.version == __version__
         raise MisfitError(
             "the recorded recipe gives another plan now",
+            code="plan-changed",
             where=where,
             expected=f"plan {lock.plan_sha256[:16]}",
             got=f"plan {plan.digest[:16]}",

@@ -111,6 +111,7 @@ class Record:
         shown = ascii(got[:SHOWN] if isinstance(got, str) else got) if plain else type(got).__name__
         return CheckpointError(
             f"{self.what} is malformed",
+            code="invalid-record",
             where=self._place(key) if key else self.where,
             expected=expected,
             got=shown[:SHOWN],
