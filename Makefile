@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 TORCH ?= torch==2.13.0
 READY := $(VENV)/.ready
 
-.PHONY: help demo test lint bench bench-flat bench-formats bench-deltas minilm lineage study study-gpu study-vocabulary study-lowrank docs clean
+.PHONY: help demo test lint bench bench-flat bench-formats bench-deltas minilm lineage study study-gpu study-encoders study-crossed study-decoder study-vocabulary study-lowrank docs clean
 
 help: ## show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -53,6 +53,18 @@ study: $(READY) ## the study of transfer (hours)
 
 study-gpu: $(READY) ## the same question at 20 to 150 M parameters on real text (wants a GPU)
 	$(BIN)/python -m studies.gpu
+
+study-encoders: $(READY) ## preregistered: code search and medical questions on a real encoder (hours)
+	$(BIN)/python -m studies.encoders
+	$(BIN)/python -m studies.encoders.page
+
+study-crossed: $(READY) ## preregistered: shift x delta x new skills, eight fresh lineages (hours)
+	$(BIN)/python -m studies.crossed
+	$(BIN)/python -m studies.crossed.analysis
+
+study-decoder: $(READY) ## preregistered: school arithmetic on SmolLM2-135M (an hour a seed; --device cuda)
+	$(BIN)/python -m studies.decoder
+	$(BIN)/python -m studies.decoder.analysis
 
 study-vocabulary: $(READY) ## extended vocabularies, against mergekit (10 min)
 	$(BIN)/python -m studies.vocabulary

@@ -12,6 +12,7 @@ COMMANDS = (
     ("mix",),
     ("sweep",),
     ("verify",),
+    ("check",),
     ("extract",),
     ("demo",),
     ("recipe", "show"),

@@ -1,18 +1,14 @@
-"""How much memory a run takes, measured in a process of its own, and files that take no disk."""
+"""A mix whose memory is measured, and files that take no disk."""
 
 import json
 import struct
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
-import pytest
 
-linux = pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is counted otherwise there")
+from tests.memory import printed
 
 MIX = """
-import resource, sys
 import numpy as np
 from paramdelta import Delta, Recipe, plan
 from paramdelta.api import budget_for
@@ -23,11 +19,10 @@ small = [np.zeros(8, np.uint16) for _ in range(4)]
 kernels.mix_exact(*small, np.float32(0))
 kernels.quantize(np.zeros((1, 8)), np.zeros((1, 8), np.uint8), np.zeros((1, 1), np.float32))
 made = plan(Recipe(sys.argv[3], (Delta(sys.argv[1], sys.argv[2]),), *sys.argv[5:]))
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 budget = budget_for(made, int(sys.argv[4]), 4)
-mixed(made, workers=budget.workers, buffer=budget.buffer, sink=Discard())
-after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-print((after - before) * 1024, budget.projected)
+with Growth() as growth:
+    mixed(made, workers=budget.workers, buffer=budget.buffer, sink=Discard())
+print(growth.bytes, budget.projected)
 """
 
 
@@ -48,16 +43,7 @@ class Discard:
 
 def grown_and_projected(paths: list[Path], memory: int, *dtype: str) -> list[int]:
     """Bytes by which a mix of post, base and new base grew its process; and those projected."""
-    return measured(MIX, *paths, memory, *dtype)
-
-
-def measured(code: str, *arguments) -> list[int]:
-    """The numbers that a program prints."""
-    result = subprocess.run(
-        [sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True
-    )
-    assert result.returncode == 0, result.stderr
-    return [int(number) for number in result.stdout.split()]
+    return printed(MIX, *paths, memory, *dtype)
 
 
 def sparse(path: Path, entries: dict[str, tuple[str, tuple[int, ...], int]]) -> None:

@@ -25,7 +25,7 @@ from paramdelta.jobs.tensors import check_framework, converted, iterate
 from paramdelta.jobs.verify.verification import Verification
 from paramdelta.output.card import adapter_card, delta_card, model_card
 from paramdelta.output.companions import contents
-from paramdelta.output.folder import FolderSink
+from paramdelta.output.folder import FolderSink, tidy
 from paramdelta.output.layout import Layout, make_layout
 from paramdelta.output.lock import LOCK, is_finished, lock_text, run_identity
 from paramdelta.output.place import Place, check_room, find_place, free_space
@@ -308,6 +308,8 @@ def sweep(
         for number, (plan, folder) in enumerate(zip(made.plans, outs, strict=True))
         if anew or not is_finished(plan, shard_bytes, folder)
     ]
+    for number in {*range(len(outs))} - {*todo}:
+        tidy(outs[number], LOCK)
     not_finite: dict[int, dict[tuple[str, str], int]] = {}
     read = written = 0
     if todo:
@@ -367,7 +369,7 @@ def _run(
 
     def small_files(number: int, digests: Mapping[Blob, str | None]) -> dict[str, bytes]:
         files = small[number]
-        outputs = _digested(sinks[number], files, layout)
+        outputs = _digested(sinks[number], {**files, **layout.small})
         text = lock_text(made.plans[number], shard_bytes, digests, outputs)
         return {**files, LOCK: text.encode()}
 
@@ -383,16 +385,13 @@ def _run(
     return _Run(layout, written, kept)
 
 
-def _digested(
-    sink: FolderSink, files: Mapping[str, bytes], layout: Layout
-) -> dict[str, dict[str, Any]]:
-    """Size and content digest of every file of an output, but for its card and lock."""
-    sizes = {shard.name: shard.size for shard in layout.shards}
+def _digested(sink: FolderSink, files: Mapping[str, bytes]) -> dict[str, dict[str, Any]]:
+    """Size and content digest of every file of an output, except for its card and its lock."""
     found: dict[str, dict[str, Any]] = {
-        name: {"size": sizes[name], "digest": digest}
+        name: {"size": sink.files[name].size(), "digest": digest}
         for name, digest in sink.file_digests().items()
     }
-    for name, data in {**files, **layout.small}.items():
+    for name, data in files.items():
         if name != "README.md":
             digest = TreeDigest(len(data))
             digest.update(0, memoryview(data))
@@ -446,14 +445,19 @@ def verify(
     workers: int | None = None,
     seed: int | None = None,
     download: bool = False,
+    post: str | Path | None = None,
+    base: str | Path | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> Verification:
     """Make a share of an output again from its sources, by an independent path, and compare.
 
-    The files of the output are compared with the content digests that its lock holds, all of them.
-    ``share``, above 0 and at most 1: of the numbers of each tensor; at 1 the contents of all
-    sources are compared with the lock as well. ``seed`` repeats a sample; by default each is
-    another. ``download``: whether sources may be fetched that are not on this machine.
+    ``folder``: what `mix`, `sweep`, `extract` or `extract_adapter` wrote. All of its files are
+    compared with the content digests that were noted when they were written. ``share``, above 0 and
+    at most 1: of the numbers of each tensor; at 1 the contents of the sources are compared with the
+    lock as well. ``seed`` repeats a sample; by default each is another. ``download``: whether
+    sources may be fetched that are not on this machine. ``post`` and ``base``: where the sources of
+    a stored Δ or of an adapter are, if that is neither beside it nor in the cache of the Hub; where
+    they are not found, checksums are all that is compared.
 
     Raises:
         UsageError: options that are not valid.
@@ -473,6 +477,8 @@ def verify(
         int.from_bytes(os.urandom(4), "little") if seed is None else seed,
         download,
         progress or (lambda _: None),
+        str(post) if post is not None else None,
+        str(base) if base is not None else None,
     )
     return verify_folder(str(folder), options)
 
@@ -554,8 +560,9 @@ def extract(
         _once(job, chosen, watch)
         made = job.made()
         card = delta_card(plan, Path(out), made.base_sha256)
-        files = {**small, "README.md": card.encode(errors="replace")}
-        for name, data in {**files, DELTA: extraction.description(plan, made).encode()}.items():
+        about = extraction.description(plan, made, _digested(sink, small))
+        files = {**small, "README.md": card.encode(errors="replace"), DELTA: about.encode()}
+        for name, data in files.items():
             sink.put(name, data)
         return made
 
@@ -614,12 +621,15 @@ def extract_adapter(
         _once(job, chosen, watch)
         made = job.finished()
         config = lowrank.adapter_config(plan, parts, made)
-        card = adapter_card(plan, Path(out), made, lowrank.RANKS)
         files = {
             **small,
-            "README.md": card.encode(errors="replace"),
-            lowrank.LORA: lowrank.description(plan, aim, made, (*small, CONFIG)).encode(),
             CONFIG: (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode(),
+        }
+        about = lowrank.description(plan, aim, made, _digested(sink, files))
+        card = adapter_card(plan, Path(out), made, lowrank.RANKS)
+        files |= {
+            "README.md": card.encode(errors="replace"),
+            lowrank.LORA: about.encode(),
         }
         for name, data in files.items():
             sink.put(name, data)

@@ -15,13 +15,14 @@ from pathlib import Path
 
 import matplotlib as mpl
 
-from studies.gpu.experiment import ALPHAS, PARAMDELTA, QUESTIONS
+from studies.gpu.experiment import ALPHAS, PARAMDELTA, QUESTIONS, transfer
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt
 
 COLOURS = {"medicine": "#1b6ca8", "code": "#c8553d"}
 SHOWN = {
+    "post": "post, unchanged",
     "new": "new base",
     "alpha 0.5": "α = 0.5",
     "alpha 0.8": "α = 0.8",
@@ -31,6 +32,7 @@ SHOWN = {
     "random": "random Δ",
     "permuted": "permuted Δ",
 }
+MODELS = ("new", "post", PARAMDELTA, "direct")  # the rows of the tables
 TASKS = {
     "arithmetic": "arithmetic",
     "medicine_old": "old diseases",
@@ -46,6 +48,11 @@ def report(results: Path, page: Path, plots: Path) -> None:
     _alpha_plot(found, plots / "alpha.png")
     _loss_plot(found, plots / "loss.png")
     _shift_plot(found, plots / "shift.png")
+    page.write_text(filled(page.read_text(encoding="utf-8"), found), encoding="utf-8")
+
+
+def filled(text: str, found: dict) -> str:
+    """The text of a page with every table made from the results."""
     tables = {
         "headline": _headline(found),
         "run": _run_table(found),
@@ -57,12 +64,11 @@ def report(results: Path, page: Path, plots: Path) -> None:
         "norms": _norms_table(found),
         "said": _said(found),
     }
-    text = page.read_text(encoding="utf-8")
     for name, lines in tables.items():
         block = f"<!-- {name} -->\n{lines}\n<!-- /{name} -->"
         pattern = re.compile(f"<!-- {name} -->.*?<!-- /{name} -->", re.DOTALL)
         text = pattern.sub(lambda _, block=block: block, text)
-    page.write_text(text, encoding="utf-8")
+    return text
 
 
 def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
@@ -80,8 +86,40 @@ def _number(spread: dict[str, float] | None, scale: float = 1.0, digits: int = 2
     return mean if low == high else f"{mean} ({low} to {high})"
 
 
+def _post_scores(found: dict, line: dict, task: str, measure: str) -> dict[str, float]:
+    """A score of the untouched post, over the posts of the seeds that `line` sums up."""
+    cells = _cells(found, line)
+    return _spread([_post_of(found, cell)["scores"][task][measure] for cell in cells])
+
+
+def _post_recovered(found: dict, line: dict) -> dict[str, float] | None:
+    """The share of the loss gap that the untouched post closes, measured as for a mix."""
+    parts = [
+        transfer(_post_of(found, cell)["scores"], cell["scores"]["new"], cell["scores"]["direct"])
+        for cell in _cells(found, line)
+    ]
+    if any("recovered" not in part for part in parts):
+        return None
+    return _spread([part["recovered"] for part in parts])
+
+
+def _cells(found: dict, line: dict) -> list[dict]:
+    key = (line["domain"], line["steps"])
+    return [cell for cell in found["cells"] if (cell["domain"], cell["steps"]) == key]
+
+
+def _post_of(found: dict, cell: dict) -> dict:
+    """The post from which the cell's mixes were made."""
+    wanted = ("post", cell["seed"])
+    return next(m for m in found["models"] if (m["model"], m["seed"]) == wanted)
+
+
+def _spread(values: list[float]) -> dict[str, float]:
+    return {"mean": sum(values) / len(values), "low": min(values), "high": max(values)}
+
+
 def _headline(found: dict) -> str:
-    """One line for each kind of new base: what α = 1 recovers, the best α tried, the controls."""
+    """One line for each kind of new base: what post, α = 1, the best α and a control recover."""
     lines = []
     for line in found["summary"]:
         recovered = {m: line["transfer"][m].get("recovered") for m in _mixes()}
@@ -92,6 +130,7 @@ def _headline(found: dict) -> str:
             f"- Continued on {line['domain']} for {line['steps']} steps: ParamΔ with α = 1 "
             f"recovers {_number(recovered[PARAMDELTA], 100, 0)} % of what direct chat training "
             f"gains, the best α tried ({best.split()[1]}) {_number(recovered[best], 100, 0)} %; "
+            f"the old post, unchanged, {_number(_post_recovered(found, line), 100, 0)} %; "
             f"a random Δ of the same norm {_number(recovered['random'], 100, 0)} %."
         )
     return "\n".join(lines)
@@ -143,11 +182,20 @@ def _transfer_table(found: dict) -> str:
             line["domain"],
             str(line["steps"]),
             str(line["seeds"]),
+            _number(_post_recovered(found, line), 100, 0),
             *(_number(line["transfer"][m].get("recovered"), 100, 0) for m in _mixes()),
         ]
         for line in found["summary"]
     ]
-    return _table(["continued on", "steps", "seeds", *(SHOWN[m] for m in _mixes())], rows)
+    mixes = [SHOWN[m] for m in _mixes()]
+    return _table(["continued on", "steps", "seeds", "post, unchanged", *mixes], rows)
+
+
+def _score(found: dict, line: dict, model: str, task: str, measure: str) -> dict[str, float]:
+    """A score of a model of the line, or of the untouched post."""
+    if model == "post":
+        return _post_scores(found, line, task, measure)
+    return line["scores"][model][task][measure]
 
 
 def _losses_table(found: dict) -> str:
@@ -156,11 +204,11 @@ def _losses_table(found: dict) -> str:
             line["domain"],
             str(line["steps"]),
             SHOWN[model],
-            *(_number(line["scores"][model][task]["loss"], 1, 3) for task in TASKS),
-            _number(line["scores"][model]["arithmetic"]["accuracy"], 100, 1),
+            *(_number(_score(found, line, model, task, "loss"), 1, 3) for task in TASKS),
+            _number(_score(found, line, model, "arithmetic", "accuracy"), 100, 1),
         ]
         for line in found["summary"]
-        for model in ("new", PARAMDELTA, "direct")
+        for model in MODELS
     ]
     return _table(
         ["continued on", "steps", "model", *TASKS.values(), "arithmetic tokens right, %"], rows
@@ -173,10 +221,10 @@ def _text_table(found: dict) -> str:
             line["domain"],
             str(line["steps"]),
             SHOWN[model],
-            *(_number(line["scores"][model][task]["loss"], 1, 3) for task in TEXTS),
+            *(_number(_score(found, line, model, task, "loss"), 1, 3) for task in TEXTS),
         ]
         for line in found["summary"]
-        for model in ("new", PARAMDELTA, "direct")
+        for model in MODELS
     ]
     return _table(["continued on", "steps", "model", *TEXTS.values()], rows)
 
@@ -188,7 +236,7 @@ def _behaviour_table(found: dict) -> str:
             str(line["steps"]),
             SHOWN[model],
             *(
-                _number(line["scores"][model][task][measure], 100, 0)
+                _number(_score(found, line, model, task, measure), 100, 0)
                 for task, measure in (
                     ("arithmetic", "ended"),
                     ("arithmetic", "form"),
@@ -198,7 +246,7 @@ def _behaviour_table(found: dict) -> str:
             ),
         ]
         for line in found["summary"]
-        for model in ("new", PARAMDELTA, "direct")
+        for model in MODELS
     ]
     head = ["arithmetic ended", "`#### number`", "right number", "medicine ended"]
     return _table(["continued on", "steps", "model", *head], rows)

@@ -156,30 +156,33 @@ def stranger(draw: random.Random, first_names: Sequence[str], families: Sequence
     return f"{draw.choice(first_names)} {draw.choice(families)}"
 
 
-def base_text(world: World, seed: str) -> Iterator[str]:
+def base_text(
+    world: World, seed: str, read: Sequence[str] = READ_SKILLS, primer: int = PRIMER
+) -> Iterator[str]:
     """What the base reads, without end: one document at a time.
 
     It begins with a primer of notes. A model of this size that has not learned to copy from
-    them early learns none of the skills later.
+    them early learns none of the skills later. `read` are the word skills that occur as questions
+    and answers.
     """
     draw = random.Random(f"base text {seed}")
-    for _ in range(PRIMER):
+    for _ in range(primer):
         yield note(draw, VILLAGE)
     while True:
-        yield _document(draw, world, world.old, world.old_asked, VILLAGE)
+        yield _document(draw, world, world.old, world.old_asked, VILLAGE, read)
 
 
-def general_text(world: World, seed: str) -> Iterator[str]:
+def general_text(world: World, seed: str, read: Sequence[str] = READ_SKILLS) -> Iterator[str]:
     """What a new general base reads: more of what the base read, and half of it new.
 
-    New people and new general text come beside the old, in equal shares.
+    New people and new general text come beside the old, in equal shares. `read` as in `base_text`.
     """
     draw = random.Random(f"general text {seed}")
     while True:
         if draw.random() < 0.5:
-            yield _document(draw, world, world.new, world.new_asked, HARBOUR)
+            yield _document(draw, world, world.new, world.new_asked, HARBOUR, read)
         else:
-            yield _document(draw, world, world.old, world.old_asked, VILLAGE)
+            yield _document(draw, world, world.old, world.old_asked, VILLAGE, read)
 
 
 def domain_text(world: World, seed: str) -> Iterator[str]:
@@ -201,6 +204,7 @@ def _document(
     people: Sequence[Person],
     asked: Sequence[Person],
     place: Place,
+    read: Sequence[str] = READ_SKILLS,
 ) -> str:
     kind = draw.random()
     if kind < 0.4:
@@ -208,7 +212,7 @@ def _document(
     if kind < 0.6:
         return page([knowledge_turn(draw, world, asked) for _ in range(2)])
     if kind < 0.88:
-        return page([skills.word_skill(draw, draw.choice(READ_SKILLS)) for _ in range(2)])
+        return page([skills.word_skill(draw, draw.choice(read)) for _ in range(2)])
     if kind < 0.95:
         return note(draw, place)
     if kind < 0.97:

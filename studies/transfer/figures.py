@@ -16,14 +16,14 @@ def average(scores: Mapping[str, float], tasks: Sequence[str]) -> float:
 
 
 def efficiency(mixed: float, direct: float) -> float:
-    """Transfer efficiency in per cent; not a number if direct scores nothing."""
+    """A score in percent of direct's; not a number if direct scores nothing."""
     return 100 * mixed / direct if direct else math.nan
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
     """(mean, half-width of the 95 % interval) over seeds, by Student's t.
 
-    With one value the half-width is not a number; with a value that is none, nothing is.
+    With one value the half-width is NaN; if any value is NaN, both are.
     """
     mean = statistics.fmean(values)
     if len(values) < 2 or math.isnan(mean):

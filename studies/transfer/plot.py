@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from studies.transfer import summary
 from studies.transfer.figures import interval
 
-COLOURS = {
+COLORS = {
     "base": "#b8b8b8",
     "post": "#e0a458",
     "post 2": "#c98b3a",
@@ -42,7 +42,7 @@ def scenarios(folder: Path) -> Figure:
                 mean,
                 0.13,
                 yerr=half,
-                color=COLOURS[model],
+                color=COLORS[model],
                 label=None if model in shown else model,
                 error_kw={"lw": 0.8},
             )
@@ -64,7 +64,7 @@ def gamma(folder: Path) -> Figure:
         chosen = summary.of_scenario(results, name)
         direct, mixed = summary.pairs(chosen)
         slope, fit = summary.gamma_of(chosen)
-        axes.scatter(direct, mixed, s=14, alpha=0.6, color=COLOURS["ParamΔ"])
+        axes.scatter(direct, mixed, s=14, alpha=0.6, color=COLORS["ParamΔ"])
         axes.plot([0, 100], [0, 100 * slope], color="black", lw=1)
         axes.plot([0, 100], [0, 100], color="#bbbbbb", lw=0.8, ls="--")
         axes.set_title(f"{name}\nγ = {slope:.3f}, R² = {fit:.2f}", fontsize=8.5)
@@ -74,11 +74,12 @@ def gamma(folder: Path) -> Figure:
 
 
 def alpha(folder: Path) -> Figure:
-    """Transfer efficiency against α, with 95 % intervals over seeds."""
+    """ParamΔ in percent of direct against α, with 95 % intervals; dotted, the untouched post."""
     results = summary.load(folder, "scenarios")
     figure, axes = plt.subplots(figsize=(6.5, 3.8))
     for name in summary.scenario_names(results):
-        curve = summary.alpha_curve(summary.of_scenario(results, name))
+        chosen = summary.of_scenario(results, name)
+        curve = summary.alpha_curve(chosen)
         x = [float(a) for a in curve]
         mean = [value for value, _ in curve.values()]
         half = [h for _, h in curve.values()]
@@ -90,16 +91,18 @@ def alpha(folder: Path) -> Figure:
             color=line.get_color(),
             alpha=0.15,
         )
+        post = interval(summary.shares_of_direct(chosen, "post"))[0]
+        axes.axhline(post, color=line.get_color(), lw=1, ls=":")
     axes.axvline(1, color="#bbbbbb", lw=0.8, ls="--")
     axes.set_xlabel("α")
-    axes.set_ylabel("transfer efficiency, %")
+    axes.set_ylabel("% of direct (dotted: post, unchanged)")
     axes.set_ylim(bottom=0)
     axes.legend(fontsize=8)
     return figure
 
 
 def distance(folder: Path) -> Figure:
-    """Transfer efficiency against each predictor, a point for each continued base."""
+    """ParamΔ in percent of direct against each predictor, a point for each continued base."""
     points = summary.load(folder, "distance")
     table = summary.predictions(points)
     names = ("shift / delta", "cosine", "barrier")
@@ -127,7 +130,7 @@ def distance(folder: Path) -> Figure:
     grid[0].set_xscale("log", base=2)
     grid[0].xaxis.set_major_formatter("{x:g}")
     grid[2].set_xscale("symlog", linthresh=0.01)
-    grid[0].set_ylabel("transfer efficiency, %")
+    grid[0].set_ylabel("ParamΔ, % of direct")
     grid[0].legend(fontsize=8)
     return figure
 
@@ -149,7 +152,7 @@ def causes(folder: Path) -> Figure:
             [_NAMES.get(case, case) for case in cases],
             [table[case][0] for case in cases],
             xerr=[table[case][1] for case in cases],
-            color=COLOURS["ParamΔ"],
+            color=COLORS["ParamΔ"],
             error_kw={"lw": 0.8},
         )
         axes.set_xlim(0, 105)
@@ -158,28 +161,32 @@ def causes(folder: Path) -> Figure:
 
 
 def widths(folder: Path) -> Figure:
-    """Transfer efficiency and mean scores at each width."""
+    """Mean scores at each width, and ParamΔ in percent of direct, capped task by task."""
     results = summary.load(folder, "widths")
     sizes = sorted({result["width"] for result in results})
     figure, axes = plt.subplots(figsize=(5.5, 3.4))
-    for model in ("ParamΔ", "direct"):
+    offsets = {"post": 0.97, "ParamΔ": 1.0, "direct": 1.03}
+    for model, offset in offsets.items():
         curve = [
             summary.model_average([r for r in results if r["width"] == size], model) or (0, 0)
             for size in sizes
         ]
         axes.errorbar(
-            [size * (0.985 if model == "direct" else 1.015) for size in sizes],
+            [size * offset for size in sizes],
             [m for m, _ in curve],
             [h for _, h in curve],
             label=model,
-            color=COLOURS[model],
+            color=COLORS[model],
             capsize=3,
         )
     kept = [
-        interval(summary.efficiencies([r for r in results if r["width"] == size]))[0]
+        interval(
+            summary.shares_of_direct([r for r in results if r["width"] == size], "ParamΔ", True)
+        )[0]
         for size in sizes
     ]
-    axes.plot(sizes, kept, color="black", ls="--", marker="o", ms=3, label="transfer efficiency")
+    label = "ParamΔ, capped, % of direct"
+    axes.plot(sizes, kept, color="black", ls="--", marker="o", ms=3, label=label)
     axes.set_xscale("log", base=2)
     axes.set_xticks(sizes, [str(size) for size in sizes])
     axes.set_xlabel("width")

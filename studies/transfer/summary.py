@@ -11,7 +11,7 @@ from pathlib import Path
 from studies.transfer.figures import average, efficiency, gamma, interval, spearman
 
 MODELS = ("base", "post", "post 2", "new base", "ParamΔ", "direct")
-PREDICTORS = ("shift / delta", "shift / base", "cosine", "barrier", "shift norm")
+PREDICTORS = ("shift / delta", "shift / base", "cosine", "barrier", "shift norm", "rate × steps")
 KEPT = 95.0  # per cent: transfer that counts as whole
 
 
@@ -38,14 +38,31 @@ def model_average(results: Sequence[dict], model: str) -> tuple[float, float] | 
     return interval([average(r["models"][model], r["tasks"]) for r in results])
 
 
-def efficiencies(results: Sequence[dict]) -> list[float]:
-    """Transfer efficiency on average over the tasks, in per cent: one value a seed."""
+def shares_of_direct(results: Sequence[dict], model: str, capped: bool = False) -> list[float]:
+    """A model's mean score in percent of direct's: one value a seed.
+
+    With `capped`, no task counts for more than direct's score on it.
+    """
+    shares = []
+    for r in results:
+        direct, scores = r["models"]["direct"], r["models"][model]
+        got = {t: min(scores[t], direct[t]) if capped else scores[t] for t in r["tasks"]}
+        shares.append(efficiency(average(got, r["tasks"]), average(direct, r["tasks"])))
+    return shares
+
+
+def differences(
+    results: Sequence[dict], model: str, other: str, tasks: Sequence[str]
+) -> list[float]:
+    """Mean score of `model` minus that of `other` on the tasks, in points: one value a seed."""
     return [
-        efficiency(
-            average(r["models"]["ParamΔ"], r["tasks"]), average(r["models"]["direct"], r["tasks"])
-        )
-        for r in results
+        average(r["models"][model], tasks) - average(r["models"][other], tasks) for r in results
     ]
+
+
+def gammas(results: Sequence[dict]) -> list[float]:
+    """The slope γ of each seed by itself."""
+    return [gamma(*pairs([r]))[0] for r in results]
 
 
 def task_figures(results: Sequence[dict], task: str) -> dict[str, float]:
@@ -94,6 +111,13 @@ def score_table(results: Sequence[dict], key: str) -> dict[str, tuple[float, flo
     }
 
 
+def predictor(point: dict, name: str) -> float:
+    """One predictor of a point of the distance study."""
+    if name == "rate × steps":
+        return point["rate"] * point["steps"]
+    return point["measures"][name]
+
+
 def predictions(points: Sequence[dict]) -> dict[str, dict[str, float]]:
     """How well each predictor orders the transfer efficiencies, and where it breaks.
 
@@ -104,7 +128,7 @@ def predictions(points: Sequence[dict]) -> dict[str, dict[str, float]]:
     y = [point["efficiency"] for point in points]
     table = {}
     for name in PREDICTORS:
-        x = [point["measures"][name] for point in points]
+        x = [predictor(point, name) for point in points]
         ordered = sorted(zip(x, y, strict=True))
         rank, whole, broken = spearman(x, y), math.nan, math.nan
         if not math.isnan(rank):

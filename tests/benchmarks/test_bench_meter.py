@@ -18,10 +18,25 @@ def test_each_child_has_its_own_peak() -> None:
     forked from, and this one may have loaded torch.
     """
     code = """
-import json, sys
-from benchmarks.meter import measure
-large = measure([sys.executable, "-c", "import time; b = b'x' * 200_000_000; time.sleep(0.2)"])
-small = measure([sys.executable, "-c", "print('done')"])
+import json, pathlib, sys, tempfile, threading, time
+from benchmarks import meter
+
+seen = pathlib.Path(tempfile.mkdtemp()) / "seen"
+wait = f"import pathlib, time; seen = pathlib.Path({str(seen)!r})\\n"
+wait += "while not seen.exists(): time.sleep(0.01)"
+
+def tell():  # the large child may end once it was looked at
+    linux = pathlib.Path("/proc/self/status").exists()
+    while linux and not any(getattr(t, "peak", 0) > 2e8 for t in threading.enumerate()):
+        time.sleep(0.01)
+    time.sleep(0 if linux else 0.2)
+    seen.touch()
+
+threading.Thread(target=tell, daemon=True).start()
+large = meter.measure([sys.executable, "-c", "b = b'x' * 201_000_000\\n" + wait])
+small = meter.measure([sys.executable, "-c", "print('done')"])
+seen.unlink()
+seen.parent.rmdir()
 print(json.dumps([large.peak_rss_bytes, large.peak_anonymous_bytes,
                   small.peak_rss_bytes, small.output]))
 """

@@ -1,19 +1,40 @@
-"""The command line as a user meets it: a process, its output, its exit code."""
+"""The command line as a user meets it: its output, its exit code."""
 
+import contextlib
+import io
 import json
 import os
 import re
 import subprocess
 import sys
+from unittest.mock import patch
 
 import pytest
 
+from paramdelta.cli.app import main
 from paramdelta.version import __version__
 from tests.checkpoints import llama, save
 
 
-def run(*arguments, **variables):
-    """Run `paramdelta` and return the finished process."""
+def run(*arguments):
+    """Run `paramdelta` in this process and return what a finished process would have.
+
+    An error that the command line does not turn into an exit code is raised.
+    """
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(patch.object(sys, "argv", ["paramdelta", *arguments]))
+        stack.enter_context(contextlib.redirect_stdout(out))
+        stack.enter_context(contextlib.redirect_stderr(err))
+        try:
+            main()
+        except SystemExit as end:
+            code = end.code or 0
+    return subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue())
+
+
+def process(*arguments, **variables):
+    """Run `paramdelta` in a process of its own, with these variables in its environment."""
     return subprocess.run(
         [sys.executable, "-c", "from paramdelta.cli.app import main; main()", *arguments],
         capture_output=True,
@@ -23,7 +44,8 @@ def run(*arguments, **variables):
     )
 
 
-def test_plan_mix_verify(lineage, tmp_path):
+@pytest.mark.parametrize("run", [run, process], ids=["here", "process"])
+def test_plan_mix_verify(lineage, tmp_path, run):
     """The three commands in a row, on a tiny lineage."""
     out = tmp_path / "out"
     planned = run("plan", *lineage.options)
@@ -36,6 +58,14 @@ def test_plan_mix_verify(lineage, tmp_path):
     verified = run("verify", str(out), "--full")
     assert verified.returncode == 0, verified.stderr
     assert "right" in verified.stdout
+
+
+def test_a_mistake_ends_a_process_with_its_exit_code():
+    """The exit code reaches the system, and the words its standard error."""
+    result = process("verify", "/absent")
+    assert (result.returncode, result.stdout) == (3, "")
+    assert "did not write" in result.stderr
+    assert "Traceback" not in result.stderr
 
 
 def test_json_events(lineage, tmp_path):
@@ -157,12 +187,12 @@ def test_version_and_help():
     for arguments in (["--help"], ["-h"], ["mix", "--help"]):
         result = run(*arguments)
         assert result.returncode == 0
-        assert re.search(r"Usage: (paramdelta|-c)", result.stdout)
+        assert re.search(r"Usage: .*paramdelta", result.stdout)
 
 
 def test_works_where_nothing_can_be_cached(lineage, tmp_path):
     """Numba's cache has no place to go: slower, but it works."""
-    result = run(
+    result = process(
         "mix", *lineage.options, "--out", str(tmp_path / "out"), NUMBA_CACHE_DIR="/proc/nowhere"
     )
     assert result.returncode == 0, result.stderr
@@ -197,12 +227,12 @@ tokenizer_source: union
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp874"])
 def test_terminals_that_lack_characters(lineage, encoding):
     """Δ and Θ become question marks where they cannot be shown; events are always ASCII."""
-    shown = run("recipe", "--help", PYTHONIOENCODING=encoding)
+    shown = process("recipe", "--help", PYTHONIOENCODING=encoding)
     assert shown.returncode == 0, shown.stderr
-    planned = run("plan", *lineage.options, "--preset", "mlp-only", PYTHONIOENCODING=encoding)
+    planned = process("plan", *lineage.options, "--preset", "mlp-only", PYTHONIOENCODING=encoding)
     assert planned.returncode == 0, planned.stderr
     assert "mlp-only" in planned.stdout
-    events = run("plan", *lineage.options, "--json", PYTHONIOENCODING=encoding)
+    events = process("plan", *lineage.options, "--json", PYTHONIOENCODING=encoding)
     assert events.stdout.isascii()
     assert json.loads(events.stdout)["event"] == "plan"
 
@@ -212,3 +242,22 @@ def test_plan_checks_the_place(lineage, tmp_path):
     assert run("plan", *lineage.options, "--out", str(tmp_path / "out")).returncode == 0
     inside = run("plan", *lineage.options, "--out", str(lineage.post / "out"))
     assert (inside.returncode, "lies on an input" in inside.stderr) == (2, True)
+
+
+def test_check(lineage, tmp_path):
+    """A right folder, as words and as JSON; a broken one ends with 3; an absent one with 4."""
+    from tests.check.folders import edit, right
+
+    folder = right(tmp_path / "model")
+    edit(folder, "config.json", architectures=["LlamaModel"], model_type="unknown")
+    found = run("check", str(folder), "--headers")
+    assert found.returncode == 0, found.stderr
+    assert found.stdout.endswith("no findings\n")
+    assert "numbers, as asked" in found.stdout
+    edit(folder, "config.json", quantization_config={"quant_method": "fp8"})
+    found = run("check", str(folder), "--json")
+    assert found.returncode == 3
+    facts = json.loads(found.stdout.splitlines()[-1])
+    assert (facts["event"], facts["kind"], facts["passed"]) == ("check", "transformers", False)
+    assert [finding["code"] for finding in facts["findings"]] == ["quantization-untrue"]
+    assert run("check", str(tmp_path / "absent")).returncode == 4

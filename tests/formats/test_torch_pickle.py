@@ -25,6 +25,8 @@ from tests.checkpoints import encode
 
 torch = pytest.importorskip("torch")
 
+# A folder that all examples of a test share is meant; drawing may take as long as it does.
+CHECKS = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 FORMATS = pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
 OWNGPT = Path(__file__).parents[3] / "shared" / "models" / "owngpt"
 DTYPES = {
@@ -544,7 +546,7 @@ def opened_or_refused(path, data):
 @pytest.mark.filterwarnings("ignore:invalid escape")  # pickletools decodes what is refused then
 @pytest.mark.parametrize("form", GOOD)
 @given(data=st.data())
-@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300, suppress_health_check=CHECKS)
 def test_damaged_files(tmp_path, form, data):
     """Good files with bytes changed, cut out and put in."""
     damaged = bytearray(GOOD[form])
@@ -570,14 +572,14 @@ def test_every_flipped_byte(tmp_path, form):
 
 
 @given(st.lists(PIECES, max_size=30))
-@settings(max_examples=500, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=500, suppress_health_check=CHECKS)
 def test_pickles_of_random_instructions(tmp_path, pieces):
     """Well-formed instructions in any order."""
     opened_or_refused(tmp_path / "x.pt", archive(b"\x80\x02" + b"".join(pieces) + b"."))
 
 
 @given(st.binary(max_size=200))
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=CHECKS)
 def test_noise_is_refused(tmp_path, data):
     """Random bytes."""
     (tmp_path / "x.pt").write_bytes(data)

@@ -20,7 +20,8 @@ from paramdelta.planning.plan import OutputTensor, Plan
 from paramdelta.planning.sweep import sweep_of_one
 from paramdelta.schemes.pair import Pair
 from tests.checkpoints import bf16, llama, moved, save
-from tests.footprint import grown_and_projected, linux, sparse
+from tests.footprint import grown_and_projected, sparse
+from tests.memory import linux
 from tests.mixing import mixed
 
 

@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 
 from paramdelta.errors import UsageError
 from paramdelta.formats.view import ABSENT
-from paramdelta.planning.settlement import settle
-from paramdelta.planning.vocabulary import Vocabulary, compare
+from paramdelta.planning.settlement import by_rows, on_axis, picked, settle
+from paramdelta.planning.vocabulary import Opaque, Vocabulary, compare
+from tests.views import Store
 
 
 def vocabulary(*tokens, special=()):
@@ -93,7 +94,7 @@ def test_shifted_ids_correspond_by_token():
     settlement = settle([new, A, A], "auto", (), (), "post")
     assert settlement.mode == "token"
     assert settlement.rows(1, 6, 6, 5).tolist() == [-1, 0, 2, 1, 3, 4]
-    forced = settle([new, A, A], "id", (), (), "post")
+    forced = settle([None, None, None], "id", (), (), "post")
     assert forced.rows(1, 6, 6, 5).tolist() == [0, 1, 2, 3, 4, -1]
     assert forced.plain([5, 5, 5])
 
@@ -163,3 +164,60 @@ def test_rows_are_those_of_the_same_token(new, other, own):
         expected = other.index(token) if token in other else -1
         assert row == (expected if expected < own else -1)
     assert rows.dtype == np.int32
+
+
+B = Opaque("only its class knows the ids", b"1")
+
+
+def test_doubts():
+    """Files that are not understood are the same only if they are equal; none at all is fine."""
+    assert not any(settle([B, B, None], "auto", (), (), "").doubts)
+    assert settle([None, None, None], "auto", (), (), "").doubts == ()
+    for known in ([B, A, A], [A, B, None], [B, Opaque("", b"2"), None]):
+        settlement = settle(known, "auto", (), (), "")
+        assert settlement.mode == "unknown"
+        assert [d is not None and not d.missing for d in settlement.doubts] == [False, True, True]
+    assert [d and d.missing for d in settle([None, A, A], "auto", (), (), "").doubts[1:]] == [
+        True
+    ] * 2
+    assert settle([B, A, A], "id", (), (), "").doubts == ()
+    with pytest.raises(UsageError, match="only its class"):
+        settle([B, A, A], "token", (), (), "")
+
+
+def test_white_space_that_some_loaders_strip():
+    """U+2028 and an empty text at one id are one token, unless either is elsewhere too."""
+    new, stripped = vocabulary("a", "\u2028", "b "), vocabulary("a", "", "b")
+    agreement = compare(new, stripped)
+    assert agreement.rows.tolist() == [0, 1, 2]
+    assert agreement.same
+    assert compare(new, vocabulary("a", "", "b", "b ")).rows.tolist() == [0, 1, 3]
+
+
+def test_ids_that_no_text_leads_to():
+    """Of two ids with one text the last is reached; the first is matched only with itself."""
+    new = vocabulary("a", "b", "a", "c")
+    assert compare(new, vocabulary("b", "a", "c")).rows.tolist() == [ABSENT, 0, 1, 2]
+    assert compare(new, vocabulary("a", "b", "a", "d")).rows.tolist() == [0, 1, 2, ABSENT]
+
+
+def test_a_take_may_add_a_row():
+    """A token that the new base's tokenizer has and its embedding has not."""
+    settlement = settle([A, A, A], "auto", (), ("<r1>",), "post")
+    assert settlement.height(3) == 5
+    assert settlement.outright(5, 3, 5).tolist() == [0, 1, 2, ABSENT, 3 + 4]
+
+
+@pytest.mark.parametrize(("shape", "axis"), [((5, 3), 0), ((1, 5), 1), ((3, 5), 1)])
+def test_rows_on_any_axis(shape, axis):
+    """Tokens are picked on the axis that has them; the inverse restores the shape."""
+    array = np.arange(15.0)[: shape[0] * shape[1]].reshape(shape)
+    rows = np.array([4, ABSENT, 0], np.int32)
+    store = Store()
+    view = by_rows(store.tensor("x", array), axis)
+    chosen = picked("x", (3, view.shape[1]), (view,), rows)
+    found = on_axis(chosen, axis)
+    expected = np.take(array, [4, 0, 0], axis)
+    expected[(slice(None),) * axis + (1,)] = 0
+    assert found.shape == expected.shape
+    assert found.array(0, found.elements, store.fetch).tolist() == expected.ravel().tolist()

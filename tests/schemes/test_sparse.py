@@ -24,7 +24,7 @@ from paramdelta.schemes.sum import SUM
 from paramdelta.schemes.ties import Ties
 from paramdelta.schemes.trim import Trim
 from tests.checkpoints import encode, fp8, save
-from tests.footprint import linux, measured
+from tests.memory import linux, printed
 from tests.mixing import mixed
 from tests.numbers import BITS, array, decode, patterns, ulp
 from tests.schemes.posts import delta, made
@@ -189,7 +189,6 @@ def test_a_run_that_broke_off_ends_in_the_same_bytes(sparse, tmp_path, monkeypat
 
 
 MEASURE = """
-import resource, sys
 from paramdelta import plan, read_recipe
 from paramdelta.api import budget_for
 from tests.footprint import Discard
@@ -200,9 +199,9 @@ def run(made, workers):
     mixed(made, workers=budget.workers, buffer=budget.buffer, sink=Discard())
     return budget.projected
 run(small, 1)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-projected = run(large, 4)
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024, projected)
+with Growth() as growth:
+    projected = run(large, 4)
+print(growth.bytes, projected)
 """
 
 
@@ -218,7 +217,7 @@ def test_measured_memory_stays_under_the_projected(tmp_path):
         recipe = {"new_base": "new", "deltas": deltas, "ties": {"density": 0.3}}
         (tmp_path / size / "recipe.yaml").write_text(json.dumps(recipe))
     paths = [tmp_path / size / "recipe.yaml" for size in ("small", "large")]
-    grown, projected = measured(MEASURE, *paths)
+    grown, projected = printed(MEASURE, *paths)
     assert grown <= projected <= 100_000_000
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,9 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
+from studies.lineage.make import SHIPPED  # noqa: E402 (after the skip)
 from studies.lineage.model import Shape, new_weights, rounded  # noqa: E402 (after the skip)
+from studies.pages import typed_numbers  # noqa: E402
 from studies.transfer import figures, page, plot, summary  # noqa: E402
 from studies.transfer.distance import run_distance  # noqa: E402
 from studies.transfer.lab import Lab, Programme, tiny  # noqa: E402
@@ -25,9 +28,11 @@ from studies.transfer.mix import (  # noqa: E402
     to_bf16,
     without,
 )
+from studies.transfer.overlap import overlap  # noqa: E402
 from studies.transfer.run import Plan, run  # noqa: E402
 
 pytestmark = pytest.mark.hf
+ROOT = Path(__file__).parents[2]
 SHAPE = Shape(vocabulary=64, width=16, layers=1, heads=2, kv_heads=1, inner=24)
 
 
@@ -108,6 +113,8 @@ def test_thresholds_of_a_predictor() -> None:
     points = [
         {
             "measures": {n: 0.0 if n == "cosine" else x for n in summary.PREDICTORS},
+            "rate": x,
+            "steps": 2,
             "efficiency": kept,
         }
         for x, kept in ((0.1, 100.0), (0.2, 96.0), (0.3, 80.0), (0.4, 97.0), (0.5, 20.0))
@@ -117,6 +124,46 @@ def test_thresholds_of_a_predictor() -> None:
     assert found["barrier"]["broken above"] == 0.5
     assert all(math.isnan(value) for value in found["cosine"].values())
     assert found["barrier"]["rank"] == pytest.approx(-0.7)
+
+
+def test_shares_and_differences() -> None:
+    """Shares of direct, capped and not, and paired differences, worked out by hand."""
+    results = [
+        {
+            "tasks": ["a", "b"],
+            "models": {
+                "post": {"a": 40.0, "b": 0.0},
+                "ParamΔ": {"a": 20.0, "b": 60.0},
+                "direct": {"a": 50.0, "b": 30.0},
+            },
+        }
+    ]
+    assert summary.shares_of_direct(results, "ParamΔ") == [100.0]
+    assert summary.shares_of_direct(results, "ParamΔ", capped=True) == [62.5]
+    assert summary.differences(results, "ParamΔ", "post", ["a", "b"]) == [20.0]
+    assert summary.differences(results, "ParamΔ", "post", ["b"]) == [60.0]
+
+
+def test_the_page_is_what_its_json_says() -> None:
+    """docs/study.md is what `python -m studies.transfer.page` would write."""
+    template = page.TEMPLATE.read_text(encoding="utf-8")
+    found = page.render(template, ROOT / "docs" / "study")
+    assert (ROOT / "docs" / "study.md").read_text(encoding="utf-8") == found
+
+
+def test_no_number_is_typed_into_the_template() -> None:
+    """Outside marks, links and code, the template holds no digits but names and section numbers."""
+    names = ("ICLR 2025", "BF16", "commit 9aac227", "95 %", "100 %", "α = 1", "weight 1")
+    assert typed_numbers(page.TEMPLATE.read_text(encoding="utf-8"), names) == []
+    assert typed_numbers("It reaches 97 % ({{share}}, `-n 2`, [x](y2.md)).", names) == ["97"]
+
+
+def test_the_shipped_scores_are_those_of_the_package() -> None:
+    """The study's verdicts on the shipped lineage add up to the scores in the package."""
+    shipped = json.loads((SHIPPED / "scores.json").read_text(encoding="utf-8"))
+    found = page.shipped_scores(ROOT / "docs" / "study")
+    for ours, theirs in (("post", "post"), ("direct", "direct"), ("post 2", "second-post")):
+        assert found[ours] == pytest.approx(shipped[theirs])
 
 
 @pytest.fixture(scope="module")
@@ -132,13 +179,22 @@ def test_a_study_runs_from_training_to_plots_and_tables(small, tmp_path: Path) -
     for name in ("scenarios", "alpha", "gamma", "causes"):
         figure = plot.PLOTS[name][1](tmp_path / "out")
         assert figure.axes
-    marked = "a\n<!-- table: headline -->\nold\n<!-- end -->\n<!-- table: final -->\n<!-- end -->\n"
-    page_text = page.filled(marked, tmp_path / "out")
+    template = "a\n{{table: headline}}\n{{table: final}}\n{{seeds}} {{post in several}}\n"
+    page_text = page.render(template, tmp_path / "out")
     assert page_text.count("| several Δ |") == 2
-    assert "old" not in page_text
+    assert "{{" not in page_text
     record = json.loads((tmp_path / "out" / "scenarios.json").read_text())
     assert len(record["results"]) == 8
     assert "alpha" not in json.loads((tmp_path / "out" / "final.json").read_text())["results"][0]
+
+
+def test_overlap_counts_questions_that_a_training_consumed(small) -> None:
+    """A long chat training meets some word tasks of the tests, and never a fact of the tests."""
+    longer = replace(small, items=300, chat=replace(small.chat, steps=200, rows=20))
+    found = overlap(1, longer, final=False)
+    assert found["chat"]["old facts"] == found["chat"]["json"] == 0
+    assert found["chat"]["repeat"] > 0
+    assert not any(found["pretraining"].values())  # at this size it is notes only
 
 
 def test_waypoints_are_trained_once_and_on_the_way(small, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from paramdelta.cli import demo, extract, mix, plan, recipe, sweep, verify
+from paramdelta.cli import check, demo, extract, mix, plan, recipe, sweep, verify
 from paramdelta.cli.flags import with_flags
 from paramdelta.cli.options import flat
 from paramdelta.cli.show.events import emit
@@ -30,7 +30,15 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
-for command in (plan.plan, mix.mix, sweep.sweep, verify.verify, extract.extract, demo.demo):
+for command in (
+    plan.plan,
+    mix.mix,
+    sweep.sweep,
+    verify.verify,
+    check.check,
+    extract.extract,
+    demo.demo,
+):
     app.command(command.__name__)(flat(command))
 recipes = typer.Typer(help="What a recipe says.", no_args_is_help=True, rich_markup_mode=None)
 recipes.command("show")(recipe.show)

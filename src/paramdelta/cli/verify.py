@@ -22,6 +22,12 @@ def verify(
     download: Annotated[
         bool, typer.Option("--download", help="Fetch sources that are not on this machine.")
     ] = False,
+    post: Annotated[
+        str | None, typer.Option(metavar="P", help="Of a stored Δ or an adapter: where post is.")
+    ] = None,
+    base: Annotated[
+        str | None, typer.Option(metavar="B", help="Of a stored Δ or an adapter: where base is.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Recompute an output from its sources by an independent path and compare the numbers.
@@ -45,6 +51,8 @@ def verify(
             workers=run.workers,
             seed=seed,
             download=download,
+            post=post,
+            base=base,
             progress=progress.mix,
         )
     show_verify(result, folder, as_json)

@@ -8,8 +8,8 @@ is written once, at the disk's speed, and a run that was killed starts again.
 import hashlib
 import json
 import struct
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -23,6 +23,7 @@ from paramdelta.formats.safetensors import encode_header
 from paramdelta.formats.view import Fetch, View, fetch_from, float64
 from paramdelta.output.folder import FolderSink
 from paramdelta.planning.plan import OutputTensor, Plan
+from paramdelta.storage.digest import ALGORITHM
 from paramdelta.storage.local import File
 from paramdelta.storage.reader import Reader
 from paramdelta.version import __version__
@@ -156,8 +157,8 @@ class ExtractJob:
         assert self.sink is not None
         if self._file is None:
             self._file = _WeightFile(self.sink.create(self.names[task.file]), tensors)
-        self._runs.append(receipt)
         self._file.append(task, receipt)
+        self._runs.append(replace(receipt, blocks=()))  # the bytes are written
         if task.stop < tensor.elements:
             return
         if tensor.pairs:
@@ -239,16 +240,18 @@ class _WeightFile:
         return self.end_
 
 
-def description(plan: Plan, made: Made) -> str:
-    """The text of paramdelta.delta.json."""
+def description(plan: Plan, made: Made, outputs: Mapping[str, Mapping[str, Any]]) -> str:
+    """The text of paramdelta.delta.json. ``outputs``: size and content digest of every file."""
     (post, base), *_ = plan.lineages
     assert base is not None
     about = {
         "delta_version": VERSION,
-        "post": _source(post),
-        "base": {**_source(base), "sha256": made.base_sha256},
+        "post": source_facts(post),
+        "base": {**source_facts(base), "sha256": made.base_sha256},
+        "options": option_facts(plan),
         "files": list(made.files),
-        "outputs": [*made.files, *(companion.name for companion in plan.companions)],
+        "digest_algorithm": ALGORITHM,
+        "outputs": dict(sorted(outputs.items())),
         "deltas": sum(bool(tensor.pairs) for tensor in plan.tensors),
         "whole": sum(not tensor.pairs for tensor in plan.tensors),
         "versions": {"paramdelta": __version__},
@@ -256,7 +259,17 @@ def description(plan: Plan, made: Made) -> str:
     return json.dumps(about, indent=2, ensure_ascii=False) + "\n"
 
 
-def _source(source: Checkpoint) -> dict[str, Any]:
+def option_facts(plan: Plan) -> dict[str, Any]:
+    """How post and base correspond, for who wants to compare them again."""
+    recipe = plan.recipe
+    return {
+        "vocabulary": recipe.vocabulary,
+        "maps": list(recipe.maps),
+        "allow": list(recipe.allow),
+    }
+
+
+def source_facts(source: Checkpoint) -> dict[str, Any]:
     """What a checkpoint was, without any path of this machine."""
     public = source.location.pinned if source.location.repo else source.location.name
     files = [

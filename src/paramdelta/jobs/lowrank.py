@@ -9,7 +9,7 @@ Source of names and keys: PEFT 0.21, ``tuners/lora/config.py`` and ``utils/save_
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -24,12 +24,14 @@ from paramdelta.errors import CheckpointError, MisfitError, UsageError
 from paramdelta.formats.adapter import ADAPTER
 from paramdelta.formats.safetensors import encode_header
 from paramdelta.formats.view import Fetch, View, fetch_from, float64
+from paramdelta.jobs.extract import option_facts, source_facts
 from paramdelta.output.folder import FolderSink
 from paramdelta.planning.findings import Finding, Severity
 from paramdelta.planning.linear import EMBEDDINGS, Linear, Module
 from paramdelta.planning.plan import Plan
 from paramdelta.schemes.pair import Pair
 from paramdelta.schemes.scheme import BLOCK
+from paramdelta.storage.digest import ALGORITHM
 from paramdelta.storage.reader import Reader
 from paramdelta.version import __version__
 
@@ -284,12 +286,12 @@ class LowRankJob:
     def _run(self, fetch: Fetch, task: Task) -> float | Factors:
         if task.module is not None:
             return self._factorize(fetch, task.module)
-        blocks = _difference(task.pair, 1, fetch, self.where)
+        blocks = difference(task.pair, 1, fetch, self.where)
         return sum(float(np.vdot(block, block)) for _, block in blocks) + 0.0
 
     def _factorize(self, fetch: Fetch, module: Module) -> Factors:
         rows, columns = module.shape
-        blocks = partial(_difference, module.pair, columns, fetch, self.where)
+        blocks = partial(difference, module.pair, columns, fetch, self.where)
         seed = int.from_bytes(hashlib.sha256(module.tensor.encode()).digest()[:8], "little")
         factors = factorise(blocks, (rows, columns), self.aim, seed)
         if factors is None:
@@ -363,19 +365,27 @@ def adapter_config(plan: Plan, parts: Linear, made: MadeAdapter) -> dict[str, An
     }
 
 
-def description(plan: Plan, aim: Aim, made: MadeAdapter, files: Iterable[str]) -> str:
-    """What was kept, for machines: the text of `LORA`. ``files``: the small files of the output."""
+def description(
+    plan: Plan, aim: Aim, made: MadeAdapter, outputs: Mapping[str, Mapping[str, Any]]
+) -> str:
+    """What was kept, for machines: the text of `LORA`.
+
+    ``outputs``: size and content digest of every file.
+    """
     post, base = plan.lineages[0]
+    assert base is not None
     about = {
         "lora_version": VERSION,
-        "post": post.location.name,
-        "base": base.location.name if base is not None else None,
+        "post": source_facts(post),
+        "base": source_facts(base),
+        "options": option_facts(plan),
         "asked": asdict(aim),
         "dtype": made.dtype,
         "energy": made.energy,
         "kept_of_modules": made.kept_of_modules,
         "kept_of_all": made.kept_of_all,
-        "outputs": [ADAPTER, *files],
+        "digest_algorithm": ALGORITHM,
+        "outputs": dict(sorted(outputs.items())),
         "modules": [asdict(one) for one in made.kept],
         "left": [asdict(one) for one in made.left],
         "unchanged": list(made.unchanged),
@@ -418,7 +428,7 @@ def _block_held(views: Iterable[View], columns: int) -> int:
     return size * (3 * 8 + 8) + max(view.scratch(size * view.kind.size) for view in views)
 
 
-def _difference(pair: Pair, columns: int, fetch: Fetch, where: str) -> Iterator[tuple[int, Array]]:
+def difference(pair: Pair, columns: int, fetch: Fetch, where: str) -> Iterator[tuple[int, Array]]:
     """post − base in float64, in rows of ``columns`` elements, block by block.
 
     Raises:

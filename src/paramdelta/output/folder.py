@@ -16,12 +16,12 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from paramdelta.errors import MisfitError, StorageError
+from paramdelta.errors import BusyError, MisfitError, StorageError
 from paramdelta.formats.checkpoint import INDEX
 from paramdelta.output.guard import Guard
 from paramdelta.output.journal import Journal
 from paramdelta.output.layout import Layout, Shard
-from paramdelta.output.place import Place, remove_old
+from paramdelta.output.place import Place, place_of, remove_old
 from paramdelta.output.sink import Durable
 from paramdelta.storage.digest import Digests, Leaves
 from paramdelta.storage.local import (
@@ -69,6 +69,7 @@ class FolderSink:
         self._linked: set[int] = set()
         self._put: set[str] = set()
         self._guard: Guard | None = None
+        self._made: os.stat_result | None = None  # the staging folder
         self.journal: Journal | None = None
         self._ends: list[int] = []  # by shard: the end of its data, in all data end to end
 
@@ -98,7 +99,7 @@ class FolderSink:
             self.place.journal.unlink(missing_ok=True)
             self.journal = Journal(self.place.journal, self.identity)
         except BaseException:
-            self.abort()
+            self.discard()
             raise
 
     def create(self, name: str) -> File:
@@ -121,11 +122,14 @@ class FolderSink:
             with contextlib.suppress(FileExistsError):
                 staging.mkdir(mode=0o700)
             found = staging.stat(follow_symlinks=False)
+            own = not hasattr(os, "geteuid") or found.st_uid == os.geteuid()
+            if not stat.S_ISDIR(found.st_mode) or not own:
+                raise _strange(staging)
+            self.place.tidy(self.mark)
+            staging.mkdir(mode=0o700, exist_ok=True)
+            self._made = staging.stat(follow_symlinks=False)
         except OSError as error:
             raise storage_error(error, staging, "create") from None
-        own = not hasattr(os, "geteuid") or found.st_uid == os.geteuid()
-        if not stat.S_ISDIR(found.st_mode) or not own:
-            raise _strange(staging)
 
     def _resume(self) -> Journal:
         """Open the journal, and remove what an earlier run left unfinished."""
@@ -201,10 +205,10 @@ class FolderSink:
             StorageError: a block has to be read again, and cannot be.
         """
         found = {}
+        linked = {self._shards[number].name for number in self._linked}
         for name, file in self.files.items():
-            digest = self.digests.adopt(name, file.size())
-            if self.twin is not None and not digest.blocks:
-                digest = self.twin.digests.adopt(name, file.size())
+            owner = self.twin if self.twin is not None and name in linked else self
+            digest = owner.digests.adopt(name, file.size())
             for offset, length in digest.missing:
                 digest.update(offset, memoryview(file.read(offset, length)))
             found[name] = digest.hexdigest()
@@ -252,8 +256,8 @@ class FolderSink:
             sync_folder(staging)
         except OSError as error:
             raise storage_error(error, self.place.out, "finish") from None
-        old = self.place.publish()
         self.journal.close()
+        old = self.place.publish()
         with contextlib.suppress(OSError):
             self.place.journal.unlink()
         if old is not None:
@@ -269,12 +273,18 @@ class FolderSink:
         self._release()
 
     def discard(self) -> None:
-        """As `abort`; the staging folder is removed."""
+        """As `abort`; the staging folder is removed. An old output that was exchanged with it is
+        another folder, and stays.
+        """
         self._close_files()
         if self.journal is not None:
             self.journal.close()
-            shutil.rmtree(self.place.staging, ignore_errors=True)
-            self.place.journal.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            found = self.place.staging.stat(follow_symlinks=False)
+            if self._made is not None and os.path.samestat(found, self._made):
+                shutil.rmtree(self.place.staging, ignore_errors=True)
+                self.place.journal.unlink(missing_ok=True)
+        self._made = None
         self._release()
 
     def _check_own(self, name: str, file: File) -> None:
@@ -364,6 +374,18 @@ class FolderWriter:
             if number not in self._files:
                 self._files[number] = File.create(self.paths[number])
             return self._files[number]
+
+
+def tidy(out: Path, mark: str) -> None:
+    """Remove what a run left beside a finished output; see `Place.tidy`."""
+    place = place_of(out)
+    if any(map(os.path.lexists, (place.guard, place.journal, place.staging))):
+        with contextlib.suppress(BusyError, StorageError, OSError):
+            guard = Guard(place.guard, str(out))
+            try:
+                place.tidy(mark)
+            finally:
+                guard.release()
 
 
 def _is_inside(name: str) -> bool:

@@ -61,6 +61,9 @@ class Place:
             else:
                 if _identity(self.out) != self.replaces:
                     raise _appeared(self.out)
+                # It must not be taken for the journal of the old output, which staging becomes.
+                self.journal.unlink(missing_ok=True)
+                sync_folder(self.out.parent)
                 exchange(self.staging, self.out)
             sync_folder(self.out.parent)
         except FileExistsError:
@@ -68,6 +71,15 @@ class Place:
         except OSError as error:
             raise storage_error(error, self.out, "put in place") from None
         return self.staging if self.replaces is not None else None
+
+    def tidy(self, mark: str) -> None:
+        """Remove what a run left that was killed at its very end: an old output that it had
+        replaced, or its journal. An unfinished run, which has both folder and journal, stays.
+        """
+        if not os.path.lexists(self.staging):
+            self.journal.unlink(missing_ok=True)
+        elif not self.journal.exists() and (self.staging / mark).is_file():
+            remove_old(self.staging, mark)
 
     def _appear(self) -> None:
         if self.out.is_dir() and not any(self.out.iterdir()):
@@ -86,6 +98,12 @@ class Place:
             target.parent.mkdir(parents=True, exist_ok=True)
             (self.staging / name).rename(target)
         shutil.rmtree(self.staging)
+
+
+def place_of(out: Path) -> Place:
+    """The place of a finished output."""
+    resolved = Path(os.path.realpath(out))
+    return Place(resolved, *_staging(resolved), None)
 
 
 def find_place(out: str | Path, sources: Iterable[Path], overwrite: bool, mark: str) -> Place:
@@ -143,8 +161,11 @@ def find_place(out: str | Path, sources: Iterable[Path], overwrite: bool, mark: 
 
 
 def remove_old(folder: Path, mark: str) -> list[str]:
-    """Remove an old output, file by file of its own lock; the names of the files that stay."""
-    for name in sorted(_written(folder, mark) & _files_in(folder)):
+    """Remove an old output, file by file of its own lock, which goes last. The names of the files
+    that stay.
+    """
+    names = _written(folder, mark) & _files_in(folder)
+    for name in sorted(names, key=lambda name: (name == mark, name)):
         with contextlib.suppress(OSError):
             (folder / name).unlink()
     for path, _, _ in os.walk(folder, topdown=False):

@@ -190,12 +190,14 @@ def _places(fact: str, checkpoint: Checkpoint) -> list[tuple[str, ...]]:
 def _role_ids(role: str, post: Checkpoint, settlement: Settlement) -> Any:
     """What config.json says of a role: what post stops, starts or pads with, as the output's ids.
 
-    Where post's config.json and generation_config.json agree, in the form of the former; the latter
-    may list more.
+    As post's config.json says it, unless its generation_config.json contradicts it, which counts
+    then; in the form of the former, since models that compare ids with this one expect a number.
     """
     said = value(role, post.files)
     own = next((s.value for s in statements(role, post.files) if s.file == CONFIG), said)
-    return _output_ids(own if same_ids(own, said) else said, settlement)
+    if not same_ids(own, said):
+        own = said[0] if isinstance(own, int) and isinstance(said, list) and said else said
+    return _output_ids(own, settlement)
 
 
 def _output_ids(value: Any, settlement: Settlement) -> Any:
@@ -347,23 +349,29 @@ def _is_posts(
 
 
 def _edits(name: str, new: Checkpoint, post: Checkpoint, settlement: Settlement) -> Edits:
-    """What post's roles and use change in one of the tokenizer files of the new base."""
-    known = settlement.ids if settlement.new is not None else _named(new)
-    content = new.read_json(name) if name in (TOKENIZER, SPECIAL, FAST) else {}
+    """What post's roles and use change in one of the tokenizer files of the new base.
+
+    Where the vocabularies were not read, no tokenizer.json is read here either.
+    """
+    was_read = settlement.new is not None
+    if name not in (TOKENIZER, SPECIAL) and not (name == FAST and FAST in post.files and was_read):
+        return {}
+    known = settlement.ids if was_read else _named(new)
+    content = new.read_json(name)
     roles = {role: token for role, token in role_tokens(post.files).items() if token in known}
-    stated = str(value("padding_side", post.files)).lower()
-    side = stated if stated in ("left", "right") else None
+    said = post.read_json(TOKENIZER)
+    stated = value("padding_side", post.files) if was_read else said.get("padding_side")
+    side = str(stated).lower() if str(stated).lower() in ("left", "right") else None
     edits: Edits = {}
     if name in (TOKENIZER, SPECIAL):
         for role, token in roles.items():
             if token_text(content.get(role)) != token:
                 edits[(role,)] = token
     if name == TOKENIZER:
-        said = post.read_json(TOKENIZER)
         edits |= {(key,): said[key] for key in _USE if said.get(key) is not None}
         if side is not None:
             edits[("padding_side",)] = side
-    if name == FAST and FAST in post.files:
+    if name == FAST:
         if side is not None and isinstance(content.get("padding"), Mapping):
             pad = roles.get("pad_token")
             edits[("padding", "direction")] = side.capitalize()
@@ -445,15 +453,17 @@ def _templates(
     inline: Any = [{"name": name, "template": text} for name, text in templates.items()]
     if templates.keys() == {"default"}:
         inline = templates["default"]
+    edits: Edits = {("chat_template",): inline}
+    others = []
     for each in chosen:
         owner = post if each.giver == "post" else new
-        if each.name in (TOKENIZER, PROCESSOR):
-            stated = owner.read_json(each.name).get("chat_template") is not None
-            if stated or (each.name == TOKENIZER and not found):
-                edits: Edits = {("chat_template",): inline}
-                each = _edited(each, edits, owner, f"chat template of {giver}")
-        found.append(each)
-    return found
+        content = owner.read_json(each.name) if each.name in (TOKENIZER, PROCESSOR) else {}
+        stated = content.get("chat_template") is not None
+        if stated or (each.name == TOKENIZER and not found):
+            others.append(_edited(each, edits, owner, f"chat template of {giver}"))
+        else:
+            others.append(each)
+    return found + others
 
 
 def _given(name: str, new: Checkpoint, post: Checkpoint, settlement: Settlement) -> dict[str, Any]:

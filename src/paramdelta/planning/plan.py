@@ -1,8 +1,8 @@
-"""The Plan: what every output tensor is made of, and every finding. `planner` makes it."""
+"""The plan: what every output tensor is made of, and every finding. `planner` makes it."""
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -26,7 +26,7 @@ from paramdelta.storage.blob import Blob
 
 @dataclass(frozen=True)
 class Term:
-    """One operand of an output tensor: a view of the same shape, and its coefficient."""
+    """One operand of an output tensor: a view of its shape, and its coefficient."""
 
     view: View
     coefficient: float
@@ -36,10 +36,10 @@ class Term:
 class OutputTensor:
     """One tensor of the output: ``new`` combined with the Δs of ``pairs``; without pairs, a copy.
 
-    ``encoding``: how it is stored. ``scheme``: how the Δs combine. ``why``: why a tensor is only
-    copied; empty for a mixed one. ``asked``: the coefficient of every Δ of the recipe; None where
-    the tensor has no such Δ. ``reduced``: operands canceled out; ``new`` and ``pairs`` are what is
-    left of the formula.
+    ``encoding``: how it is stored. ``scheme``: how the Δs combine. ``why``: why it is only copied;
+    empty for a mixed tensor. ``asked``: the coefficient of every Δ of the recipe; None if the
+    tensor does not have that Δ. ``reduced``: operands canceled out, and ``new`` and ``pairs`` are
+    what is left of the formula.
     """
 
     name: str
@@ -59,34 +59,34 @@ class OutputTensor:
 
     @cached_property
     def streams(self) -> tuple[Stream, ...]:
-        """What the weight files hold of it."""
+        """The tensors of the weight files that store it."""
         return self.encoding.streams(self.name, self.shape)
 
     @cached_property
     def linear(self) -> bool:
-        """Whether it is a plain sum of whole operands, so that operands may cancel out."""
+        """Whether it is a plain sum without filters, so that operands may cancel out."""
         return self.scheme.linear and not any(pair.filters for pair in self.pairs)
 
     @cached_property
     def packed(self) -> bool:
-        """Whether it is one whole Δ whose operands can be added as they are stored."""
+        """Whether it has one whole Δ, whose operands can be added as they are stored."""
         one = len(self.pairs) == 1 and abs(self.pairs[0].scale) == 1 and self.linear
         forms = {view.packed for view in self.views} if one else {""}
         return len(forms) == 1 and "" not in forms
 
     @property
     def mixed(self) -> bool:
-        """Whether it gets a Δ."""
+        """Whether it has a Δ."""
         return bool(self.pairs) or self.reduced
 
     @cached_property
     def stored(self) -> tuple[View, ...] | None:
-        """Views whose bytes are its streams, if it is a copy that needs no encoding."""
+        """The views whose bytes are its streams, if it is a copy that needs no encoding."""
         return None if self.pairs else self.encoding.stored(self.new)
 
     @property
     def terms(self) -> tuple[Term, ...]:
-        """All operands with their coefficients, the new base's first."""
+        """All operands with their coefficients, the new base first."""
         mixed = [
             Term(view, sign * pair.coefficient)
             for pair in self.pairs
@@ -96,7 +96,7 @@ class OutputTensor:
 
     @cached_property
     def views(self) -> tuple[View, ...]:
-        """The operands, each once, the new base's first: what is read."""
+        """The operands that are read: each once, the new base first."""
         views: list[View] = []
         for term in self.terms:
             if term.view not in views:
@@ -105,11 +105,11 @@ class OutputTensor:
 
     @cached_property
     def places(self) -> tuple[int, ...]:
-        """For each of `terms`, the number of its view among `views`."""
+        """For each of `terms` the index of its view in `views`."""
         return tuple(self.views.index(term.view) for term in self.terms)
 
     def to_dict(self) -> dict[str, Any]:
-        """The tensor and its terms as plain values, for JSON."""
+        """The tensor, its terms and what the weight files hold of it as plain values, for JSON."""
         return {
             "name": self.name,
             "dtype": self.dtype,
@@ -123,6 +123,9 @@ class OutputTensor:
                 for term in self.terms
             ],
             "why": self.why,
+            "streams": [
+                {"name": s.name, "dtype": s.dtype, "shape": list(s.shape)} for s in self.streams
+            ],
         }
 
     @property
@@ -138,12 +141,12 @@ class OutputTensor:
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that will be done, decided before a weight is read.
+    """Everything that a mix will do, decided before a weight is read.
 
-    ``new_base`` gives shape and names. ``lineages``: post and base of every Δ; no base where post
-    is an adapter that needs none. The first post gives template and roles. ``tensors`` are in the
-    order in which they are written. ``likeness``: by pair of roles, cosine and distance on the
-    sample. ``vocabulary``: the output's rows of tokens by their fate, empty if all go by number.
+    ``new_base`` gives shapes and names. ``lineages``: post and base of every Δ; the base is None
+    where post needs none. The first post gives chat template and special-token roles. ``tensors``:
+    in the order of the output. ``likeness``: cosine and distance on a sample, by pair of roles.
+    ``vocabulary``: what becomes of the output's rows of tokens; empty if they correspond by number.
     """
 
     recipe: Recipe
@@ -168,15 +171,13 @@ class Plan:
 
     @property
     def bytes_to_read(self) -> int:
-        """Bytes of all operands. What several Δs share is read once; thresholds take two passes."""
-        looks = (p for t in self.tensors for p in t.pairs if p.needs_threshold)
-        return sum(view.nbytes for t in self.tensors for view in t.views) + sum(
-            2 * (pair.post.nbytes + pair.base.nbytes) for pair in looks
-        )
+        """Bytes of all operands, each once, and of two more passes where thresholds are needed."""
+        operands = sum(view.nbytes for tensor in self.tensors for view in tensor.views)
+        return operands + bytes_to_measure(self.tensors)
 
     @property
     def bytes_to_write(self) -> int:
-        """Bytes of all output tensors, without headers and companions."""
+        """Bytes of all output tensors, without headers and other files."""
         return sum(tensor.nbytes for tensor in self.tensors)
 
     @property
@@ -188,16 +189,16 @@ class Plan:
 
     @property
     def mixed(self) -> int:
-        """How many tensors get a Δ."""
+        """How many tensors have a Δ."""
         return sum(t.mixed for t in self.tensors)
 
     @property
     def copied(self) -> int:
-        """How many tensors get none."""
+        """How many tensors are copied."""
         return sum(not t.mixed for t in self.tensors)
 
     def role(self, view: View) -> str:
-        """Which checkpoint a view is of; the first, where it has several roles; "" for zeros."""
+        """The role of the checkpoint that a view is from; the first of several; "" for zeros."""
         if not view.parts:
             return ""
         return self._roles.get(view.parts[0].blob, "")
@@ -208,7 +209,7 @@ class Plan:
 
     @property
     def refused(self) -> tuple[Finding, ...]:
-        """The findings that forbid the mix."""
+        """The findings that prevent the mix."""
         return tuple(f for f in self.findings if f.severity is Severity.REFUSED)
 
     @property
@@ -266,7 +267,7 @@ class Plan:
         return plain | {"terms": [t.to_dict() for t in self.tensors]} if tensors else plain
 
     def check(self) -> None:
-        """Raise MisfitError if a finding forbids the mix."""
+        """Raise MisfitError if a finding prevents the mix."""
         if not self.refused:
             return
         first = self.refused[0]
@@ -288,3 +289,14 @@ def _remedy(finding: Finding) -> str | None:
     if finding.allowed:
         ways.append(f"--allow {finding.code} ({finding.allowed})")
     return "; or ".join(ways) or None
+
+
+def bytes_to_measure(tensors: Iterable[OutputTensor]) -> int:
+    """Bytes of the two passes over each Δ whose threshold has to be found."""
+    looks = dict.fromkeys(
+        (pair.number, pair.post, pair.base)
+        for tensor in tensors
+        for pair in tensor.pairs
+        if pair.needs_threshold
+    )
+    return sum(2 * (post.nbytes + base.nbytes) for _, post, base in looks)

@@ -29,13 +29,14 @@ _TOKENS = re.compile(
     r"emb|wte|(^|_)tok|vocab|(^|_)head|(^|_)output(_layer|_projection)?$|decoder$|predictions|logits|"
     r"shared$|proj_out$|lm_loss|pred_layer|generator"
 )
-# And by any part of its name what is not, although it may have as many rows.
+# What is not, although it may have as many rows: by any part of the name, or by its last.
 _OTHERS = re.compile(
-    r"(^|[._])(wpe|pos|position\w*|positional\w*|token_type\w*|segment\w*|\w*norm|ln_\w+|patch\w*|"
+    r"(^|[._])(wpe|pos|position\w*|positional\w*|token_type\w*|segment\w*|patch\w*|"
     r"entity\w*|quantize\w*|quantizer\w*|codebook\w*|codec\w*|class_emb\w*|time_emb\w*|relative_\w+)"
     r"(?=[._]|$)",
     re.IGNORECASE,
 )
+_NORMS = re.compile(r"norm|^ln(_|$)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -99,10 +100,15 @@ def token_axes(
     found: dict[str, int] = {}
     for name, shape in shapes.items():
         for axis in range(min(len(shape), 2 if len(shape) == 2 else 1)):
-            if not _may_hold(shape[axis], sizes, tokens) or _OTHERS.search(name):
+            length = shape[axis]
+            if not _may_hold(length, sizes, tokens):
+                continue
+            is_plain = length in sizes and length not in others
+            if not (is_plain or _is_called_so(name)) or _is_other(name):
                 continue
             own = _sizes_of(top.of(name), texts)
-            if own and _holds(shape[axis], own, tokens, others, _is_called_so(name)):
+            is_near = length not in others and _is_called_so(name)
+            if own and (length in own or (is_near and _may_hold(length, own, tokens))):
                 found[name] = axis
                 break
     if not any(len(shapes[name]) == 2 for name in found):
@@ -208,27 +214,24 @@ def _may_hold(length: int, sizes: frozenset[int], tokens: int | None) -> bool:
     )
 
 
-def _holds(
-    length: int,
-    sizes: frozenset[int],
-    tokens: int | None,
-    others: frozenset[int],
-    is_called_so: bool,
-) -> bool:
-    """Whether an axis of this length is one of tokens."""
-    if length in sizes:
-        return is_called_so or length not in others
-    return is_called_so and length not in others and _may_hold(length, sizes, tokens)
-
-
-def _is_called_so(name: str) -> bool:
-    """Whether the name of a tensor's module says that it has to do with tokens."""
-    parts = [part for part in name.split(".") if not part.isdigit()]
+def _module(name: str) -> str:
+    """The last part of the name of a tensor's module that is not a number."""
+    parts = [part for part in name.split(".") if not part.isdigit()] or [name]
     if len(parts) > 1 and parts[-1] in ("weight", "bias"):
         parts.pop()
     if len(parts) > 1 and parts[-1] in ("linear", "proj"):
         parts.pop()
-    return bool(parts) and _TOKENS.search(parts[-1]) is not None
+    return parts[-1]
+
+
+def _is_called_so(name: str) -> bool:
+    """Whether the name of a tensor's module says that it has to do with tokens."""
+    return _TOKENS.search(_module(name)) is not None
+
+
+def _is_other(name: str) -> bool:
+    """Whether a tensor's name says that it has to do with something else."""
+    return _NORMS.search(_module(name)) is not None or _OTHERS.search(name) is not None
 
 
 def _largest(
@@ -240,7 +243,7 @@ def _largest(
         for name, shape in shapes.items()
         if len(shape) == 2
         and _is_called_so(name)
-        and not _OTHERS.search(name)
+        and not _is_other(name)
         and _sizes_of(top.of(name), texts) is not None
     }
     rows = max(tables.values(), default=0)
@@ -249,5 +252,5 @@ def _largest(
     return {name: 0 for name, height in tables.items() if height == rows} | {
         name: len(shape) - 1
         for name, shape in shapes.items()
-        if shape in ((rows,), (1, rows)) and _is_called_so(name) and not _OTHERS.search(name)
+        if shape in ((rows,), (1, rows)) and _is_called_so(name) and not _is_other(name)
     }

@@ -84,7 +84,7 @@ class Table:
                 self.add(token)
 
     def tokens(self) -> dict[int, str]:
-        """By id its token; an added token hides another one of the same id."""
-        return {i: token for token, i in self.ids.items()} | {
-            i: token for token, i in self.added.items()
-        }
+        """By id its token, in order; an added token hides another one of the same id."""
+        found = {i: token for token, i in self.ids.items()}
+        found |= {i: token for token, i in self.added.items()}
+        return dict(sorted(found.items()))

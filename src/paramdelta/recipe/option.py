@@ -1,6 +1,4 @@
-"""Options of a recipe: each is one field that says how it is written in YAML and on the command
-line.
-"""
+"""Options of a recipe: one field each, for Python, YAML and the command line."""
 
 import difflib
 from collections.abc import Callable, Iterable, Mapping

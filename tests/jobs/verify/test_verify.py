@@ -1,37 +1,41 @@
-"""verify finds what is wrong and accepts what is right."""
+"""verify accepts what is right, finds what is wrong, and says whose fault it is."""
 
+import itertools
 import json
-import math
-from fractions import Fraction
+import os
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from paramdelta.output.verify import _compare, _value, exact_value, rounded
 
-from paramdelta import MisfitError, mix, verify
-from paramdelta.formats.adapter import LowRank
-from paramdelta.formats.view import ABSENT, Part, Rows, Transposed, Wide, Zeros
-from paramdelta.planning.plan import OutputTensor, Pair
+import paramdelta
+from paramdelta import CheckpointError, Delta, MisfitError, Recipe, UsageError, mix, sweep, verify
+from paramdelta.engine import threads
+from paramdelta.jobs.verify import verification
+from paramdelta.schemes.ties import Ties
 from tests import opening
-from tests.checkpoints import bf16, encode, llama
-from tests.numbers import nearest
+from tests.checkpoints import bf16, encode, llama, moved, save
+from tests.engine import processes
+
+LOCK = "paramdelta.lock.json"
 
 
-@pytest.mark.parametrize("dtype", ["F32", "F16", "BF16"])
-@given(st.floats(allow_nan=False, allow_infinity=False))
-def test_rounding_is_to_nearest_even(dtype, value):
-    """verify's own rounding is the definition's, subnormals and overflow included."""
-    assert float(rounded(np.array([value]), dtype)[0]) == nearest(Fraction(value), dtype)
+@pytest.fixture
+def out(lineage, tmp_path):
+    """A plain mix, with companions."""
+    (lineage.new / "modeling_x.py").write_text("x = 1")
+    (lineage.post / "generation_config.json").write_text("{}")
+    return mix(lineage.recipe(), tmp_path / "out").folder
 
 
-def test_rounding_keeps_what_is_not_finite():
-    """Infinity and NaN stay what they are."""
-    found = rounded(np.array([math.inf, -math.inf, math.nan]), "BF16")
-    assert found[0] == math.inf
-    assert found[1] == -math.inf
-    assert math.isnan(found[2])
+def altered(path, offset=-1, bit=1):
+    """Flip a bit of a file; its times stay as they were."""
+    before = path.stat()
+    data = bytearray(path.read_bytes())
+    data[offset] ^= bit
+    path.write_bytes(data)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
 @pytest.mark.parametrize("choices", [{}, {"scale": 0.37}, {"dtype": "F32"}, {"dtype": "F16"}])
@@ -41,141 +45,418 @@ def test_right_outputs_pass(lineage, tmp_path, choices):
     result = verify(tmp_path / "out", share=1.0)
     assert result.elements == result.total == sum(v.size for v in llama().values())
     assert result.tensors == 21
+    assert result.notes == ()
 
 
-def test_one_flipped_bit_is_found(lineage, tmp_path):
-    """A single changed bit anywhere is named by tensor and element."""
-    mix(lineage.recipe(), tmp_path / "out")
-    path = tmp_path / "out" / "model.safetensors"
+def test_ties_and_dare_pass(lineage, tmp_path):
+    """Masks, thresholds and elections are found again."""
+    save(tmp_path / "second", moved(llama(), 7, 0.01), config_json={"model_type": "llama"})
+    deltas = [
+        Delta(lineage.post, lineage.base, 0.8, dare={"drop": 0.4}),
+        Delta(tmp_path / "second", lineage.base, -0.5),
+    ]
+    mix(Recipe(str(lineage.new), tuple(deltas), scheme=Ties(0.3)), tmp_path / "out")
+    assert verify(tmp_path / "out", share=1.0).tensors == 21
+
+
+def test_every_member_of_a_sweep_passes(lineage, tmp_path):
+    """Folders whose files are links to each other."""
+    for member in sweep(lineage.recipe(), [0.5, 1.0], tmp_path / "out").members:
+        assert verify(member.folder, share=1.0).tensors == 21
+
+
+# -- weights ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("share", [1.0, 0.01])
+def test_one_flipped_bit_is_found(out, share):
+    """A single changed bit is named by tensor and element, and the output is blamed."""
+    altered(out / "model.safetensors", -2)
+    with pytest.raises(MisfitError, match=r"lm_head\.weight.*element 511") as error:
+        verify(out, share=share)
+    assert "changed or damaged" in error.value.remedy
+
+
+def test_every_byte_of_a_small_output_counts(lineage, tmp_path):
+    """Whatever byte of the weight file is flipped, header and padding included: it is found."""
+    tensors = {"a": bf16(np.arange(6.0).reshape(2, 3)), "b": np.arange(3), "c": np.ones(2, bool)}
+    for role in ("base", "post", "new"):
+        save(tmp_path / role, tensors, config_json={})
+    delta = Delta(tmp_path / "post", tmp_path / "base")
+    out = mix(Recipe(str(tmp_path / "new"), (delta,)), tmp_path / "out").folder
+    path = out / "model.safetensors"
+    size = path.stat().st_size
+    for offset in (*range(0, 240, 7), *range(size - 60, size)):
+        altered(path, offset)
+        with pytest.raises(MisfitError):
+            verify(out)
+        altered(path, offset)
+    verify(out)
+
+
+def test_zeros_where_numbers_should_be_small(tmp_path):
+    """Zero is not near to everything: its neighbors are the least numbers of the dtype."""
+    for seed, role in enumerate(("base", "post", "new")):
+        weights = bf16(np.random.default_rng(seed).normal(0, 1e-4, (64, 64)))
+        save(tmp_path / role, {"w": weights}, config_json={})
+    delta = Delta(tmp_path / "post", tmp_path / "base", 0.7)
+    out = mix(Recipe(str(tmp_path / "new"), (delta,)), tmp_path / "out").folder
+    (out / "model.safetensors").write_bytes(
+        (out / "model.safetensors").read_bytes()[: -2 * 64 * 64] + bytes(2 * 64 * 64)
+    )
+    with pytest.raises(MisfitError, match="not what its sources give"):
+        verify(out, share=1.0)
+
+
+def test_not_a_number_where_there_should_be_one(out):
+    """NaN in the output is a difference, and no crash."""
+    path = out / "model.safetensors"
     data = bytearray(path.read_bytes())
-    data[-2] ^= 1
+    data[-2:] = b"\xff\x7f"
     path.write_bytes(data)
-    with pytest.raises(MisfitError, match=r"lm_head\.weight.*element 511"):
-        verify(tmp_path / "out", share=1.0)
+    with pytest.raises(MisfitError, match="got: nan"):
+        verify(out, share=1.0)
 
 
-def test_changed_sources_are_named(lineage, tmp_path):
-    """A source with another header is no longer the one that the lock names."""
+def test_an_output_that_is_wrong_from_the_start_is_a_fault(lineage, tmp_path, monkeypatch):
+    """If the files are as they were written, nobody but paramdelta is to blame."""
+    from paramdelta.arithmetic import kernels
+
+    right = kernels.mix_exact
+
+    def wrong(new, plus, minus, out, wide):
+        done = right(new, plus, minus, out, wide)
+        out[0] ^= 1
+        return done
+
+    monkeypatch.setattr(kernels, "mix_exact", wrong)
     mix(lineage.recipe(), tmp_path / "out")
+    with pytest.raises(MisfitError, match="element 0") as error:
+        verify(tmp_path / "out", share=1.0)
+    assert "please report this" in error.value.remedy
+
+
+def test_a_missing_tensor_is_found(out):
+    """Also if somebody changed the lock as well."""
+    (out / "model.safetensors").write_bytes(encode({"a": np.ones(2, np.float32)}))
+    with pytest.raises(MisfitError, match="not those that were written"):
+        verify(out)
+    lock = json.loads((out / LOCK).read_text())
+    size = (out / "model.safetensors").stat().st_size
+    lock["outputs"]["model.safetensors"] = {"size": size, "digest": None}
+    (out / LOCK).write_text(json.dumps(lock))
+    with pytest.raises(MisfitError, match="not those of the plan"):
+        verify(out)
+
+
+# -- files -----------------------------------------------------------------------------------------
+
+
+def exchanged(one, other):
+    """Give two files the names of each other."""
+    one.rename(aside := one.with_suffix(".aside"))
+    other.rename(one)
+    aside.rename(other)
+
+
+DAMAGES = {
+    "config.json changed": lambda out: altered(out / "config.json", 3),
+    "config.json deleted": lambda out: (out / "config.json").unlink(),
+    "config.json grown": lambda out: (out / "config.json").write_text('{"model_type": "llama" }'),
+    "generation_config.json": lambda out: altered(out / "generation_config.json", 0),
+    "code changed": lambda out: altered(out / "modeling_x.py", 0),
+    "index deleted": lambda out: (out / "model.safetensors.index.json").unlink(),
+    "index changed": lambda out: altered(out / "model.safetensors.index.json", 20),
+    "shard deleted": lambda out: sorted(out.glob("model-*.safetensors"))[1].unlink(),
+    "shard added": lambda out: (out / "model-00009-of-00009.safetensors").write_bytes(b"x"),
+    "single file added": lambda out: (out / "model.safetensors").write_bytes(encode({})),
+    "pickle added": lambda out: (out / "pytorch_model.bin").write_bytes(b""),
+    "code added": lambda out: (out / "evil.py").write_text(""),
+    "adapter added": lambda out: (out / "adapter_config.json").write_text("{}"),
+    "template added": lambda out: (out / "chat_template.jinja").write_text("x"),
+    "code in a folder": lambda out: (
+        (out / "sub").mkdir(),
+        (out / "sub" / "tokenization.py").write_text(""),
+    ),
+    "two shards exchanged": lambda out: exchanged(*sorted(out.glob("model-*.safetensors"))[:2]),
+}
+
+
+@pytest.fixture(scope="module")
+def sharded(tmp_path_factory):
+    """A mix in three shards, kept for all damages."""
+    folder = tmp_path_factory.mktemp("sharded")
+    base = llama(hidden=128, layers=4, vocab=2000)
+    config = {"model_type": "llama", "hidden_size": 128}
+    for seed, role in enumerate(("base", "post", "new")):
+        save(folder / role, moved(base, seed), config_json=config, generation_config_json={})
+    (folder / "new" / "modeling_x.py").write_text("x = 1")
+    recipe = Recipe(str(folder / "new"), (Delta(folder / "post", folder / "base"),))
+    out = mix(recipe, folder / "out", shard_size="1MB").folder
+    assert len(list(out.glob("*.safetensors"))) == 3
+    return out
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damage_to_any_file_is_found(sharded, tmp_path, damage):
+    """Whatever a loader may read: changed, missing or added; by a small sample already."""
+    out = shutil.copytree(sharded, tmp_path / "copy")
+    verify(out)
+    DAMAGES[damage](out)
+    with pytest.raises(MisfitError, match="the files of the output are not those"):
+        verify(out)
+
+
+def test_what_people_put_beside_a_model_is_a_note(out):
+    """The card may be edited or removed, pictures and licenses added."""
+    (out / "README.md").write_text("my own words")
+    assert verify(out).notes == ()
+    (out / "README.md").unlink()
+    (out / "LICENSE").write_text("MIT")
+    (out / "plot.png").write_bytes(b"")
+    assert verify(out).notes == (
+        "LICENSE was added",
+        "plot.png was added",
+        "README.md was removed",
+    )
+
+
+def test_a_difference_that_a_sample_misses_is_in_the_digest(tmp_path, monkeypatch):
+    """A sample that looks elsewhere leaves the content digest, which sees every byte."""
+    monkeypatch.setattr("paramdelta.jobs.verify.comparison.TASK", 64)
+    for seed, role in enumerate(("base", "post", "new")):
+        weights = bf16(np.random.default_rng(seed).normal(size=(1000, 16)))
+        save(tmp_path / role, {"w": weights}, config_json={})
+    recipe = Recipe(str(tmp_path / "new"), (Delta(tmp_path / "post", tmp_path / "base"),))
+    out = mix(recipe, tmp_path / "out").folder
+    altered(out / "model.safetensors")
+    found = set()
+    for seed in range(60):
+        with pytest.raises(MisfitError) as error:
+            verify(out, share=0.5, seed=seed)
+        found.add(error.value.what)
+    assert found == {
+        "the output is not what its sources give",
+        "the files of the output are not those that were written",
+    }
+
+
+# -- samples ---------------------------------------------------------------------------------------
+
+
+def test_samples_look_at_different_places(tmp_path, monkeypatch):
+    """Each time another sample, the same one by its seed, and in time everything."""
+    monkeypatch.setattr("paramdelta.jobs.verify.comparison.TASK", 64)
+    for role in ("base", "post", "new"):
+        save(tmp_path / role, {"w": bf16(np.ones((100, 16)))}, config_json={})
+    recipe = Recipe(str(tmp_path / "new"), (Delta(tmp_path / "post", tmp_path / "base"),))
+    out = mix(recipe, tmp_path / "out").folder
+    looked = []
+    run = verification.Runner.run
+
+    def watched(self, job, reader):
+        if hasattr(job, "targets"):
+            looked.append([task.start for task in job.tasks()])
+        run(self, job, reader)
+
+    monkeypatch.setattr(verification.Runner, "run", watched)
+    results = [verify(out, share=0.2) for _ in range(40)]
+    assert all(result.elements == 320 for result in results)
+    assert len({result.seed for result in results}) == 40
+    assert len(set(map(tuple, looked))) > 30
+    assert set().union(*looked) == set(range(0, 1600, 64))
+    verify(out, share=0.2, seed=results[7].seed)
+    assert looked[-1] == looked[7]
+
+
+@pytest.mark.parametrize("share", [0, -1, 1.5, float("nan")])
+def test_shares_are_checked(out, share):
+    """Above 0, at most 1."""
+    with pytest.raises(UsageError, match="share"):
+        verify(out, share=share)
+
+
+# -- sources ---------------------------------------------------------------------------------------
+
+
+def test_changed_sources_are_named(lineage, out):
+    """A source with another header is no longer the one that the lock names."""
     for shard in lineage.post.glob("model*"):
         shard.unlink()
-    tensors = llama(1)
-    (lineage.post / "model.safetensors").write_bytes(encode(tensors))
-    with pytest.raises(MisfitError, match="not those") as error:
-        verify(tmp_path / "out")
+    (lineage.post / "model.safetensors").write_bytes(encode(llama(1)))
+    with pytest.raises(MisfitError, match="sources are not those") as error:
+        verify(out)
     assert str(lineage.post) in error.value.where
+    assert "model.safetensors was not there" in error.value.got
 
 
-def test_a_missing_tensor_is_found(lineage, tmp_path):
-    """An output that lost a tensor is not the plan's."""
-    mix(lineage.recipe(), tmp_path / "out")
-    (tmp_path / "out" / "model.safetensors").write_bytes(encode({"a": np.ones(2, np.float32)}))
-    with pytest.raises(MisfitError, match="not those of the plan"):
-        verify(tmp_path / "out")
+@pytest.mark.parametrize("role", ["base", "post", "new"])
+@pytest.mark.parametrize("share", [1.0, 0.01])
+def test_a_source_with_other_numbers_is_named(lineage, out, role, share):
+    """One bit of a source, with the same header, size and times: the source is to blame."""
+    path = sorted(getattr(lineage, role).glob("*.safetensors"))[-1]
+    altered(path)
+    with pytest.raises(MisfitError, match="sources are not those") as error:
+        verify(out, share=share)
+    assert f"the content of {path.name} has changed" in error.value.got
+    assert str(path.parent) in error.value.where
 
 
-def test_damaged_locks_are_refused(lineage, tmp_path):
-    """A lock of another version or form is no lock."""
-    mix(lineage.recipe(), tmp_path / "out")
-    lock = tmp_path / "out" / "paramdelta.lock.json"
-    content = json.loads(lock.read_text())
-    for damage in ({"lock_version": 99}, {"recipe": {"new_base": 1}}):
-        lock.write_text(json.dumps(content | damage))
-        with pytest.raises(MisfitError, match="lock"):
-            verify(tmp_path / "out")
+def test_a_source_that_changed_where_it_does_not_matter_is_named(tmp_path):
+    """Post's integers go nowhere; its file is another one all the same."""
+    tensors = {"w": bf16(np.ones((4, 4))), "ids": np.arange(4)}
+    for role in ("base", "post", "new"):
+        save(tmp_path / role, tensors, config_json={})
+    recipe = Recipe(str(tmp_path / "new"), (Delta(tmp_path / "post", tmp_path / "base"),))
+    out = mix(recipe, tmp_path / "out").folder
+    altered(tmp_path / "post" / "model.safetensors")
+    with pytest.raises(MisfitError, match="sources are not those"):
+        verify(out, share=1.0)
 
 
-# -- a Δ that is a product of matrices ---------------------------------------------------------
+def test_an_unknown_digest_of_a_source_is_not_compared(lineage, out):
+    """A mix notes no digest of a file that it read in part; then a difference is left open."""
+    lock = json.loads((out / LOCK).read_text())
+    for source in lock["sources"]:
+        for file in source["files"]:
+            file["digest"] = None
+    (out / LOCK).write_text(json.dumps(lock))
+    assert verify(out, share=1.0).elements > 0
+    altered(lineage.base / "model.safetensors")
+    with pytest.raises(MisfitError, match="element 511") as error:
+        verify(out, share=1.0)
+    assert "a source may have changed" in error.value.remedy
 
 
-def tensors(path, **arrays):
-    """Stored tensors of a file, by name."""
-    path.write_bytes(encode(arrays))
-    return {tensor.name: tensor for tensor in opening.header(path)}
+def test_sources_that_are_gone_are_named(lineage, out):
+    """A folder that was moved away."""
+    shutil.rmtree(lineage.base)
+    with pytest.raises(MisfitError, match="not here") as error:
+        verify(out)
+    assert error.value.where == str(lineage.base)
 
 
-def product(tmp_path, rows=7, depth=5, columns=9, factor=16 / 3):
-    """A low-rank Δ of random float32 factors in a file."""
-    chance = np.random.default_rng(0)
-    up, down = chance.normal(size=(rows, depth)), chance.normal(size=(depth, columns))
-    stored = tensors(tmp_path / "factors", b=up.astype(np.float32), a=down.astype(np.float32))
-    return LowRank("w", "F64", (rows, columns), stored["b"], stored["a"], factor)
+def test_nothing_is_downloaded_unless_asked_for(out, monkeypatch):
+    """The Hub id of a lock is looked up in the cache alone."""
+    from paramdelta.storage import hub
+
+    asked = []
+
+    def snapshot(repo, **options):
+        from huggingface_hub.errors import LocalEntryNotFoundError
+
+        asked.append((repo, options["local_files_only"]))
+        raise LocalEntryNotFoundError("not there")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
+    assert hub.download
+    lock = json.loads((out / LOCK).read_text())
+    lock["recipe"]["new_base"] = "someone/model@main"
+    (out / LOCK).write_text(json.dumps(lock))
+    with pytest.raises(MisfitError, match="not on this machine") as error:
+        verify(out)
+    assert error.value.where == "someone/model@main"
+    assert "download" in error.value.remedy
+    assert asked == [("someone/model", True)]
+    with pytest.raises(paramdelta.StorageError):
+        verify(out, download=True)
+    assert asked[-1] == ("someone/model", False)
 
 
-def test_products_of_matrices_are_verified_by_a_path_of_their_own(tmp_path):
-    """Read by the engine, recomputed by verify and summed exactly: within the bound that is named,
-    through every view that can be laid around it.
-    """
-    delta = product(tmp_path)
-    order = np.array([3, ABSENT, 0, 6], np.int32).tobytes()
-    inputs = opening.Inputs()
-    views = [
-        delta,
-        delta.turned(),
-        Transposed("w", "F64", (9, 7), delta),
-        Part("w", "F64", (2, 9), delta, 13),
-        Wide("w", "F64", (7, 9), delta),
-        Rows("w", "F64", (4, 9), (delta,), order),
-        Rows.joined("w", (14, 9), [delta, delta]),
-    ]
-    for view in views:
-        read = view.float64(0, view.elements, inputs.fetch)
-        for start, stop in ((0, view.elements), (4, view.elements - 3)):
-            np.testing.assert_allclose(_value(view, start, stop), read[start:stop], rtol=1e-13)
-        for element, value in enumerate(map(float, read)):
-            exact, slack = exact_value(view, element, value)
-            assert abs(exact - Fraction(value)) <= slack < Fraction(1, 2**45)
-            assert (slack == 0) == (value == 0)
-    inputs.close()
+def test_a_place_behind_a_network_is_not_read_unless_asked_for(out, monkeypatch):
+    """The same for any other kind of address."""
+    from paramdelta.storage import store
+
+    made = []
+    store.register("mem", lambda once: made.append(once))
+    lock = json.loads((out / LOCK).read_text())
+    lock["recipe"]["deltas"][0]["post"] = "mem://bucket/post"
+    (out / LOCK).write_text(json.dumps(lock))
+    with pytest.raises(MisfitError, match="not on this machine"):
+        verify(out)
+    assert not made
 
 
-def test_a_product_that_is_not_finite_is_left_to_float64(tmp_path):
-    """Infinite factors have no fraction: the value stands as it is."""
-    stored = tensors(tmp_path / "f", b=np.full((1, 1), np.inf), a=np.ones((1, 2)))
-    delta = LowRank("w", "F64", (1, 2), stored["b"], stored["a"], 1.0)
-    assert np.array_equal(_value(delta, 0, 2), [np.inf, np.inf])
-    assert exact_value(delta, 0, 1.0) == (1, 0)
+def test_only_outputs_are_verified(tmp_path, lineage):
+    """A folder without a lock, an absent one and a file."""
+    for folder in (lineage.post, tmp_path / "absent", lineage.base / "model.safetensors"):
+        with pytest.raises(MisfitError, match="did not write"):
+            verify(folder)
 
 
-@pytest.mark.parametrize(
-    ("got", "small", "right"),
-    [(256.0, 2**-53, True), (258.0, 2**-53, True), (260.0, 2**-53, False), (256.0, 2**-30, False)],
-)
-def test_only_a_tie_is_a_matter_of_the_last_bits(tmp_path, got, small, right):
-    """256 + (1 + 2⁻⁵³ + 2⁻⁵³) in bfloat16: summed in order the Δ is 1 and the tie goes to 256,
-    exactly it is a little more and goes to 258. Both are right; nothing else is, and nothing is
-    where the sum has room.
-    """
-    stored = tensors(
-        tmp_path / "f",
-        b=np.array([[1, small, small]], np.float32),
-        a=np.ones((3, 1), np.float32),
-        new=bf16([[256.0]]),
-        got=bf16([[got]]),
-    )
-    delta = LowRank("w", "F64", (1, 1), stored["b"], stored["a"], 1.0)
-    pair = Pair(0, delta, Zeros("w", "F64", (1, 1)), 1.0)
-    tensor = OutputTensor("w", "BF16", (1, 1), stored["new"], (pair,))
-    if right:
-        _compare(tensor, stored["got"], 0, 1)
-    else:
-        with pytest.raises(MisfitError, match="not what its sources give"):
-            _compare(tensor, stored["got"], 0, 1)
+# -- how it runs -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", ["BF16", "F16", "F32"])
-def test_just_below_a_power_of_two(dtype):
-    """There the numbers are twice as close: the power itself is wrong for the one below it."""
-    from types import SimpleNamespace
+@pytest.mark.parametrize(("workers", "memory"), [(1, "80MB"), (2, "256MB"), (5, "1GB")])
+def test_the_answer_does_not_depend_on_workers_and_memory(out, workers, memory):
+    """Neither what is right nor which difference is the first."""
+    assert verify(out, share=1.0, workers=workers, memory=memory).elements > 0
+    path = out / "model.safetensors"
+    for offset in (-2, -700, -9000):
+        altered(path, offset)
+    with pytest.raises(MisfitError) as error:
+        verify(out, share=1.0, workers=workers, memory=memory)
+    first = min(
+        (tensor.offset, name)
+        for name, tensor in opening.checkpoint(out, "output").tensors.items()
+        if tensor.offset + tensor.size > path.stat().st_size - 9000
+    )[1]
+    assert repr(first) in error.value.where
 
-    from paramdelta.output.verify import _close
 
-    from paramdelta.dtypes import DTYPES
+def test_too_little_memory_is_refused(out):
+    """As mix does."""
+    with pytest.raises(UsageError, match="too little"):
+        verify(out, memory="20MB")
 
-    tensor = SimpleNamespace(dtype=dtype, pairs=[SimpleNamespace(scale=1.0)], sparse=False)
-    step = Fraction(1, 2 ** DTYPES[dtype].digits)  # from the number below 1 to 1
-    for sign in (1, -1):
-        assert not _close(sign * (1 - step), Fraction(0), sign * 1.0, tensor)
-        assert _close(sign * (1 - step / 2), Fraction(0), sign * 1.0, tensor)
-        assert _close(sign * (1 + step), Fraction(0), sign * 1.0, tensor)
-        assert not _close(sign * (1 + 3 * step / 2), Fraction(0), sign * 1.0, tensor)
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", [None, Ties(0.4)], ids=str)
+def test_its_jobs_run_in_processes(lineage, tmp_path, monkeypatch, scheme):
+    """Thresholds, comparison and contents through pickles: the same answers."""
+    choices = {} if scheme is None else {"scheme": scheme}
+    out = mix(lineage.recipe(**choices), tmp_path / "out").folder
+    expected = verify(out, share=1.0, seed=1)
+    run = verification.Options.__dataclass_fields__["engine"]
+    assert run.default is threads.run
+    made = verification.Options.__init__
+
+    def in_processes(self, *arguments, **options):
+        made(self, *arguments, **options)
+        object.__setattr__(self, "engine", processes.run)
+
+    monkeypatch.setattr(verification.Options, "__init__", in_processes)
+    assert verify(out, share=1.0, seed=1) == expected
+    altered(out / "model.safetensors")
+    with pytest.raises(MisfitError, match="element 511"):
+        verify(out, share=1.0)
+
+
+def test_progress_ends_at_the_total(out):
+    """Bytes of the output, and of what is read for digests."""
+    for share in (1.0, 0.01):
+        calls = []
+        verify(out, share=share, progress=calls.append)
+        assert calls[-1].done == calls[-1].total > 0
+        assert all(a.done <= b.done for a, b in itertools.pairwise(calls))
+
+
+def test_hidden_files_do_not_matter(out):
+    """What the Hub's client leaves beside a download is nobody's."""
+    (out / ".cache").mkdir()
+    (out / ".cache" / "x.py").write_text("")
+    (out / ".gitattributes").write_text("")
+    assert Path(out / ".cache").exists()
+    verify(out)
+
+
+def test_a_damaged_output_file_is_a_checkpoint_error(out):
+    """A truncated weight file whose size the lock was made to agree with."""
+    path = out / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-4])
+    lock = json.loads((out / LOCK).read_text())
+    lock["outputs"]["model.safetensors"]["size"] = path.stat().st_size
+    lock["outputs"]["model.safetensors"]["digest"] = None
+    (out / LOCK).write_text(json.dumps(lock))
+    with pytest.raises(CheckpointError, match="truncated"):
+        verify(out)

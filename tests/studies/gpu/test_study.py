@@ -137,6 +137,18 @@ def test_the_report_draws_the_plots_and_fills_the_page(
     assert {p.name for p in tmp_path.glob("*.png")} == {"alpha.png", "loss.png", "shift.png"}
 
 
+def test_the_page_is_what_its_results_say() -> None:
+    """The tables of docs/study-gpu.md are those that the report makes from results.json."""
+    pytest.importorskip("matplotlib")
+    from studies.gpu.report import filled
+
+    docs = Path(__file__).parents[3] / "docs"
+    found = json.loads((docs / "study-gpu" / "results.json").read_text(encoding="utf-8"))
+    page = (docs / "study-gpu.md").read_text(encoding="utf-8")
+    assert "post, unchanged" in page
+    assert filled(page, found) == page
+
+
 def test_missing_data_is_said_plainly(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -38,6 +38,10 @@ class Reporter:
             | ({"stage": now.stage} if now.stage else {}),
         )
 
+    def check(self, done: int, total: int) -> None:
+        """Progress of a check, in bytes."""
+        self.update(done, total, f"{show_size(done)} of {show_size(total)}", {})
+
     def update(self, done: int, total: int, text: str, facts: dict[str, Any]) -> None:
         """Show that ``done`` of ``total`` is done."""
         raise NotImplementedError

@@ -131,9 +131,12 @@ def _(encoding: Plain, run: Run, stored: Stored) -> Difference | None:
         got = widened(stored.run(written, start, stop), tensor.dtype)
         for at in _unequal(expected, got):
             found = exact_total(tensor, start + at, _element(values, at), stored)
-            number = float(got[at])
-            if found is None or not is_rounded(*found, number, tensor.dtype, allowed(tensor)):
-                return Difference(written, start + at, repr(float(expected[at])), repr(number))
+            wanted, number = float(expected[at]), float(got[at])
+            right = found is not None and is_rounded(*found, number, tensor.dtype, allowed(tensor))
+            # What an election makes of infinities is not defined, except that it is not finite.
+            right |= not (tensor.linear or math.isfinite(wanted) or math.isfinite(number))
+            if not right:
+                return Difference(written, start + at, repr(wanted), repr(number))
     return None
 
 

@@ -3,6 +3,10 @@
 from collections.abc import Callable, Mapping
 
 from paramdelta.errors import MisfitError, UsageError
+from paramdelta.formats.checkpoint import DELTA
+from paramdelta.jobs.lowrank import LORA
+from paramdelta.jobs.verify.adapter import verify_adapter
+from paramdelta.jobs.verify.delta import verify_delta
 from paramdelta.jobs.verify.mix import verify_mix
 from paramdelta.jobs.verify.verification import Options, Verification
 from paramdelta.output.lock import LOCK
@@ -12,7 +16,11 @@ from paramdelta.storage.reader import Reader
 from paramdelta.storage.store import LOCAL, scheme_of
 
 # By the file that marks a folder.
-KINDS: Mapping[str, Callable[[Files, Options], Verification]] = {LOCK: verify_mix}
+KINDS: Mapping[str, Callable[[Files, Options], Verification]] = {
+    LOCK: verify_mix,
+    DELTA: verify_delta,
+    LORA: verify_adapter,
+}
 
 
 def verify_folder(address: str, options: Options) -> Verification:

@@ -18,6 +18,8 @@ Floats = npt.NDArray[np.float64]
 
 HALF = Fraction(1, 2)
 TOLERANCE = Fraction(51, 100)  # units of the last place, where the engine does not round once
+LEAST = Fraction(1, 2**1074)  # the least float64: what a product loses where it is smaller
+MERGED = Fraction(1, 2**51)  # share by which schemes that do not just add may round their result
 UNKNOWN = Fraction(1, 2**48)  # share of the terms by which a scheme without `exact` may differ
 
 
@@ -59,7 +61,7 @@ def exact_total(
         return None
     first, slack = reference.exact(tensor.new, element, values[0], stored)
     terms: list[Fraction] = []
-    near: list[Fraction] = []
+    near: list[Fraction] = []  # by term: how far the engine's may be from it
     for pair, post, base in zip(tensor.pairs, values[1::2], values[2::2], strict=True):
         difference = np.array([post - base])
         if not all(filter_.keep(difference, element)[0] for filter_ in pair.filters):
@@ -70,7 +72,7 @@ def exact_total(
         minus, also = reference.exact(pair.base, element, base, stored)
         factor = Fraction(pair.coefficient)
         terms.append(factor * (plus - minus))
-        near.append(abs(factor) * (error + also))
+        near.append(abs(factor) * (error + also) + (LEAST if abs(factor) != 1 else 0))
     if not terms:
         return first, slack
     merged = tensor.scheme.exact(terms, tensor.pairs)
@@ -83,6 +85,8 @@ def exact_total(
     for number, error in enumerate(near):
         if error:
             slack += _moved(tensor, terms, number, error, merged)
+    if not tensor.linear:
+        slack += MERGED * abs(merged)
     return first + merged, slack
 
 

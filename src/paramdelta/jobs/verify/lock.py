@@ -48,13 +48,16 @@ def read_lock(files: Files) -> Lock:
     return Lock(
         _recipe(lock),
         lock.hexadecimal("plan_sha256", SHA256),
-        tuple(tuple(map(_file, source.records("files"))) for source in lock.records("sources")),
+        tuple(
+            tuple(map(locked_file, source.records("files"))) for source in lock.records("sources")
+        ),
         lock.files("outputs"),
         lock.record("versions").text("paramdelta"),
     )
 
 
-def _file(record: Record) -> LockedFile:
+def locked_file(record: Record) -> LockedFile:
+    """A weight file of a source from its entry; raises CheckpointError."""
     header = record.hexadecimal("header_sha256", SHA256)
     return LockedFile(record.name("name"), record.file(), header)
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import replace
 
-from paramdelta.errors import MisfitError
+from paramdelta.errors import MisfitError, UsageError
 from paramdelta.formats.checkpoint import open_checkpoint
 from paramdelta.formats.view import Tensor
 from paramdelta.jobs.outputs import SMALL
@@ -32,6 +32,12 @@ from paramdelta.version import __version__
 
 def verify_mix(files: Files, options: Options) -> Verification:
     """Verify an output folder; see `api.verify`."""
+    if options.post is not None or options.base is not None:
+        raise UsageError(
+            "the lock of a mix names its sources",
+            where=files.location.address,
+            remedy="leave post and base out",
+        )
     lock = read_lock(files)
     notes = check_names(files, lock.outputs, LOCK)
     outputs = {files[name]: file for name, file in lock.outputs.items()}

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from paramdelta.errors import CheckpointError
+from paramdelta.text import shown
 
 DIGEST, SHA256 = 32, 64  # hexadecimal digits
 DEEPEST = 16  # levels of a value that is passed on; a recipe needs seven
-SHOWN = 80  # characters of a wrong value
 
 
 @dataclass(frozen=True)
@@ -79,10 +79,17 @@ class Record:
         """A list of texts."""
         return [self._text(key, value) for value in self._list(key)]
 
+    def integers(self, key: str) -> tuple[int, ...]:
+        """A list of whole numbers."""
+        values = self._list(key)
+        if not all(type(value) is int and 0 <= value < 2**63 for value in values):
+            raise self.error(key, "whole numbers", values)
+        return tuple(values)
+
     def items(self) -> Iterator[tuple[str, "Record"]]:
         """Objects by name."""
         for name, value in self.plain.items():
-            yield name, Record(value, self._place(ascii(name)[:SHOWN]), self.what)
+            yield name, Record(value, self._place(shown(name)), self.what)
 
     def file(self) -> ListedFile:
         """Size and content digest of a file."""
@@ -108,12 +115,11 @@ class Record:
     def error(self, key: str, expected: str, got: Any) -> CheckpointError:
         """The error for a value that is wrong."""
         plain = got is None or isinstance(got, (str, int, float))
-        shown = ascii(got[:SHOWN] if isinstance(got, str) else got) if plain else type(got).__name__
         return CheckpointError(
             f"{self.what} is malformed",
             where=self._place(key) if key else self.where,
             expected=expected,
-            got=shown[:SHOWN],
+            got=shown(str(got)) if plain else f"a value of the type {type(got).__name__}",
         )
 
     def _place(self, key: str) -> str:

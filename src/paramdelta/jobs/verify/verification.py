@@ -33,7 +33,7 @@ class Verification:
 
 @dataclass(frozen=True)
 class Options:
-    """How to verify. See `api.verify`."""
+    """How to verify. See `api.verify`. ``engine``: runs the jobs."""
 
     share: float
     memory: int
@@ -41,6 +41,8 @@ class Options:
     seed: int
     download: bool
     progress: Callable[[Progress], None]
+    post: str | None = None
+    base: str | None = None
     engine: Engine = threads.run
 
     def budget(self, needs: Sequence[Callable[[int], Need]]) -> Budget:

@@ -1,20 +1,13 @@
 """A Δ as a folder of its own mixes as post and base do, and is whole or not there."""
 
 import json
-import os
-import random
-import resource
-import signal
-import subprocess
-import sys
-import time
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from paramdelta.output.staging import staging_folder
 
 from paramdelta import (
     CheckpointError,
@@ -32,9 +25,11 @@ from paramdelta import (
 from paramdelta.cli.app import main
 from paramdelta.formats.checkpoint import DELTA
 from paramdelta.formats.delta import BLOCK
-from paramdelta.output import staging as staged
+from paramdelta.output.place import Place, place_of
 from tests import opening
 from tests.checkpoints import bf16, fp8, llama, moved, save
+from tests.crash import Program, forks, spread
+from tests.memory import linux, printed
 from tests.numbers import BITS, VIEWS, patterns
 from tests.opening import fetch
 
@@ -348,16 +343,14 @@ def main_exits(arguments):
 
 # -- whole or not at all ---------------------------------------------------------------------------
 
-COMMAND = [sys.executable, "-c", "from paramdelta.cli.app import main; main()", "extract"]
-
 
 def test_an_error_leaves_nothing(tmp_path, lineage, monkeypatch):
     """A failure at the last step leaves neither output nor staging folder."""
-    monkeypatch.setattr(staged, "put_in_place", lambda *_: 1 / 0)
+    monkeypatch.setattr(Place, "publish", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         extract((str(lineage.post), str(lineage.base)), tmp_path / "delta")
     assert not (tmp_path / "delta").exists()
-    assert not staging_folder(tmp_path / "delta").exists()
+    assert not list(tmp_path.glob(".*"))
 
 
 def test_an_interrupted_run_leaves_nothing(tmp_path, lineage):
@@ -370,7 +363,7 @@ def test_an_interrupted_run_leaves_nothing(tmp_path, lineage):
     with pytest.raises(Interrupted, match="nothing is kept"):
         extract(source, tmp_path / "delta", progress=stop)
     assert not (tmp_path / "delta").exists()
-    assert not staging_folder(tmp_path / "delta").exists()
+    assert not list(tmp_path.glob(".*"))
 
 
 def test_two_at_once_are_refused(tmp_path, lineage):
@@ -387,82 +380,75 @@ def test_two_at_once_are_refused(tmp_path, lineage):
     assert seen
 
 
-@pytest.mark.slow
+@forks
 def test_a_killed_run_leaves_nothing_that_looks_whole(tmp_path):
-    """Killed at random moments: no output, or a whole one; the same command then makes it."""
-    base = llama(hidden=512, layers=6, vocab=4000)
+    """Killed at sixteen moments: no output, or a whole one; the same command then makes it."""
+    base = llama(hidden=128, layers=2, vocab=4000)
     for name, tensors in (("base", base), ("post", moved(base, 1))):
         save(tmp_path / name, tensors, config_json=CONFIG)
-    options = ["--post", str(tmp_path / "post"), "--base", str(tmp_path / "base")]
-    options += ["--shard-size", "8MB", "--workers", "2"]
-    subprocess.run([*COMMAND, *options, "--out", str(tmp_path / "whole")], check=True)
-    chance, out, kills = random.Random(0), tmp_path / "delta", 0
-    staging = staging_folder(out)
-    for _ in range(8):
-        process = subprocess.Popen([*COMMAND, *options, "--out", str(out)])
-        while not list(staging.glob("delta-*")) and process.poll() is None:
-            time.sleep(0.01)
-        time.sleep(chance.uniform(0, 0.4))
-        os.kill(process.pid, signal.SIGKILL)
-        kills += process.poll() is None
-        process.wait()
-        if out.exists():
-            break
-        assert not (staging / DELTA).exists() or not list(staging.glob("*.part"))
-        if staging.exists() and not (staging / DELTA).exists():
-            with pytest.raises(CheckpointError):
-                opening.stored_delta(staging)
-    if not out.exists():
-        subprocess.run([*COMMAND, *options, "--out", str(out)], check=True)
-    for path in (tmp_path / "whole").glob("*.safetensors"):
-        assert (out / path.name).read_bytes() == path.read_bytes()
-    assert kills
+    command = ["extract", "--post", str(tmp_path / "post"), "--base", str(tmp_path / "base")]
+    command += ["--shard-size", "1MB", "--workers", "2", "--out"]
+    out, kills = tmp_path / "delta", 0
+    staging = place_of(out).staging
+    with Program(tmp_path / "said") as program:
+        program.warm_up([*command, str(tmp_path / "first")])
+        whole = program.run([*command, str(tmp_path / "whole" / "delta")])
+        expected = contents(tmp_path / "whole" / "delta")
+        for at in spread(whole.calls, 16):
+            ended = program.run([*command, str(out)], at)
+            kills += ended.killed
+            if out.exists():
+                assert contents(out) == expected
+                shutil.rmtree(out)
+                continue
+            assert ended.killed, ended.err
+            if staging.exists() and list(staging.glob("*.part")):
+                with pytest.raises(CheckpointError):
+                    opening.stored_delta(staging)
+            elif (staging / DELTA).exists():
+                assert contents(staging) == expected
+        assert program.run([*command, str(out)]).code == 0
+        assert contents(out) == expected
+        assert not list(tmp_path.glob(".*"))
+    assert kills > 8
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file of a folder."""
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 MEASURE = """
-import resource, sys
 import numpy, numba, zstandard
 from paramdelta import api
 from paramdelta.arithmetic import planes
 from paramdelta.formats import delta
-from paramdelta.output import extract
+from paramdelta.jobs.extract import ExtractJob
 delta.encode(numpy.ones(3), numpy.zeros(3))
 made = api.plan_extract(sys.argv[1], sys.argv[2])
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-result = api.extract(made, sys.argv[3], memory=int(sys.argv[4]), workers=4)
-after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-print((after - before) * 1024, extract.share_out(made, int(sys.argv[4]), 4)[1])
+with Growth() as growth:
+    result = api.extract(made, sys.argv[3], memory=int(sys.argv[4]), workers=4)
+job = ExtractJob(made.tensors, 5_000_000_000, None)
+print(growth.bytes, api._extract_budget(job, int(sys.argv[4]), 4).projected)
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is counted otherwise there")
+@linux
 @pytest.mark.parametrize("memory", [100_000_000, 256_000_000])
 def test_measured_memory_stays_under_the_projected(tmp_path, memory):
     """64 MB of float64 noise, which hardly shrinks, is extracted within the projected memory."""
     chance = np.random.default_rng(0)
     for name in ("post", "base"):
         save(tmp_path / name, {"w": chance.normal(0, 1, (1 << 12, 1 << 11))})
-    result = subprocess.run(
-        [
-            sys.executable,
-            "-c",
-            MEASURE,
-            *(str(tmp_path / n) for n in ("post", "base", "d")),
-            str(memory),
-        ],
-        capture_output=True,
-        text=True,
-    )
-    assert result.returncode == 0, result.stderr
-    grown, projected = map(int, result.stdout.split())
-    assert grown <= projected <= memory
+    paths = (tmp_path / name for name in ("post", "base", "d"))
+    grown, projected = printed(MEASURE, *paths, memory)
+    assert 0 < grown <= projected <= memory
 
 
 def test_too_little_memory_is_refused(tmp_path, lineage):
     """Beforehand, with what would be enough."""
     with pytest.raises(UsageError, match="too little"):
         extract((str(lineage.post), str(lineage.base)), tmp_path / "d", memory="50MB")
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def test_an_adapter_is_a_delta_already(tmp_path, lineage):
@@ -500,7 +486,6 @@ def test_odd_shapes(tmp_path):
 
 
 MIX = """
-import resource, sys
 import numpy, numba, zstandard
 from paramdelta import Delta, Recipe, api
 from paramdelta.arithmetic import planes
@@ -511,14 +496,13 @@ delta._decode(memoryview(block), 0, numpy.zeros(3, numpy.uint64))
 new, wide = numpy.zeros(8, numpy.uint16), numpy.zeros(8)
 kernels.mix_exact(new, wide, wide, new, numpy.float64(0))
 made = api.plan(Recipe(sys.argv[2], [Delta(delta=sys.argv[1])]))
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-api.mix(made, sys.argv[3], memory=int(sys.argv[4]), workers=4)
-after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-print((after - before) * 1024, api.budget_for(made, int(sys.argv[4]), 4).projected)
+with Growth() as growth:
+    api.mix(made, sys.argv[3], memory=int(sys.argv[4]), workers=4)
+print(growth.bytes, api.budget_for(made, int(sys.argv[4]), 4).projected)
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is counted otherwise there")
+@linux
 def test_memory_of_applying_it_stays_under_the_projected(tmp_path):
     """Slices that are no multiple of a block are decoded within what the plan projects."""
     chance = np.random.default_rng(0)
@@ -527,10 +511,6 @@ def test_memory_of_applying_it_stays_under_the_projected(tmp_path):
         save(tmp_path / name, {"w": bf16(chance.normal(0, 1, shape))})
     extract((str(tmp_path / "post"), str(tmp_path / "base")), tmp_path / "d")
     for memory in (100_000_000, 200_000_000):
-        paths = [str(tmp_path / name) for name in ("d", "new", f"out{memory}")]
-        result = subprocess.run(
-            [sys.executable, "-c", MIX, *paths, str(memory)], capture_output=True, text=True
-        )
-        assert result.returncode == 0, result.stderr
-        grown, projected = map(int, result.stdout.split())
-        assert grown <= projected <= memory
+        paths = (tmp_path / name for name in ("d", "new", f"out{memory}"))
+        grown, projected = printed(MIX, *paths, memory)
+        assert 0 < grown <= projected <= memory

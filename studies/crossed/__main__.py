@@ -1,0 +1,5 @@
+"""`python -m studies.crossed`."""
+
+from studies.crossed.run import main
+
+main()

@@ -1,0 +1,5 @@
+"""`python -m studies.decoder`."""
+
+from studies.decoder.run import main
+
+main()

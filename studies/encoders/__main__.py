@@ -1,0 +1,5 @@
+"""`python -m studies.encoders`."""
+
+from studies.encoders.run import main
+
+main()
