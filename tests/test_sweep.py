@@ -24,7 +24,7 @@ from paramdelta.output import place
 from paramdelta.output.folder import FolderWriter
 from paramdelta.output.guard import Guard
 from paramdelta.output.lock import LOCK
-from paramdelta.output.place import Place
+from paramdelta.output.place import Place, place_of
 from paramdelta.planning.sweep import make_sweep
 from paramdelta.recipe.schedule import preset
 from paramdelta.schemes.sum import SUM
@@ -33,9 +33,9 @@ from paramdelta.storage.reader import Reader
 from tests import opening
 from tests.checkpoints import fp8, llama, moved, save
 from tests.cli.test_app import run
-from tests.engine.test_threads import sparse
+from tests.footprint import sparse
 from tests.memory import linux, printed
-from tests.unfinished import interrupted, journal_of, staging_of
+from tests.unfinished import interrupted
 
 SCALES = (0.5, 0.75, 1.0, 1.25)
 
@@ -282,7 +282,7 @@ def test_finished_outputs_are_kept_or_refused(lineage, tmp_path):
         sweep(other, (2, 1), out)
     assert "scale-1.0" in error.value.where
     assert not (out / "scale-2.0").exists()
-    assert not staging_of(out / "scale-2.0").exists()
+    assert not place_of(out / "scale-2.0").staging.exists()
     assert not any(m.kept for m in sweep(other, (0.5, 1), out, overwrite=True).members)
     assert tensors(out / "scale-1.0") == tensors(lineage.post)
     assert all(m.kept for m in sweep(other, (0.5, 1), out, overwrite=True).members)
@@ -320,7 +320,7 @@ def test_an_unfinished_sweep_of_another_recipe(tmp_path, monkeypatch):
     with pytest.raises(MisfitError, match="another recipe"):
         sweep(other, (1, 2), tmp_path / "out")
     # Somebody removes the journal: what the finished output shares must not be written over.
-    journal_of(tmp_path / "out" / "scale-1.0").unlink()
+    place_of(tmp_path / "out" / "scale-1.0").journal.unlink()
     sweep(other, (1, 2), tmp_path / "out")
     assert content(tmp_path / "out" / "scale-0.5") == before
     verify(tmp_path / "out" / "scale-1.0", share=1.0)

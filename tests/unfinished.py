@@ -1,20 +1,8 @@
-"""Unfinished runs: how they come about, and what they leave beside the output."""
-
-from pathlib import Path
+"""Unfinished runs."""
 
 import pytest
 
 from paramdelta.jobs.mix import Worker
-
-
-def staging_of(out: Path) -> Path:
-    """The folder in which an output is made."""
-    return out.with_name(f".{out.name}.paramdelta-partial")
-
-
-def journal_of(out: Path) -> Path:
-    """The journal of an unfinished run."""
-    return out.with_name(f".{out.name}.paramdelta-journal")
 
 
 def interrupted(monkeypatch: pytest.MonkeyPatch, after: int) -> None:

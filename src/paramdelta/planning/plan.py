@@ -109,7 +109,7 @@ class OutputTensor:
         return tuple(self.views.index(term.view) for term in self.terms)
 
     def to_dict(self) -> dict[str, Any]:
-        """The tensor and its terms as plain values, for JSON."""
+        """The tensor, its terms and what the weight files hold of it as plain values, for JSON."""
         return {
             "name": self.name,
             "dtype": self.dtype,
@@ -123,6 +123,9 @@ class OutputTensor:
                 for term in self.terms
             ],
             "why": self.why,
+            "streams": [
+                {"name": s.name, "dtype": s.dtype, "shape": list(s.shape)} for s in self.streams
+            ],
         }
 
     @property

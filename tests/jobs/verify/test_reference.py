@@ -15,6 +15,7 @@ from paramdelta.encodings.encoding import Encoding
 from paramdelta.formats import delta
 from paramdelta.formats.adapter import LowRank
 from paramdelta.formats.blockscaled import BlockScaled
+from paramdelta.formats.permuted import Permuted
 from paramdelta.formats.view import ABSENT, Part, Rows, Tensor, Transposed, View, Wide, Zeros
 from paramdelta.jobs.verify import comparison, reference
 from paramdelta.jobs.verify.stored import Stored
@@ -90,6 +91,9 @@ def around(view):
     yield view
     yield turned
     yield Part("w", view.dtype, (2, columns), view, columns + 4)
+    yield Permuted("w", view.dtype, (columns, rows), view, (1, 0))
+    cut = Part("w", view.dtype, (2, 3, columns), view, 0)
+    yield Permuted("w", view.dtype, (columns, 2, 3), cut, (2, 0, 1))
     yield Wide("w", "F64", view.shape, view)
     yield Rows("w", view.dtype, (8, columns), (view,), order)
     yield Rows("w", view.dtype, (4, rows), (turned,), order[:16])

@@ -23,7 +23,7 @@ LOCK = "paramdelta.lock.json"
 
 @pytest.fixture
 def out(lineage, tmp_path):
-    """A plain mix, with companions, in two shards."""
+    """A plain mix, with companions."""
     (lineage.new / "modeling_x.py").write_text("x = 1")
     (lineage.post / "generation_config.json").write_text("{}")
     return mix(lineage.recipe(), tmp_path / "out").folder
@@ -151,6 +151,14 @@ def test_a_missing_tensor_is_found(out):
 
 # -- files -----------------------------------------------------------------------------------------
 
+
+def exchanged(one, other):
+    """Give two files the names of each other."""
+    one.rename(aside := one.with_suffix(".aside"))
+    other.rename(one)
+    aside.rename(other)
+
+
 DAMAGES = {
     "config.json changed": lambda out: altered(out / "config.json", 3),
     "config.json deleted": lambda out: (out / "config.json").unlink(),
@@ -170,26 +178,22 @@ DAMAGES = {
         (out / "sub").mkdir(),
         (out / "sub" / "tokenization.py").write_text(""),
     ),
-    "two shards exchanged": lambda out: (
-        (out / "model-00001-of-00002.safetensors").rename(out / "x"),
-        (out / "model-00002-of-00002.safetensors").rename(out / "model-00001-of-00002.safetensors"),
-        (out / "x").rename(out / "model-00002-of-00002.safetensors"),
-    ),
+    "two shards exchanged": lambda out: exchanged(*sorted(out.glob("model-*.safetensors"))[:2]),
 }
 
 
 @pytest.fixture(scope="module")
 def sharded(tmp_path_factory):
-    """A mix in two shards, kept for all damages."""
+    """A mix in three shards, kept for all damages."""
     folder = tmp_path_factory.mktemp("sharded")
-    base = llama(hidden=64, layers=4, vocab=2000)
-    config = {"model_type": "llama", "hidden_size": 64}
+    base = llama(hidden=128, layers=4, vocab=2000)
+    config = {"model_type": "llama", "hidden_size": 128}
     for seed, role in enumerate(("base", "post", "new")):
         save(folder / role, moved(base, seed), config_json=config, generation_config_json={})
     (folder / "new" / "modeling_x.py").write_text("x = 1")
     recipe = Recipe(str(folder / "new"), (Delta(folder / "post", folder / "base"),))
     out = mix(recipe, folder / "out", shard_size="1MB").folder
-    assert (out / "model-00002-of-00002.safetensors").exists()
+    assert len(list(out.glob("*.safetensors"))) == 3
     return out
 
 

@@ -8,6 +8,7 @@ from paramdelta.recipe import Recipe
 from paramdelta.storage.files import Files
 from paramdelta.storage.location import locate
 from paramdelta.storage.reader import Reader
+from paramdelta.text import shown
 
 
 class _Opener(Opener):
@@ -25,7 +26,7 @@ class _Opener(Opener):
             except UsageError as error:
                 raise MisfitError(
                     "a source of the output is not here",
-                    where=address,
+                    where=shown(address),
                     expected=error.expected,
                     remedy="put it back where it was",
                 ) from None
