@@ -23,6 +23,7 @@ from paramdelta.errors import CheckpointError
 from paramdelta.formats import delta
 from paramdelta.formats.adapter import LowRank
 from paramdelta.formats.blockscaled import BlockScaled
+from paramdelta.formats.permuted import Permuted
 from paramdelta.formats.view import ABSENT, Part, Rows, Tensor, Transposed, View, Wide, Zeros
 from paramdelta.jobs.verify.rounding import widened
 from paramdelta.jobs.verify.stored import Array, Places, Stored
@@ -67,6 +68,7 @@ def grain(view: View) -> int:
 
 
 @grain.register(Transposed)
+@grain.register(Permuted)
 @grain.register(LowRank)
 @grain.register(delta.Difference)
 def _(view: View) -> int:
@@ -189,6 +191,35 @@ def _(view: Transposed, starts: Places, length: int, stored: Stored) -> Array:
 def _(view: Transposed, element: int, number: float, stored: Stored) -> Near:
     row, column = divmod(element, view.shape[1])
     return exact(view.view, column * view.view.shape[1] + row, number, stored)
+
+
+@value.register
+def _(view: Permuted, start: int, stop: int, stored: Stored) -> Array:
+    places = _permuted(view, np.arange(start, stop))
+    return runs(view.view, places, 1, stored).reshape(-1)
+
+
+@runs.register
+def _(view: Permuted, starts: Places, length: int, stored: Stored) -> Array:
+    places = _permuted(view, _elements(starts, length))
+    return runs(view.view, places.reshape(-1), 1, stored).reshape(places.shape)
+
+
+@exact.register
+def _(view: Permuted, element: int, number: float, stored: Stored) -> Near:
+    (place,) = _permuted(view, np.array([element])).tolist()
+    return exact(view.view, place, number, stored)
+
+
+def _permuted(view: Permuted, elements: Places) -> Places:
+    """The numbers that elements have in the view whose axes are reordered."""
+    shape = view.view.shape
+    places = np.zeros_like(elements)
+    rest = elements
+    for size, axis in zip(reversed(view.shape), reversed(view.axes), strict=True):
+        rest, index = np.divmod(rest, max(1, size))
+        places += index * math.prod(shape[axis + 1 :])
+    return places
 
 
 # -- rows of several views -------------------------------------------------------------------------
