@@ -1,15 +1,18 @@
 """Fixtures that many tests share."""
 
+import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from paramdelta import Delta, Recipe
 from tests.checkpoints import llama, moved, save
 
-settings.register_profile("default", deadline=None)  # shared machines pause at will
+# Shared machines pause at will: no example and no drawing of examples has a time limit.
+settings.register_profile("default", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("default")
 
 CONFIG = {"model_type": "llama", "hidden_size": 16, "tie_word_embeddings": False}
@@ -42,3 +45,18 @@ def lineage(tmp_path: Path) -> Lineage:
         save(tmp_path / "post", moved(base, 1), shards=2, config_json=CONFIG),
         save(tmp_path / "new", moved(base, 2), shards=3, config_json=CONFIG),
     )
+
+
+@pytest.fixture
+def synced() -> None:
+    """For a test that needs syncs to reach the disk."""
+
+
+@pytest.fixture(autouse=True)
+def _quick_syncs(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Syncs return at once: no test turns the power off, and a busy disk takes long."""
+    with pytest.MonkeyPatch.context() as patch:
+        if "synced" not in request.fixturenames:
+            for name in ("fsync", "fdatasync"):
+                patch.setattr(os, name, lambda descriptor: None, raising=False)
+        yield

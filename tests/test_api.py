@@ -10,10 +10,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import yaml
-from paramdelta.output.files import staging_folder
-from paramdelta.output.verify import rounded
 
-import paramdelta.engine.threads as engine
 from paramdelta import (
     Delta,
     Interrupted,
@@ -26,29 +23,21 @@ from paramdelta import (
     read_recipe,
     verify,
 )
+from paramdelta.jobs.verify.rounding import rounded
+from paramdelta.output import place
+from paramdelta.output.place import place_of
 from paramdelta.recipe import read_scale
+from paramdelta.storage.digest import TreeDigest
 from tests import opening
 from tests.checkpoints import encode, llama, moved, save
 from tests.cli.test_app import run
 from tests.numbers import nearest
+from tests.unfinished import interrupted
 
 
 def weights(folder):
     """The bytes of the single weight file."""
     return (folder / "model.safetensors").read_bytes()
-
-
-def interrupted(monkeypatch, after):
-    """Make the engine raise KeyboardInterrupt after so many slices, as Ctrl-C would."""
-    made = engine.Worker.make
-    count = iter(range(10**9))
-
-    def make(self, piece):
-        if next(count) >= after:
-            raise KeyboardInterrupt
-        return made(self, piece)
-
-    monkeypatch.setattr(engine.Worker, "make", make)
 
 
 def test_identities_on_a_checkpoint(lineage, tmp_path):
@@ -77,13 +66,13 @@ def test_interrupted_and_resumed(lineage, tmp_path, monkeypatch):
         with pytest.raises(Interrupted, match="same command"):
             mix(lineage.recipe(), tmp_path / "out")
     assert not (tmp_path / "out").exists()
-    staging = staging_folder(tmp_path / "out")
+    staging = place_of(tmp_path / "out").staging
     assert not list(staging.glob("*.safetensors"))
     result = mix(lineage.recipe(), tmp_path / "out")
     assert result.resumed > 0
     assert weights(tmp_path / "out") == whole
     assert not staging.exists()
-    assert "journal.jsonl" not in os.listdir(tmp_path / "out")
+    assert not list(tmp_path.rglob(".*"))
 
 
 def test_a_changed_source_is_not_resumed_from(lineage, tmp_path, monkeypatch):
@@ -112,7 +101,7 @@ def test_a_lost_part_file_is_made_again(lineage, tmp_path, monkeypatch):
         interrupted(patch, 5)
         with pytest.raises(Interrupted):
             mix(lineage.recipe(), tmp_path / "out")
-    (staging_folder(tmp_path / "out") / "model.safetensors.part").unlink()
+    (place_of(tmp_path / "out").staging / "model.safetensors.part").unlink()
     assert mix(lineage.recipe(), tmp_path / "out").resumed == 0
     assert weights(tmp_path / "out") == whole
 
@@ -157,7 +146,7 @@ def test_the_same_run_gives_the_same_bytes(lineage, tmp_path):
 
 
 def test_card_and_lock(lineage, tmp_path):
-    """The card has the Hub's metadata, the licences and the recipe; the lock the digests."""
+    """The card has the Hub's metadata, the licenses and the recipe; the lock the digests."""
     (lineage.post / "README.md").write_text("---\nlicense: llama3\n---\n# Post\n")
     (lineage.new / "README.md").write_text("---\nlicense: apache-2.0\nlanguage: de\n---\n")
     (lineage.base / "LICENSE").write_text("Some License\n\nmore")
@@ -175,6 +164,40 @@ def test_card_and_lock(lineage, tmp_path):
     lock = json.loads((out / "paramdelta.lock.json").read_text())
     assert lock["plan_sha256"] == plan(lineage.recipe(0.8)).digest
     assert len(lock["sources"][0]["files"]) == 3
+
+
+def content_digest(path):
+    """The digest of a file's bytes, read in one piece."""
+    data = path.read_bytes()
+    digest = TreeDigest(len(data))
+    digest.update(0, memoryview(data))
+    return digest.hexdigest()
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_the_lock_holds_the_digest_of_every_file(lineage, tmp_path, monkeypatch, stopped):
+    """Of sources and outputs, with their sizes; also if the run was stopped and resumed."""
+    if stopped:
+        with monkeypatch.context() as patch:
+            interrupted(patch, 9)
+            with pytest.raises(Interrupted):
+                mix(lineage.recipe(), tmp_path / "out", workers=1)
+    result = mix(lineage.recipe(), tmp_path / "out")
+    assert (result.resumed > 0) == stopped
+    lock = json.loads((result.folder / "paramdelta.lock.json").read_text())
+    names = {path.name for path in result.folder.iterdir()}
+    assert lock["outputs"].keys() == names - {"README.md", "paramdelta.lock.json"}
+    for name, facts in lock["outputs"].items():
+        path = result.folder / name
+        assert facts == {"size": path.stat().st_size, "digest": content_digest(path)}
+    for source, folder in zip(
+        lock["sources"], (lineage.new, lineage.post, lineage.base), strict=True
+    ):
+        assert source["address"] == str(folder)
+        for file in source["files"]:
+            path = folder / file["name"]
+            assert file["size"] == path.stat().st_size
+            assert file["digest"] == content_digest(path)
 
 
 def test_several_deltas_are_mixed(lineage, tmp_path):
@@ -219,12 +242,10 @@ def test_a_file_size_limit_is_a_clear_error(lineage, tmp_path):
 
 def test_too_little_disk_is_refused_beforehand(lineage, tmp_path, monkeypatch):
     """The plan's size is held against the free space before anything is written."""
-    import paramdelta.output.files as files
-
-    monkeypatch.setattr(files, "free_space", lambda out: (1000, tmp_path))
+    monkeypatch.setattr(place, "free_space", lambda out: (1000, tmp_path))
     with pytest.raises(StorageError, match="too little free space"):
         mix(lineage.recipe(), tmp_path / "out")
-    assert not staging_folder(tmp_path / "out").exists()
+    assert not place_of(tmp_path / "out").staging.exists()
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")

@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from paramdelta.engine.sketch import Aim, difference, factorise, missed
 
 from paramdelta import Delta, Recipe, extract_adapter, mix
 from paramdelta.api import ExtractedAdapter, plan_extract
+from paramdelta.arithmetic import sketch
+from paramdelta.arithmetic.sketch import Aim, factorise, missed
 from paramdelta.demo import tour
-from paramdelta.engine import sketch
+from paramdelta.jobs.lowrank import difference
 from paramdelta.planning.linear import linear
 from paramdelta.planning.plan import Plan
 from studies.lowrank import page
@@ -87,9 +88,7 @@ def nearness(plan: Plan, iterations: int, rank: int) -> dict[str, float]:
     sketch.ITERATIONS = iterations
     kept, best = [], []
     for module in linear(plan, False).modules:
-        blocks = partial(
-            difference, module.pair, module.shape[1], fetch, "the lineage", lambda _: None
-        )
+        blocks = partial(difference, module.pair, module.shape[1], fetch, "the lineage")
         factors = factorise(blocks, module.shape, Aim(rank, None, rank), 0)
         assert factors is not None
         kept.append(factors.energy - missed(blocks, factors.up, factors.down))

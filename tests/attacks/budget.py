@@ -5,6 +5,7 @@ ended, the processor seconds, and by how many bytes the process grew at its peak
 hangs or dies is a result as well. Linux only: the peak is read from /proc.
 """
 
+import contextlib
 import ctypes
 import dataclasses
 import gc
@@ -102,21 +103,37 @@ class Worker:
 
 
 def _weights(path: Path) -> Any:
-    from tests import opening
+    from paramdelta.formats.checkpoint import read_weights
+    from paramdelta.storage.local import local_blob
+    from paramdelta.storage.reader import Reader
 
-    return opening.weights(path)
+    with Reader() as reader:
+        return read_weights(reader, local_blob(path))
 
 
 def _folder(path: Path) -> Any:
-    from tests import opening
+    from paramdelta.formats.checkpoint import open_checkpoint
 
-    return opening.checkpoint(path, "post")
+    with _files(path) as files:
+        return open_checkpoint(files, "post")
 
 
 def _adapter(path: Path) -> Any:
-    from tests import opening
+    from paramdelta.formats.adapter import open_adapter
 
-    return opening.adapter(path)
+    with _files(path) as files:
+        return open_adapter(files, "post")
+
+
+@contextlib.contextmanager
+def _files(path: Path) -> Any:
+    """The files of a folder, closed at the end: there are many inputs."""
+    from paramdelta.storage.files import Files
+    from paramdelta.storage.location import locate
+    from paramdelta.storage.reader import Reader
+
+    with Reader() as reader:
+        yield Files(locate(str(path)), reader)
 
 
 def _json(path: Path) -> Any:

@@ -151,6 +151,15 @@ def test_config_of_another_model(tmp_path, library, key, value, code):
     assert code in codes(tmp_path)
 
 
+def test_conversion_that_fails(tmp_path, monkeypatch):
+    """What the library says of tensors that it cannot convert."""
+    model = {"outcome": "done", "class": "X", "missing": [], "unexpected": [], "mismatched": []}
+    model |= {"errors": ["experts differ in shape"], "rows": 24, "version": "5"}
+    answer = {"outcome": "done", "models": [model]}
+    monkeypatch.setattr(architecture, "run_child", lambda *_: answer)
+    assert codes(right(tmp_path)) == {"conversion-failed": REFUSED}
+
+
 @pytest.mark.hf
 @pytest.mark.parametrize(
     ("changes", "words"),

@@ -119,3 +119,9 @@ def test_unreadable_folder(tmp_path):
 def test_is_inside(name, inside):
     """Names that one file gives for another."""
     assert is_inside(name) is inside
+
+
+def test_too_many_files(tmp_path, monkeypatch):
+    """The listing ends, and that is said."""
+    monkeypatch.setattr("paramdelta.check.folder.MAX_FILES", 3)
+    assert ("too-many-files", ".") in found(right(tmp_path))

@@ -147,3 +147,10 @@ def test_weights_of_diffusers(tmp_path):
     (tmp_path / "diffusion_pytorch_model.safetensors").unlink()
     weights, found = read(tmp_path, "diffusion_pytorch_model")
     assert weights.files == ("diffusion_pytorch_model.fp16.safetensors",)
+
+
+def test_weights_of_other_runtimes(tmp_path):
+    """They are named where there is nothing else, and ignored beside safetensors."""
+    put(tmp_path, "model.gguf", b"GGUF")
+    assert read(tmp_path)[1] == {("other-format", "model.gguf")}
+    assert read(right(tmp_path))[1] == set()

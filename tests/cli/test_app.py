@@ -227,12 +227,12 @@ tokenizer_source: union
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp874"])
 def test_terminals_that_lack_characters(lineage, encoding):
     """Δ and Θ become question marks where they cannot be shown; events are always ASCII."""
-    shown = run("recipe", "--help", PYTHONIOENCODING=encoding)
+    shown = process("recipe", "--help", PYTHONIOENCODING=encoding)
     assert shown.returncode == 0, shown.stderr
-    planned = run("plan", *lineage.options, "--preset", "mlp-only", PYTHONIOENCODING=encoding)
+    planned = process("plan", *lineage.options, "--preset", "mlp-only", PYTHONIOENCODING=encoding)
     assert planned.returncode == 0, planned.stderr
     assert "mlp-only" in planned.stdout
-    events = run("plan", *lineage.options, "--json", PYTHONIOENCODING=encoding)
+    events = process("plan", *lineage.options, "--json", PYTHONIOENCODING=encoding)
     assert events.stdout.isascii()
     assert json.loads(events.stdout)["event"] == "plan"
 

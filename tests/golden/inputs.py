@@ -8,6 +8,7 @@ floating-point operations. Names, shapes and companion files of real architectur
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -42,10 +43,18 @@ def uniform(key: str, shape: Iterable[int]) -> np.ndarray:
     return (raw(key, shape) >> np.uint64(11)) * 2.0**-52 - 1
 
 
-def weights(role: str, name: str, shape: Iterable[int], amount: float = 0.01) -> np.ndarray:
+def weights(role: str, name: str, shape: tuple[int, ...]) -> np.ndarray:
     """float64 weights of a role: those of "base", moved a little by the role's training."""
+    small = np.prod(shape) < 20_000
+    found = (_weights if small else _weights.__wrapped__)(role, name, shape)
+    found.setflags(write=False)
+    return found
+
+
+@cache  # many cases have the same small tensors
+def _weights(role: str, name: str, shape: tuple[int, ...]) -> np.ndarray:
     start = 0.1 * uniform(f"start/{name}", shape)
-    return start if role == "base" else start + amount * uniform(f"{role}/{name}", shape)
+    return start if role == "base" else start + 0.01 * uniform(f"{role}/{name}", shape)
 
 
 def stored(values: np.ndarray, dtype: str) -> np.ndarray:

@@ -158,8 +158,17 @@ def out_files(tmp_path, files, **options):
         # post's two files disagree: generation stops where generation_config.json says
         (
             {"config_json": {"eos_token_id": 2}, "generation_config_json": {"eos_token_id": 3}},
-            {},
+            {"config_json": {"eos_token_id": 2}},
             3,
+        ),
+        # they disagree, and config.json gives a number: it stays one
+        (
+            {
+                "config_json": {"eos_token_id": 1},
+                "generation_config_json": {"eos_token_id": [3, 2]},
+            },
+            {"config_json": {"eos_token_id": 2}},
+            [3, 2],
         ),
         # one lists more than the other: both stay as post has them
         (
@@ -195,6 +204,7 @@ def test_the_output_stops_where_post_stops(tmp_path, post, new, expected, moved_
     expected = [i + shift for i in expected] if isinstance(expected, list) else expected + shift
     assert value("eos_token_id", found) == expected
     assert all(same_ids(s.value, expected) for s in statements("eos_token_id", found))
+    assert all(type(s.value) is int for s in statements("eos_token_id", found)[1:])
 
 
 def test_ids_of_generation_settings_however_nested(tmp_path, files):
@@ -298,6 +308,20 @@ def test_dtype_in_every_place(tmp_path, files):
     assert {s.value for s in statements("dtype", found)} == {"float16"}
     assert len(statements("dtype", found)) == 4
     assert found.json("config.json")["text_config"]["vocabulary_map"] == {"dtype": 5}
+
+
+def test_a_head_of_its_own_in_every_place(tmp_path, files):
+    """Post has untied its head: no section of the output's config.json says that it is tied."""
+    tied = {"tie_word_embeddings": True}
+    files["base"]["config_json"] |= tied
+    files["new"]["config_json"] |= tied | {"text_config": {"model_type": "x", **tied}}
+    recipe = lineage(tmp_path, files)
+    for role in ("base", "new"):
+        tensors = llama() if role == "base" else moved(llama(), 2)
+        del tensors["lm_head.weight"]
+        save(tmp_path / role, tensors)
+    found = opened(mix(recipe, tmp_path / "out").folder)
+    assert [s.value for s in statements("tie_word_embeddings", found)] == [False, False]
 
 
 def test_sizes_of_a_grown_vocabulary(tmp_path, files):

@@ -148,6 +148,9 @@ def test_without_a_true_size_names_decide(said):
     assert token_axes(shapes, said, 990) == expected
     assert token_axes(shapes, {}, None) == expected
     assert token_axes(model(rows=300), {}, 990) == {}  # too few rows for this tokenizer
+    talker = {"model_type": "new", "talker_config": {"model_type": "talker"}}
+    both = model() | {"talker.embed_tokens.weight": (2000, WIDTH)}
+    assert token_axes(both, talker, None) == {"model.embed_tokens.weight": 0}
 
 
 def test_a_little_more_than_is_stated():
@@ -167,7 +170,7 @@ def test_where_sizes_are_stated():
 LAYERS = ("num_hidden_layers", "encoder_layers", "decoder_layers", "num_layers", "layer_types")
 CLASSES = """
 AlbertForMaskedLM BartForConditionalGeneration BertForMaskedLM BloomForCausalLM ChatGLMModel
-DebertaV2ForMaskedLM DistilBertForMaskedLM ElectraForPreTraining EsmForMaskedLM FalconForCausalLM
+DebertaV2ForMaskedLM DistilBertForMaskedLM ElectraForPreTraining FalconForCausalLM
 FunnelForMaskedLM GPT2LMHeadModel GPTNeoXForCausalLM Gemma3ForConditionalGeneration
 LlamaForCausalLM LlavaForConditionalGeneration LukeForMaskedLM MBartForConditionalGeneration
 MambaForCausalLM ModernBertForMaskedLM OPTForCausalLM

@@ -7,7 +7,7 @@ import pytest
 
 from paramdelta import Delta, Recipe, Severity, mix, plan
 from paramdelta.errors import UsageError
-from paramdelta.planning import planner
+from paramdelta.planning import rows
 from tests.checkpoints import bf16, llama, moved, save
 from tests.opening import checkpoint, fetch
 from tests.planning.test_companions import tokenizer
@@ -91,7 +91,7 @@ def test_by_number_no_tokenizer_is_read(tmp_path, monkeypatch, broken):
     """--vocabulary id: whatever is in the tokenizer's files, even where they cannot be parsed."""
     roles = {role: {"tokenizer_json": broken} for role in ("base", "post", "new")}
     recipe = replace(lineage(tmp_path, **roles), vocabulary="id")
-    monkeypatch.setattr(planner, "read_vocabulary", pytest.fail)
+    monkeypatch.setattr(rows, "read_vocabulary", pytest.fail)
     assert found(plan(recipe)) == {}
     out = mix(recipe, tmp_path / "out").folder
     assert (out / "tokenizer.json").read_text() == broken

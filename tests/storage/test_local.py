@@ -107,7 +107,7 @@ def test_allocation_without_system_support(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def large_file(tmp_path):
+def large_file(tmp_path, synced):
     """20 MiB and a bit on a disk whose page cache can be asked and emptied."""
     path = tmp_path / "large"
     path.write_bytes(os.urandom(20 * 2**20 + 777))

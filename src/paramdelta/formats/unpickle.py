@@ -325,7 +325,7 @@ class Machine:
         """What a name of code stands for here: one of our functions, or an `Opaque`."""
         module, name = names
         full = f"{module}.{name}"
-        self.spend(1, 0)
+        self.spend(3, 0)
         if module.partition(".")[0] in _DANGEROUS or full in _DANGEROUS:
             raise error(
                 "the pickle asks to run a command; it was not run",

@@ -9,7 +9,7 @@ import hashlib
 import json
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -157,8 +157,8 @@ class ExtractJob:
         assert self.sink is not None
         if self._file is None:
             self._file = _WeightFile(self.sink.create(self.names[task.file]), tensors)
-        self._runs.append(receipt)
         self._file.append(task, receipt)
+        self._runs.append(replace(receipt, blocks=()))  # the bytes are written
         if task.stop < tensor.elements:
             return
         if tensor.pairs:

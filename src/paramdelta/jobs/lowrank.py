@@ -286,12 +286,12 @@ class LowRankJob:
     def _run(self, fetch: Fetch, task: Task) -> float | Factors:
         if task.module is not None:
             return self._factorize(fetch, task.module)
-        blocks = _difference(task.pair, 1, fetch, self.where)
+        blocks = difference(task.pair, 1, fetch, self.where)
         return sum(float(np.vdot(block, block)) for _, block in blocks) + 0.0
 
     def _factorize(self, fetch: Fetch, module: Module) -> Factors:
         rows, columns = module.shape
-        blocks = partial(_difference, module.pair, columns, fetch, self.where)
+        blocks = partial(difference, module.pair, columns, fetch, self.where)
         seed = int.from_bytes(hashlib.sha256(module.tensor.encode()).digest()[:8], "little")
         factors = factorise(blocks, (rows, columns), self.aim, seed)
         if factors is None:
@@ -428,7 +428,7 @@ def _block_held(views: Iterable[View], columns: int) -> int:
     return size * (3 * 8 + 8) + max(view.scratch(size * view.kind.size) for view in views)
 
 
-def _difference(pair: Pair, columns: int, fetch: Fetch, where: str) -> Iterator[tuple[int, Array]]:
+def difference(pair: Pair, columns: int, fetch: Fetch, where: str) -> Iterator[tuple[int, Array]]:
     """post − base in float64, in rows of ``columns`` elements, block by block.
 
     Raises:

@@ -69,6 +69,7 @@ class FolderSink:
         self._linked: set[int] = set()
         self._put: set[str] = set()
         self._guard: Guard | None = None
+        self._made: os.stat_result | None = None  # the staging folder
         self.journal: Journal | None = None
         self._ends: list[int] = []  # by shard: the end of its data, in all data end to end
 
@@ -98,7 +99,7 @@ class FolderSink:
             self.place.journal.unlink(missing_ok=True)
             self.journal = Journal(self.place.journal, self.identity)
         except BaseException:
-            self.abort()
+            self.discard()
             raise
 
     def create(self, name: str) -> File:
@@ -121,16 +122,14 @@ class FolderSink:
             with contextlib.suppress(FileExistsError):
                 staging.mkdir(mode=0o700)
             found = staging.stat(follow_symlinks=False)
-        except OSError as error:
-            raise storage_error(error, staging, "create") from None
-        own = not hasattr(os, "geteuid") or found.st_uid == os.geteuid()
-        if not stat.S_ISDIR(found.st_mode) or not own:
-            raise _strange(staging)
-        try:
+            own = not hasattr(os, "geteuid") or found.st_uid == os.geteuid()
+            if not stat.S_ISDIR(found.st_mode) or not own:
+                raise _strange(staging)
             self.place.tidy(self.mark)
             staging.mkdir(mode=0o700, exist_ok=True)
+            self._made = staging.stat(follow_symlinks=False)
         except OSError as error:
-            raise storage_error(error, staging, "tidy up") from None
+            raise storage_error(error, staging, "create") from None
 
     def _resume(self) -> Journal:
         """Open the journal, and remove what an earlier run left unfinished."""
@@ -274,12 +273,18 @@ class FolderSink:
         self._release()
 
     def discard(self) -> None:
-        """As `abort`; the staging folder is removed."""
+        """As `abort`; the staging folder is removed. An old output that was exchanged with it is
+        another folder, and stays.
+        """
         self._close_files()
         if self.journal is not None:
             self.journal.close()
-            shutil.rmtree(self.place.staging, ignore_errors=True)
-            self.place.journal.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            found = self.place.staging.stat(follow_symlinks=False)
+            if self._made is not None and os.path.samestat(found, self._made):
+                shutil.rmtree(self.place.staging, ignore_errors=True)
+                self.place.journal.unlink(missing_ok=True)
+        self._made = None
         self._release()
 
     def _check_own(self, name: str, file: File) -> None:

@@ -190,12 +190,14 @@ def _places(fact: str, checkpoint: Checkpoint) -> list[tuple[str, ...]]:
 def _role_ids(role: str, post: Checkpoint, settlement: Settlement) -> Any:
     """What config.json says of a role: what post stops, starts or pads with, as the output's ids.
 
-    Where post's config.json and generation_config.json agree, in the form of the former; the latter
-    may list more.
+    As post's config.json says it, unless its generation_config.json contradicts it, which counts
+    then; in the form of the former, since models that compare ids with this one expect a number.
     """
     said = value(role, post.files)
     own = next((s.value for s in statements(role, post.files) if s.file == CONFIG), said)
-    return _output_ids(own if same_ids(own, said) else said, settlement)
+    if not same_ids(own, said):
+        own = said[0] if isinstance(own, int) and isinstance(said, list) and said else said
+    return _output_ids(own, settlement)
 
 
 def _output_ids(value: Any, settlement: Settlement) -> Any:

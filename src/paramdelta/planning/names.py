@@ -225,6 +225,8 @@ def propose(own: Mapping[str, View], target: Mapping[str, View]) -> tuple[Propos
     """
     left = {name: view for name, view in own.items() if name not in target}
     free = {name: view for name, view in target.items() if name not in own}
+    if not left or not free:
+        return ()
     pairs = _Pairs(left, free)
     found: list[Proposal] = []
     while len(found) < MOST_RULES and (best := pairs.strongest()) is not None:

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -109,7 +109,7 @@ class OutputTensor:
         return tuple(self.views.index(term.view) for term in self.terms)
 
     def to_dict(self) -> dict[str, Any]:
-        """The tensor and its terms as plain values, for JSON."""
+        """The tensor, its terms and what the weight files hold of it as plain values, for JSON."""
         return {
             "name": self.name,
             "dtype": self.dtype,
@@ -123,6 +123,9 @@ class OutputTensor:
                 for term in self.terms
             ],
             "why": self.why,
+            "streams": [
+                {"name": s.name, "dtype": s.dtype, "shape": list(s.shape)} for s in self.streams
+            ],
         }
 
     @property
@@ -169,10 +172,8 @@ class Plan:
     @property
     def bytes_to_read(self) -> int:
         """Bytes of all operands, each once, and of two more passes where thresholds are needed."""
-        looks = (p for t in self.tensors for p in t.pairs if p.needs_threshold)
-        return sum(view.nbytes for t in self.tensors for view in t.views) + sum(
-            2 * (pair.post.nbytes + pair.base.nbytes) for pair in looks
-        )
+        operands = sum(view.nbytes for tensor in self.tensors for view in tensor.views)
+        return operands + bytes_to_measure(self.tensors)
 
     @property
     def bytes_to_write(self) -> int:
@@ -288,3 +289,14 @@ def _remedy(finding: Finding) -> str | None:
     if finding.allowed:
         ways.append(f"--allow {finding.code} ({finding.allowed})")
     return "; or ".join(ways) or None
+
+
+def bytes_to_measure(tensors: Iterable[OutputTensor]) -> int:
+    """Bytes of the two passes over each Δ whose threshold has to be found."""
+    looks = dict.fromkeys(
+        (pair.number, pair.post, pair.base)
+        for tensor in tensors
+        for pair in tensor.pairs
+        if pair.needs_threshold
+    )
+    return sum(2 * (post.nbytes + base.nbytes) for _, post, base in looks)

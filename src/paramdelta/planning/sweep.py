@@ -12,7 +12,7 @@ from paramdelta.dtypes import DTYPES
 from paramdelta.encodings.encoding import Stream
 from paramdelta.errors import UsageError
 from paramdelta.formats.view import View
-from paramdelta.planning.plan import OutputTensor, Plan
+from paramdelta.planning.plan import OutputTensor, Plan, bytes_to_measure
 from paramdelta.planning.planner import make_plan
 from paramdelta.planning.sources import Opener
 from paramdelta.recipe import Recipe
@@ -80,9 +80,10 @@ class Sweep:
 
     @property
     def bytes_to_read(self) -> int:
-        """Bytes of the operands of all outputs, each once, without passes for thresholds."""
-        columns = zip(*(plan.tensors for plan in self.plans), strict=True)
-        return sum(view.nbytes for tensors in columns for view in joint_views(tensors))
+        """Bytes of the operands of all outputs, each once, and of the passes for thresholds."""
+        columns = [*zip(*(plan.tensors for plan in self.plans), strict=True)]
+        operands = sum(view.nbytes for tensors in columns for view in joint_views(tensors))
+        return operands + sum(bytes_to_measure(tensors) for tensors in columns)
 
     def only(self, numbers: Sequence[int]) -> "Sweep":
         """Some of the outputs."""

@@ -100,10 +100,15 @@ def token_axes(
     found: dict[str, int] = {}
     for name, shape in shapes.items():
         for axis in range(min(len(shape), 2 if len(shape) == 2 else 1)):
-            if not _may_hold(shape[axis], sizes, tokens) or _is_other(name):
+            length = shape[axis]
+            if not _may_hold(length, sizes, tokens):
+                continue
+            is_plain = length in sizes and length not in others
+            if not (is_plain or _is_called_so(name)) or _is_other(name):
                 continue
             own = _sizes_of(top.of(name), texts)
-            if own and _holds(shape[axis], own, tokens, others, _is_called_so(name)):
+            is_near = length not in others and _is_called_so(name)
+            if own and (length in own or (is_near and _may_hold(length, own, tokens))):
                 found[name] = axis
                 break
     if not any(len(shapes[name]) == 2 for name in found):
@@ -207,19 +212,6 @@ def _may_hold(length: int, sizes: frozenset[int], tokens: int | None) -> bool:
     return length in sizes or (
         tokens is not None and fits(length, tokens) and length <= _near(sizes)
     )
-
-
-def _holds(
-    length: int,
-    sizes: frozenset[int],
-    tokens: int | None,
-    others: frozenset[int],
-    is_called_so: bool,
-) -> bool:
-    """Whether an axis of this length is one of tokens."""
-    if length in sizes:
-        return is_called_so or length not in others
-    return is_called_so and length not in others and _may_hold(length, sizes, tokens)
 
 
 def _module(name: str) -> str:

@@ -98,6 +98,9 @@ def around(view):
     yield view
     yield turned
     yield Part("w", view.dtype, (2, columns), view, columns + 4)
+    yield Permuted("w", view.dtype, (columns, rows), view, (1, 0))
+    cut = Part("w", view.dtype, (2, 3, columns), view, 0)
+    yield Permuted("w", view.dtype, (columns, 2, 3), cut, (2, 0, 1))
     yield Wide("w", "F64", view.shape, view)
     yield Rows("w", view.dtype, (8, columns), (view,), order)
     yield Rows("w", view.dtype, (4, rows), (turned,), order[:16])

@@ -72,10 +72,11 @@ def _show_sources(plan: Plan) -> None:
 
 
 def _show_output(plan: Plan, budget: Budget, layout: Layout, free: int) -> None:
+    streams = [stream for tensor in plan.tensors for stream in tensor.streams]
     typer.echo("\noutput")
     typer.echo(
         f"  tensors   {plan.mixed} mixed, {plan.copied} copied from the new base; "
-        f"{show_count(plan.parameters)} parameters, {_dtypes(plan.tensors)}"
+        f"{show_count(plan.parameters)} parameters, {_dtypes(streams)}"
     )
     first, last = layout.shards[0], layout.shards[-1]
     names = first.name if first is last else f"{first.name} to {last.name}, and their index"
@@ -120,6 +121,9 @@ def _show_tensors(plan: Plan) -> None:
             f"  {tensor.name}  {tensor.dtype} {list(tensor.shape)}  "
             + (terms if tensor.pairs else "copied: " + tensor.why)
         )
+        for stream in tensor.streams[1:]:
+            shape = list(stream.shape)
+            typer.echo(f"  {stream.name}  {stream.dtype} {shape}  stored with {tensor.name}")
 
 
 def _place(view: View) -> str:

@@ -195,31 +195,28 @@ def _(view: Transposed, element: int, number: float, stored: Stored) -> Near:
 
 @value.register
 def _(view: Permuted, start: int, stop: int, stored: Stored) -> Array:
-    places = _permuted(view, np.arange(start, stop))
+    places = _permuted_places(view, np.arange(start, stop))
     return runs(view.view, places, 1, stored).reshape(-1)
 
 
 @runs.register
 def _(view: Permuted, starts: Places, length: int, stored: Stored) -> Array:
-    places = _permuted(view, _elements(starts, length))
+    places = _permuted_places(view, _elements(starts, length))
     return runs(view.view, places.reshape(-1), 1, stored).reshape(places.shape)
 
 
 @exact.register
 def _(view: Permuted, element: int, number: float, stored: Stored) -> Near:
-    (place,) = _permuted(view, np.array([element])).tolist()
-    return exact(view.view, place, number, stored)
+    place = _permuted_places(view, np.array([element]))
+    return exact(view.view, int(place[0]), number, stored)
 
 
-def _permuted(view: Permuted, elements: Places) -> Places:
-    """The numbers that elements have in the view whose axes are reordered."""
-    shape = view.view.shape
-    places = np.zeros_like(elements)
-    rest = elements
-    for size, axis in zip(reversed(view.shape), reversed(view.axes), strict=True):
-        rest, index = np.divmod(rest, max(1, size))
-        places += index * math.prod(shape[axis + 1 :])
-    return places
+def _permuted_places(view: Permuted, elements: Places) -> Places:
+    """Where elements are in the view that is permuted."""
+    indices = np.unravel_index(elements, view.shape)
+    inner = dict(zip(view.axes, indices, strict=True))
+    places = np.ravel_multi_index([inner[axis] for axis in range(len(inner))], view.view.shape)
+    return np.asarray(places, np.int64)
 
 
 # -- rows of several views -------------------------------------------------------------------------

@@ -10,16 +10,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from paramdelta.engine.slices import MAX_BUFFER, cut, share_out
-from paramdelta.output.files import Files, staging_folder
 from typer.testing import CliRunner
 
 from paramdelta import Delta, MisfitError, Recipe, StorageError, UsageError, mix, plan, verify
+from paramdelta.api import budget_for
 from paramdelta.cli.app import app
+from paramdelta.engine.memory import MAX_BUFFER
+from paramdelta.output.folder import FolderWriter
+from paramdelta.output.place import place_of
 from tests import opening
 from tests.checkpoints import bf16, fp8, save
-from tests.engine.test_threads import grown_and_projected, sparse
+from tests.footprint import grown_and_projected, sparse
 from tests.memory import linux
+from tests.mixing import job_of
 from tests.numbers import fp8_values
 from tests.output.test_kill import digest
 
@@ -70,7 +73,7 @@ def values(tensors, name):
 
 
 @pytest.mark.parametrize("scale", [1.0, 0.37])
-def test_the_output_is_the_sum_requantised(tmp_path, recipe, scale):
+def test_the_output_is_the_sum_requantized(tmp_path, recipe, scale):
     """Every scale is that of its block's largest sum, every number within half a step of the sum;
     the output's folder verifies, and is read again as FP8.
     """
@@ -132,18 +135,19 @@ def test_what_has_no_delta_keeps_its_codes_and_scales(tmp_path, recipe):
     assert verify(tmp_path / "out", share=1.0).tensors == len(found)
 
 
-def test_slices_are_whole_blocks_and_fill_the_output(tmp_path, recipe):
+def test_tasks_are_whole_blocks_and_fill_the_output(recipe):
     """Every byte of codes, scales and the rest is made once, whatever the buffers."""
     made = plan(recipe)
     for buffer in (64, 4096, MAX_BUFFER):
-        covered = []
-        for piece in cut(made, buffer):
-            covered += [(p.position, p.position + p.nbytes) for p in (piece, piece.also) if p]
-            if piece.also is not None:
-                rows, columns = made.tensors[piece.tensor].shape
-                assert piece.start % (128 * columns) == 0
-                assert piece.stop % (128 * columns) == 0 or piece.stop == rows * columns
-                assert piece.made == piece.nbytes + piece.also.nbytes
+        job, covered = job_of(made, buffer), []
+        for task in job.tasks():
+            tensor, ranges = made.tensors[task.tensor], job.ranges(task)
+            covered += ranges
+            assert len(ranges) == len(tensor.streams)
+            if len(ranges) == 2:
+                rows, columns = tensor.shape
+                assert task.start % (128 * columns) == 0
+                assert task.stop % (128 * columns) == 0 or task.stop == rows * columns
         covered.sort()
         assert covered[0][0] == 0
         assert covered[-1][1] == made.bytes_to_write
@@ -159,30 +163,31 @@ def test_progress_ends_at_the_total(tmp_path, recipe):
 
 def test_stopped_anywhere_and_resumed_is_the_whole(tmp_path, recipe, monkeypatch):
     """Stopped after any number of writes, between a band's scales and its codes too: resumed, the
-    bytes are those of a run that was not stopped, and no slice is made again that is there.
+    bytes are those of a run that was not stopped, and no task is run again that is there.
     """
     mix(recipe, tmp_path / "whole" / "out", shard_size="1MB")
     expected = digest(tmp_path / "whole" / "out")
-    write, whole, done = Files.write, [], 0
-    for piece in cut(plan(recipe), MAX_BUFFER):  # bytes of whole slices after so many writes
-        whole += [done] * (1 + (piece.also is not None))
-        done += piece.made
+    write, whole, done = FolderWriter.write, [], 0
+    job = job_of(plan(recipe), MAX_BUFFER)
+    for task in job.tasks():  # bytes of whole tasks after so many writes
+        whole += [done] * len(job.ranges(task))
+        done += job.cost(task)
     for stop in range(len(whole)):
         left = stop
 
-        def failing(self, piece, data):
+        def failing(self, stream, offset, data):
             nonlocal left
             if left == 0:
                 raise StorageError("stopped")
             left -= 1
-            write(self, piece, data)
+            return write(self, stream, offset, data)
 
         out = tmp_path / "out"
-        monkeypatch.setattr(Files, "write", failing)
+        monkeypatch.setattr(FolderWriter, "write", failing)
         with pytest.raises(StorageError, match="stopped"):
             mix(recipe, out, shard_size="1MB", workers=1)
-        monkeypatch.setattr(Files, "write", write)
-        assert staging_folder(out).is_dir()
+        monkeypatch.setattr(FolderWriter, "write", write)
+        assert place_of(out).staging.is_dir()
         result = mix(recipe, out, shard_size="1MB", workers=2)
         assert result.resumed == whole[stop]
         assert digest(out) == expected
@@ -262,11 +267,11 @@ def test_too_little_memory_for_a_band(tmp_path):
     for role in ("post", "base", "new"):
         wide(tmp_path / role, 128, 50_000)
     made = plan(of(tmp_path))
-    budget = share_out(made, 256_000_000, 8)
+    budget = budget_for(made, 256_000_000, 8)
     assert budget.projected <= 256_000_000
     assert 1 <= budget.workers < 8
     with pytest.raises(UsageError, match="too little") as error:
-        share_out(made, 100_000_000, 8)
+        budget_for(made, 100_000_000, 8)
     assert "128 whole rows" in error.value.expected
 
 
@@ -284,7 +289,7 @@ def wide(folder, rows, columns):
 @linux
 @pytest.mark.parametrize(("shape", "memory"), [((4096, 18432), "256MB"), ((60_000, 512), "90MB")])
 def test_measured_memory_stays_under_the_projected(tmp_path, shape, memory):
-    """Wide and narrow matrices are requantised within the projected memory."""
+    """Wide and narrow matrices are requantized within the projected memory."""
     paths = [wide(tmp_path / role, *shape) for role in ("post", "base", "new")]
     size = int(memory.removesuffix("MB")) * 1_000_000
     grown, projected = grown_and_projected(paths, size, "fp8-block")
@@ -301,10 +306,17 @@ def test_the_commands(tmp_path, recipe):
     shown = run(app, ["plan", *options, "--tensors"])
     assert shown.exit_code == 0
     assert "6 mixed, 0 copied" in shown.output
-    assert "a.weight_scale_inv  F32 [3, 2]  scales of a.weight" in shown.output
+    assert "a.weight_scale_inv  F32 [3, 2]  stored with a.weight" in shown.output
+    assert "parameters, F8_E4M3 + F32 + BF16" in shown.output
     assert "[requantised]" in shown.output
     assert run(app, ["mix", *options, "--out", str(tmp_path / "out")]).exit_code == 0
     assert run(app, ["verify", str(tmp_path / "out"), "--full"]).exit_code == 0
     assert "dtype: fp8-block" in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    listed = run(app, ["plan", *options, "--tensors", "--json"])
+    tensors = json.loads(listed.output.splitlines()[0])["terms"]
+    streams = {stream["name"]: stream for tensor in tensors for stream in tensor["streams"]}
+    assert {n: s["shape"] for n, s in streams.items()} == {
+        name: list(array.shape) for name, array in stored(tmp_path / "out").items()
+    }
     plain = run(app, ["plan", *options[2:], "--json"])
     assert json.loads(plain.output.splitlines()[0])["bytes_to_write"] > 0

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from paramdelta.output.staging import staging_folder
 
 from paramdelta import (
     CheckpointError,
@@ -26,7 +25,7 @@ from paramdelta import (
 from paramdelta.cli.app import main
 from paramdelta.formats.checkpoint import DELTA
 from paramdelta.formats.delta import BLOCK
-from paramdelta.output import staging as staged
+from paramdelta.output.place import Place, place_of
 from tests import opening
 from tests.checkpoints import bf16, fp8, llama, moved, save
 from tests.crash import Program, forks, spread
@@ -347,11 +346,11 @@ def main_exits(arguments):
 
 def test_an_error_leaves_nothing(tmp_path, lineage, monkeypatch):
     """A failure at the last step leaves neither output nor staging folder."""
-    monkeypatch.setattr(staged, "put_in_place", lambda *_: 1 / 0)
+    monkeypatch.setattr(Place, "publish", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         extract((str(lineage.post), str(lineage.base)), tmp_path / "delta")
     assert not (tmp_path / "delta").exists()
-    assert not staging_folder(tmp_path / "delta").exists()
+    assert not list(tmp_path.glob(".*"))
 
 
 def test_an_interrupted_run_leaves_nothing(tmp_path, lineage):
@@ -364,7 +363,7 @@ def test_an_interrupted_run_leaves_nothing(tmp_path, lineage):
     with pytest.raises(Interrupted, match="nothing is kept"):
         extract(source, tmp_path / "delta", progress=stop)
     assert not (tmp_path / "delta").exists()
-    assert not staging_folder(tmp_path / "delta").exists()
+    assert not list(tmp_path.glob(".*"))
 
 
 def test_two_at_once_are_refused(tmp_path, lineage):
@@ -390,7 +389,7 @@ def test_a_killed_run_leaves_nothing_that_looks_whole(tmp_path):
     command = ["extract", "--post", str(tmp_path / "post"), "--base", str(tmp_path / "base")]
     command += ["--shard-size", "1MB", "--workers", "2", "--out"]
     out, kills = tmp_path / "delta", 0
-    staging = staging_folder(out)
+    staging = place_of(out).staging
     with Program(tmp_path / "said") as program:
         program.warm_up([*command, str(tmp_path / "first")])
         whole = program.run([*command, str(tmp_path / "whole" / "delta")])
@@ -403,12 +402,14 @@ def test_a_killed_run_leaves_nothing_that_looks_whole(tmp_path):
                 shutil.rmtree(out)
                 continue
             assert ended.killed, ended.err
-            assert not (staging / DELTA).exists() or not list(staging.glob("*.part"))
-            if staging.exists() and not (staging / DELTA).exists():
+            if staging.exists() and list(staging.glob("*.part")):
                 with pytest.raises(CheckpointError):
                     opening.stored_delta(staging)
+            elif (staging / DELTA).exists():
+                assert contents(staging) == expected
         assert program.run([*command, str(out)]).code == 0
         assert contents(out) == expected
+        assert not list(tmp_path.glob(".*"))
     assert kills > 8
 
 
@@ -422,12 +423,13 @@ import numpy, numba, zstandard
 from paramdelta import api
 from paramdelta.arithmetic import planes
 from paramdelta.formats import delta
-from paramdelta.output import extract
+from paramdelta.jobs.extract import ExtractJob
 delta.encode(numpy.ones(3), numpy.zeros(3))
 made = api.plan_extract(sys.argv[1], sys.argv[2])
 with Growth() as growth:
     result = api.extract(made, sys.argv[3], memory=int(sys.argv[4]), workers=4)
-print(growth.bytes, extract.share_out(made, int(sys.argv[4]), 4)[1])
+job = ExtractJob(made.tensors, 5_000_000_000, None)
+print(growth.bytes, api._extract_budget(job, int(sys.argv[4]), 4).projected)
 """
 
 
