@@ -84,8 +84,20 @@ class Drop(Filter):
         return kept
 
     def coefficient(self, scale: float) -> float:
-        """``scale / (1 − drop)``, rounded to float64 once."""
-        return float(Fraction(scale) / (1 - _decimal(self.drop))) if self.drop else scale
+        """``scale / (1 − drop)``, rounded to float64 once.
+
+        Raises:
+            UsageError: it is beyond float64.
+        """
+        if not self.drop:
+            return scale
+        try:
+            return float(Fraction(scale) / (1 - _decimal(self.drop)))
+        except OverflowError:
+            raise UsageError(
+                f"dare: scale {scale:g} / (1 − {self.drop:g}) is too large",
+                expected="a factor that float64 can hold",
+            ) from None
 
     @property
     def plain(self) -> list[Any]:

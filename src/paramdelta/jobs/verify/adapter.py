@@ -174,12 +174,13 @@ def _weights(
     """The weights to measure: all that have a Δ, or a random share of those with factors."""
     pairs = {tensor.name: tensor.pairs[0] for tensor in plan.tensors if tensor.pairs}
     for name, view in factors.items():
-        if name not in pairs or pairs[name].post.shape != view.shape:
+        shape = pairs[name].post.shape if name in pairs else None
+        if not shape == view.shape == recorded[name].shape:
             raise MisfitError(
                 "the adapter has factors that post and base do not have",
                 code="output-differs",
                 where=f"tensor {name!r}",
-                expected=str(pairs[name].post.shape if name in pairs else "absent"),
+                expected=str(shape or "absent"),
                 got=str(view.shape),
             )
     chosen = list(pairs)
