@@ -43,6 +43,7 @@ class Kind:
         if self.reader is None and self is not UNKNOWN:
             raise CheckpointError(
                 f"this is {self.what}",
+                code="unsupported-file",
                 where=where,
                 expected="safetensors, or what torch.save writes",
                 remedy=self.remedy,

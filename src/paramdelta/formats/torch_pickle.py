@@ -45,6 +45,7 @@ from paramdelta.formats.view import Tensor, Transposed, View
 from paramdelta.storage.blob import Blob
 from paramdelta.storage.reader import Reader
 from paramdelta.text import shown
+from paramdelta.units import show_size
 
 MOST_TOLD = 100  # things beside the weights that are named one by one
 _DEPTH = 2  # branches inside branches: {"model": {"state_dict": …}}
@@ -130,6 +131,7 @@ def _chosen(held: Any, key: str | None, where: str) -> tuple[_Place, dict[Any, A
         "one set of weights" if key is None else f"'{shown(key)}'",
         ", ".join(f"'{shown(name)}' ({_count(found[name][1])} tensors)" for name in names),
         f"name the one that you mean: {where.rpartition('/')[2]}#{shown((names or [''])[0])}",
+        code="ambiguous-weights",
     )
 
 
@@ -170,6 +172,7 @@ def _check_known(state: dict[Any, Any], key: str, where: str) -> None:
                 "tensors",
                 shown(value.kind),
                 ELSEWHERE,
+                code="pickle-runs-code",
             )
 
 
@@ -190,6 +193,7 @@ def _without_tensors(held: Any, where: str) -> CheckpointError:
             "names and tensors",
             shown(foreign.kind) if held is foreign else got,
             ELSEWHERE,
+            code="pickle-runs-code",
         )
     return error("no dict of tensors here", where, "names and tensors", got, "save state_dict()")
 
@@ -311,7 +315,13 @@ def _read_archive(
         _check_order(order == b"little", order.decode("latin-1"), where)
     entry = entries[f"{root}/data.pkl"]
     if entry.size > MAX_PICKLE:
-        raise error("the pickle is too large", where, f"{MAX_PICKLE} bytes", f"{entry.size} bytes")
+        raise error(
+            "the pickle is too large",
+            where,
+            f"at most {show_size(MAX_PICKLE)}",
+            show_size(entry.size),
+            code="pickle-too-large",
+        )
     stream = Stream(read, entry.begin, entry.begin + entry.size)
     text = stream.fill(entry.size)[: entry.size]
     machine = Machine(stream, allowance)
@@ -393,5 +403,6 @@ def _read_legacy(
         position += 8 + count * DTYPES[storage.dtype].size
     if position != size:
         problem = "is truncated" if position > size else "has bytes that belong to no tensor"
-        raise error(f"the file {problem}", where, f"{position} bytes", f"{size} bytes")
+        code = "truncated-file" if position > size else "invalid-torch-file"
+        raise error(f"the file {problem}", where, f"{position} bytes", f"{size} bytes", code=code)
     return held, offsets, digest.hexdigest()

@@ -134,6 +134,7 @@ class Allowance:
                 self.where,
                 "what torch.save writes",
                 "",
+                code="pickle-too-large",
             )
 
 
@@ -333,6 +334,7 @@ class Machine:
                 "names that torch.save uses for tensors",
                 shown(full),
                 "do not load this file with torch: it may be malicious",
+                code="pickle-runs-code",
             )
         known = _KNOWN.get(full) or self._foreign.get(full)
         if known is None:
@@ -734,6 +736,21 @@ _INSTRUCTIONS: dict[bytes, tuple[_Action | None, int, _Argument | None]] = {
 _STEPS = [_INSTRUCTIONS.get(bytes([code])) for code in range(256)]
 
 
-def error(what: str, where: str, expected: str, got: str, remedy: str = DAMAGED) -> CheckpointError:
+def error(
+    what: str,
+    where: str,
+    expected: str,
+    got: str,
+    remedy: str = DAMAGED,
+    *,
+    code: str = "invalid-torch-file",
+) -> CheckpointError:
     """A CheckpointError about a file of torch's."""
-    return CheckpointError(what, where=where, expected=expected, got=got or None, remedy=remedy)
+    return CheckpointError(
+        what,
+        code=code,
+        where=where,
+        expected=expected,
+        got=got or None,
+        remedy=remedy,
+    )

@@ -296,6 +296,7 @@ def _tokenizer(
     if settlement.given and our_files and not any(each.changes for each in chosen):
         raise UsageError(
             "no file of the new base's tokenizer can hold a token of post",
+            code="token-without-file",
             where=new.location.address,
             remedy="save the tokenizer with transformers, which writes a tokenizer.json",
         )
