@@ -158,7 +158,7 @@ def open_folder(path: Path, findings: Findings) -> Folder:
     if not path.is_dir():
         raise StorageError(
             "no such folder" if not path.exists() else "not a folder",
-            code="not-a-folder",
+            code="no-such-folder",
             where=str(path),
             remedy="give the folder that holds config.json or the weights",
         )

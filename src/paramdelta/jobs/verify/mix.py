@@ -35,7 +35,7 @@ def verify_mix(files: Files, options: Options) -> Verification:
     if options.post is not None or options.base is not None:
         raise UsageError(
             "the lock of a mix names its sources",
-            code="source-recorded",
+            code="option-without-effect",
             where=files.location.address,
             remedy="leave post and base out",
         )
