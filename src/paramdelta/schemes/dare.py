@@ -96,6 +96,7 @@ class Drop(Filter):
         except OverflowError:
             raise UsageError(
                 f"dare: scale {scale:g} / (1 − {self.drop:g}) is too large",
+                code="invalid-scale",
                 expected="a factor that float64 can hold",
             ) from None
 
