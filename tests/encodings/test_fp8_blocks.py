@@ -308,7 +308,7 @@ def test_the_commands(tmp_path, recipe):
     assert "6 mixed, 0 copied" in shown.output
     assert "a.weight_scale_inv  F32 [3, 2]  stored with a.weight" in shown.output
     assert "parameters, F8_E4M3 + F32 + BF16" in shown.output
-    assert "[requantised]" in shown.output
+    assert "[requantized]" in shown.output
     assert run(app, ["mix", *options, "--out", str(tmp_path / "out")]).exit_code == 0
     assert run(app, ["verify", str(tmp_path / "out"), "--full"]).exit_code == 0
     assert "dtype: fp8-block" in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
