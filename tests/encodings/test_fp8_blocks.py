@@ -131,7 +131,7 @@ def test_what_has_no_delta_keeps_its_codes_and_scales(tmp_path, recipe):
     found = stored(tmp_path / "out")
     assert all(np.array_equal(found[name], extra[name]) for name in extra)
     assert (made.mixed, made.copied) == (6, 1)
-    assert "mtp.weight" not in next(f.tensors for f in made.findings if f.code == "requantised")
+    assert "mtp.weight" not in next(f.tensors for f in made.findings if f.code == "requantized")
     assert verify(tmp_path / "out", share=1.0).tensors == len(found)
 
 
@@ -178,7 +178,7 @@ def test_stopped_anywhere_and_resumed_is_the_whole(tmp_path, recipe, monkeypatch
         def failing(self, stream, offset, data):
             nonlocal left
             if left == 0:
-                raise StorageError("stopped")
+                raise StorageError("stopped", code="stopped")
             left -= 1
             return write(self, stream, offset, data)
 

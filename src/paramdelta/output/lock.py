@@ -136,6 +136,7 @@ def read_lock(folder: Path) -> dict[str, Any]:
     if not (folder / LOCK).is_file():
         raise MisfitError(
             "paramdelta did not write this folder",
+            code="not-an-output",
             where=str(folder),
             expected=f"a folder with {LOCK}",
         )
@@ -144,6 +145,7 @@ def read_lock(folder: Path) -> dict[str, Any]:
     if lock.get("lock_version") != VERSION or not isinstance(lock.get("recipe"), dict):
         raise CheckpointError(
             "the lock cannot be understood",
+            code="invalid-record",
             where=str(folder / LOCK),
             expected=f"lock_version {VERSION}",
             got=f"lock_version {lock.get('lock_version')!r}",
@@ -163,5 +165,8 @@ def locked_recipe(lock: dict[str, Any], where: Path) -> Recipe:
         return recipe_from_dict(lock["recipe"])
     except UsageError as error:
         raise CheckpointError(
-            "the lock cannot be read", where=str(where / LOCK), got=str(error)
+            "the lock cannot be read",
+            code="invalid-record",
+            where=str(where / LOCK),
+            got=str(error),
         ) from None

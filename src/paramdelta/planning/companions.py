@@ -290,6 +290,7 @@ def _tokenizer(
     if settlement.given and our_files and not holders:
         raise UsageError(
             "no file of the new base's tokenizer can hold a token of post",
+            code="token-without-file",
             where=new.location.address,
             remedy="save the tokenizer with transformers, which writes a tokenizer.json",
         )

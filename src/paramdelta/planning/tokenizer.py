@@ -225,7 +225,8 @@ def _understood(files: Files, file: str) -> Iterator[None]:
     except (TypeError, ValueError, KeyError, AttributeError, IndexError) as error:
         raise CheckpointError(
             "the tokenizer's files cannot be understood",
+            code="invalid-tokenizer",
             where=str(files[file]) if file else files.location.address,
             got=str(error)[:200] if isinstance(error, ValueError) else repr(error)[:200],
-            remedy="get the file again, or choose --vocabulary id",
+            remedy="get the file again, or pass `vocabulary='id'`",
         ) from None

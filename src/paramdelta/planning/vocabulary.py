@@ -138,7 +138,8 @@ def find_token(token: str, vocabulary: Vocabulary, option: str, where: str) -> i
     special = [t for i, t in vocabulary.tokens.items() if i in vocabulary.special]
     near = difflib.get_close_matches(token, special or list(vocabulary.ids), 3, 0.5)
     raise UsageError(
-        f"{option} {token!r}: no such token",
+        f"{option}: there is no token {token!r}",
+        code="no-such-token",
         where=where,
         expected="one of its tokens" + (f", such as {', '.join(near)}" if near else ""),
     )
