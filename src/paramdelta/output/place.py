@@ -78,10 +78,11 @@ class Place:
         """
         if not os.path.lexists(self.staging):
             self.journal.unlink(missing_ok=True)
-        elif not self.journal.exists() and self.staging.is_dir():
+        elif not self.journal.exists() and (
             # Its lock is the last file to go: without files, only folders are left of it.
-            if (self.staging / mark).is_file() or not _files_in(self.staging):
-                remove_old(self.staging, mark)
+            (self.staging / mark).is_file() or not _files_in(self.staging)
+        ):
+            remove_old(self.staging, mark)
 
     def _appear(self) -> None:
         if self.out.is_dir() and not any(self.out.iterdir()):
