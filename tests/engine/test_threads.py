@@ -184,14 +184,14 @@ def turned(folder):
     stem = "model.layers.0.mlp.experts"
     for name in ("post", "base"):
         entries = {}
-        for number in range(4):
+        for number in range(2):
             for part in ("gate_proj", "up_proj"):
                 entries[f"{stem}.{number}.{part}.weight"] = ("BF16", (2048, 2048), 2)
             entries[f"{stem}.{number}.down_proj.weight"] = ("BF16", (2048, 2048), 2)
         sparse(folder / name / "model.safetensors", entries)
     joined = {
-        f"{stem}.gate_up_proj": ("BF16", (4, 2048, 4096), 2),
-        f"{stem}.down_proj": ("BF16", (4, 2048, 2048), 2),
+        f"{stem}.gate_up_proj": ("BF16", (2, 2048, 4096), 2),
+        f"{stem}.down_proj": ("BF16", (2, 2048, 2048), 2),
     }
     sparse(folder / "new" / "model.safetensors", joined)
     return [folder / name for name in ("post", "base", "new")]
