@@ -94,7 +94,7 @@ def _joined(
         for name in repeats if placed else ():
             if name not in placed:
                 del views[name]
-                what = "a tensor that has several names is taken by those of the new base"
+                what = "tensors with several names are used under those of the new base"
                 findings.add(Severity.NOTE, "repeats", what, source, tensor=name)
     for group in groups:
         given = [views[name] for name in group if name in views]

@@ -1,4 +1,4 @@
-"""What config.json says about the meaning of the weights, compared: heads, sizes, positions."""
+"""Compares what config.json says about the meaning of the weights: heads, sizes, positions."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -24,13 +24,13 @@ _POSITIONS = (
 
 
 def text_part(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The part of a multimodal config.json that speaks of the text model; else all of it."""
+    """The part of a multimodal config.json that describes the text model; else all of it."""
     part = config.get("text_config")
     return part if isinstance(part, Mapping) and "model_type" in part else config
 
 
 def compare_architecture(new: Checkpoint, source: Checkpoint, findings: Findings) -> None:
-    """Refuse weights of another meaning; note whose positions the output follows.
+    """Refuse weights with another meaning; note that positions follow the new base.
 
     A text model beside a multimodal one is compared with the text part of that one.
     """
@@ -47,8 +47,8 @@ def compare_architecture(new: Checkpoint, source: Checkpoint, findings: Findings
                 "architecture-differs",
                 f"config.json says {key}: {old!r}, the new base {now!r}",
                 source,
-                remedy="look whether it is the right checkpoint",
-                allowed="mixed nevertheless, as the new base's architecture",
+                remedy="check that it is the right checkpoint",
+                allowed="mixed anyway, as weights of the new base's architecture",
             )
     different = [key for key in _POSITIONS if theirs.get(key) != ours.get(key)]
     if different and source.role.startswith("post"):

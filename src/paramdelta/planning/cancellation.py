@@ -1,4 +1,4 @@
-"""Operands that cancel out of an output tensor, so that they are never read.
+"""Operands that cancel out of an output tensor, so they are never read.
 
 ``Θ' + a (P − B) − a (Q − B)`` is ``Θ' + a (P − Q)``; and where Θ' is B itself, ``B + (P − B)`` is P
 alone, and ``B + ½ (P − B) + ½ (Q − B)`` is ``P + ½ (Q − P)``. As real numbers they are the same;

@@ -72,10 +72,10 @@ def choose_factors(recipe: Recipe, sources: Sources, findings: Findings) -> tupl
             findings.add(
                 Severity.WARNING,
                 "rule-idle",
-                f"no tensor has its scale from the rule {rule.subject}{where}: the rules "
-                "before it are for all that it is for",
+                f"the rule {rule.subject}{where} has no effect: earlier rules apply to all of its "
+                "tensors",
                 each.post,
-                remedy="put it before them, or leave it out",
+                remedy="move it before them, or leave it out",
             )
     return tuple(chosen)
 
@@ -121,7 +121,7 @@ def coefficients(
     if bare:
         rest = f" and {len(bare) - 3} more" if len(bare) > 3 else ""
         raise UsageError(
-            f"no rule of the scale is for {', '.join(bare[:3])}{rest}",
+            f"no rule of the scale applies to {', '.join(bare[:3])}{rest}",
             code="weights-without-rule",
             where=scale.rules[-1].where or None,
             expected="a bare number as the last entry, for everything else: 1.0, or 0 for no Δ",
@@ -177,7 +177,7 @@ def _check(rule: Rule, axes: Mapping[str, int]) -> None:
     mine = [name for name, number in axes.items() if _is_for(rule, name, number)]
     if not mine:
         raise UsageError(
-            f"no tensor of the output is of {rule.subject}",
+            f"no tensor of the output belongs to {rule.subject}",
             code="rule-matches-nothing",
             where=rule.where or None,
             remedy="leave the rule out, or match by name",

@@ -7,7 +7,7 @@ from typing import Any
 
 
 class Severity(str, Enum):
-    """``refused``: nothing is mixed; ``warning``: probably not what was meant; ``note``: a fact."""
+    """``refused`` prevents the mix; ``warning``: probably a mistake; ``note``: a fact."""
 
     REFUSED = "refused"
     WARNING = "warning"
@@ -68,7 +68,7 @@ class Findings:
         remedy: str | None = None,
         allowed: str | None = None,
     ) -> None:
-        """Note a finding; ``where`` is a checkpoint, or text."""
+        """Add a finding. ``where``: a checkpoint, or text."""
         finding = Finding(severity, code, what, str(where), (), remedy, allowed)
         if tensor is None:
             self._plain.append(finding)
@@ -76,7 +76,7 @@ class Findings:
             self._grouped.setdefault((code, str(where)), (finding, []))[1].append(tensor)
 
     def all(self, allow: Iterable[str]) -> tuple[Finding, ...]:
-        """Everything found; refusals that the user accepted as warnings; the gravest first."""
+        """All findings, the most severe first. Refusals with an allowed code are warnings."""
         allow = set(allow)
         grouped = [replace(f, tensors=tuple(names)) for f, names in self._grouped.values()]
         accepted = [

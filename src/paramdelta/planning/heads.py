@@ -101,8 +101,8 @@ def _is_tied(source: Source, head: str, embedding: str, findings: Findings, fetc
             findings.add(
                 Severity.WARNING,
                 "not-tied",
-                "config.json says that the output head is the input embedding, but the one "
-                "that is stored differs from it, and counts",
+                "config.json says that the output head is the input embedding, but the stored "
+                "head differs; it is used as it is",
                 source,
                 tensor=head,
             )

@@ -20,7 +20,11 @@ def report_leftovers(recipe: Recipe, sources: Sources, findings: Findings) -> No
         if each.base is not None:
             for name in sorted(each.base.views.keys() - wanted - each.post.views.keys()):
                 findings.add(
-                    Severity.NOTE, "only-in-base", "tensors left out", each.base, tensor=name
+                    Severity.NOTE,
+                    "only-in-base",
+                    "tensors that only base has are left out",
+                    each.base,
+                    tensor=name,
                 )
 
 
@@ -29,7 +33,7 @@ def _report(
 ) -> None:
     """Find one tensor of post that the new base does not have."""
     if names.is_buffer(view) or not view.kind.mixable:
-        findings.add(Severity.NOTE, "buffer-left", "constants left out", each.post, tensor=name)
+        findings.add(Severity.NOTE, "buffer-left", "constants are left out", each.post, tensor=name)
         return
     chosen = coefficient(scale, name, len(view.shape))
     if chosen is not None and chosen.scale == 0:

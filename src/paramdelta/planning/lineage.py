@@ -14,7 +14,7 @@ from paramdelta.formats.view import Fetch, View, float64
 
 TENSORS = 8  # matrices that are sampled
 ELEMENTS = 65536  # at most this many numbers of each, in one run from the middle
-RELATED = 0.5  # a cosine below this: never the same model
+RELATED = 0.5  # a cosine below this: no common ancestor
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,7 @@ def pairs_of(name: str, each: Lineage, scale: float, new: Source, findings: Find
             findings.add(
                 Severity.REFUSED,
                 "quantized",
-                f"stored as {view.dtype} without scales that are known",
+                f"stored as {view.dtype} without known scales",
                 owner,
                 tensor=name,
                 remedy=UNQUANTIZED,
@@ -65,8 +65,8 @@ def fits(pair: Pair, each: Lineage, new: View, findings: Findings) -> bool:
             findings.add(
                 Severity.REFUSED,
                 "shape-differs",
-                f"other shapes than in the new base, the first {list(view.shape)} "
-                f"and not {list(new.shape)}",
+                f"shapes differ from the new base, the first is {list(view.shape)} instead of "
+                f"{list(new.shape)}",
                 source,
                 tensor=new.name,
                 remedy=LOOK,

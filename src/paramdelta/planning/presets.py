@@ -1,4 +1,4 @@
-"""What the presets of `schedule.PRESETS` speak of: by a tensor's name and its number of axes.
+"""Which tensors belong to each preset of `recipe.schedule`, by name and number of axes.
 
 The names are those that the common families give to the parts of a model (Llama, Qwen, Mixtral,
 GPT-2, BERT, T5 and their like); the tests hold each preset against lists of real names.
@@ -33,13 +33,13 @@ _TABLE = re.compile(r"(^|\.)(\w*position\w*|\w*relative_attention_bias\w*|A_log)
 
 
 def layer_of(name: str) -> int | None:
-    """The number of the layer that a tensor belongs to; None for one outside of all layers."""
+    """The number of the layer that a tensor belongs to; None if it is in no layer."""
     found = _LAYER.search(name)
     return int(found[1]) if found else None
 
 
 def stack_of(name: str) -> str | None:
-    """The layers that a tensor's layer is one of: its name as far as the number."""
+    """The stack of layers that a tensor belongs to: its name before the layer number."""
     found = _LAYER.search(name)
     return name[: found.start(1)] if found else None
 
@@ -50,7 +50,7 @@ def is_head(name: str) -> bool:
 
 
 def is_of(preset: str, name: str, axes: int) -> bool:
-    """Whether a preset gives the Δ to the tensor of this name and number of axes."""
+    """Whether a tensor with this name and number of axes belongs to a preset."""
     outside = layer_of(name) is None
     norm = bool(_NORM.search(name)) and not _INNER_NORM.search(name)
     ends = outside and not norm and bool(_EMBEDDING.search(name) or _HEAD.search(name))

@@ -8,7 +8,7 @@ from paramdelta.planning.sources import Lineage, Source, Sources
 def compare_relatives(sources: Sources, findings: Findings) -> dict[str, Likeness]:
     """How much every base is like the new base and its post, by pair of roles.
 
-    Warns where two checkpoints were never the same model, or are one and the same.
+    Warns where two checkpoints do not share an ancestor, or hold the same weights.
     """
     whole = [sources.new, *(source for each in sources.lineages for source in _models(each))]
     chosen = sample(list(sources.new.views), [source.views for source in whole])
@@ -36,10 +36,10 @@ def _report(found: Likeness, each: Lineage, other: Source, findings: Findings) -
         findings.add(
             Severity.WARNING,
             "unrelated",
-            f"cosine {found.cosine:.3f} with {each.base}: they were never the same "
-            "model, so a Δ means nothing here",
+            f"cosine {found.cosine:.3f} with {each.base}: they do not share an "
+            "ancestor, so the Δ has no meaning here",
             other,
-            remedy="look whether all three are the checkpoints that you mean",
+            remedy="check that all of them are the right checkpoints",
         )
     elif found.distance == 0 and other is each.post:
         findings.add(

@@ -204,7 +204,7 @@ def _whole(checkpoint: Checkpoint, findings: Findings) -> Source:
         )
     if checkpoint.ignored:
         first, rest = checkpoint.ignored[:4], len(checkpoint.ignored) - 4
-        what = "left aside, for it is no tensor: " + ", ".join(first)
+        what = "not tensors, so left out: " + ", ".join(first)
         findings.add(
             Severity.NOTE, "ignored", what + (f" and {rest} more" if rest > 0 else ""), checkpoint
         )

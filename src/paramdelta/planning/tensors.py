@@ -66,7 +66,7 @@ def _copied(name: str, new: View, sources: Sources, findings: Findings) -> str:
         findings.add(
             Severity.REFUSED,
             "quantized",
-            f"weights are stored as {new.dtype} without scales that are known",
+            f"weights are stored as {new.dtype} without known scales",
             sources.new,
             tensor=name,
             remedy=UNQUANTIZED,
@@ -129,7 +129,7 @@ def _sparsified(tensor: OutputTensor, decided: Decisions) -> OutputTensor:
     twice = len({pair.number for pair in pairs}) < len(pairs)
     if twice and not (recipe.scheme.linear and not any(pair.filters for pair in pairs)):
         raise UsageError(
-            "an adapter both replaces and adapts a tensor whose Δ is to be sparse",
+            "an adapter both replaces and adapts a tensor, which sparse Δs do not allow",
             code="adapter-replaces-sparse",
             where=tensor.name,
             remedy="merge the adapter into its base first",
