@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from paramdelta import Delta, Recipe
 from tests.checkpoints import llama, moved, save
 
-settings.register_profile("default", deadline=None)  # shared machines pause at will
+# Shared machines pause at will: no example and no drawing of examples has a time limit.
+settings.register_profile("default", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("default")
 
 CONFIG = {"model_type": "llama", "hidden_size": 16, "tie_word_embeddings": False}

@@ -25,6 +25,8 @@ from tests.checkpoints import encode
 
 torch = pytest.importorskip("torch")
 
+# A folder that all examples of a test share is meant; drawing may take as long as it does.
+CHECKS = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 FORMATS = pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
 OWNGPT = Path(__file__).parents[3] / "shared" / "models" / "owngpt"
 DTYPES = {
@@ -191,7 +193,7 @@ A, B = {"a": torch.ones(3)}, {"a": torch.zeros(3)}
     ],
 )
 def test_the_only_branch_is_found(tmp_path, held, key):
-    """Where one dict of tensors can be the weights, it is taken, and its name is told."""
+    """Where one dict of tensors can be the weights, it is taken, and its name is given."""
     contents = opening.contents(save(tmp_path / "x.pt", held))
     assert contents.key == key
     assert content(contents.tensors[0]) == raw(A["a"])
@@ -259,6 +261,25 @@ def test_objects_beside_the_weights_are_opaque(tmp_path, zipped, protocol):
     assert told["callbacks"] == "dict of 1"
     assert told["callback"] == f"{__name__}.Callback"
     assert told["counts"] == "dict of 1"
+
+
+@pytest.mark.parametrize("name", ["os\nsystem", "builtins\neval", "subprocess\nPopen"])
+def test_a_command_is_refused_wherever_it_is(tmp_path, name):
+    """Unknown code beside the weights is ignored, but a command is refused anywhere."""
+    call = f"c{name}\n".encode() + plain(("touch x",)) + b"R"
+    path = tmp_path / "x.pt"
+    path.write_bytes(archive(state(model=state(a=tensor())[2:-1], other=call)))
+    with pytest.raises(CheckpointError, match="run a command; it was not run") as error:
+        opening.contents(path)
+    assert error.value.got == name.replace("\n", ".")
+
+
+def test_two_descriptions_of_one_storage(tmp_path):
+    """One storage has one size and dtype."""
+    path = tmp_path / "x.pt"
+    path.write_bytes(archive(state(a=tensor(), b=tensor(storage(count=8), shape=(2, 4)))))
+    with pytest.raises(CheckpointError, match="two descriptions"):
+        opening.contents(path)
 
 
 def test_an_object_among_the_weights_is_refused(tmp_path):
@@ -525,7 +546,7 @@ def opened_or_refused(path, data):
 @pytest.mark.filterwarnings("ignore:invalid escape")  # pickletools decodes what is refused then
 @pytest.mark.parametrize("form", GOOD)
 @given(data=st.data())
-@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300, suppress_health_check=CHECKS)
 def test_damaged_files(tmp_path, form, data):
     """Good files with bytes changed, cut out and put in."""
     damaged = bytearray(GOOD[form])
@@ -551,14 +572,14 @@ def test_every_flipped_byte(tmp_path, form):
 
 
 @given(st.lists(PIECES, max_size=30))
-@settings(max_examples=500, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=500, suppress_health_check=CHECKS)
 def test_pickles_of_random_instructions(tmp_path, pieces):
     """Well-formed instructions in any order."""
     opened_or_refused(tmp_path / "x.pt", archive(b"\x80\x02" + b"".join(pieces) + b"."))
 
 
 @given(st.binary(max_size=200))
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=CHECKS)
 def test_noise_is_refused(tmp_path, data):
     """Random bytes."""
     (tmp_path / "x.pt").write_bytes(data)

@@ -161,6 +161,15 @@ def out_files(tmp_path, files, **options):
             {"config_json": {"eos_token_id": 2}},
             3,
         ),
+        # they disagree, and config.json gives a number: it stays one
+        (
+            {
+                "config_json": {"eos_token_id": 1},
+                "generation_config_json": {"eos_token_id": [3, 2]},
+            },
+            {"config_json": {"eos_token_id": 2}},
+            [3, 2],
+        ),
         # one lists more than the other: both stay as post has them
         (
             {
@@ -195,6 +204,7 @@ def test_the_output_stops_where_post_stops(tmp_path, post, new, expected, moved_
     expected = [i + shift for i in expected] if isinstance(expected, list) else expected + shift
     assert value("eos_token_id", found) == expected
     assert all(same_ids(s.value, expected) for s in statements("eos_token_id", found))
+    assert all(type(s.value) is int for s in statements("eos_token_id", found)[1:])
 
 
 def test_ids_of_generation_settings_however_nested(tmp_path, files):
@@ -284,6 +294,16 @@ def test_roles_from_either_file(tmp_path, files, place):
     assert {s.value for s in statements("eos_token", found)} == {"b"}
     assert len(statements("eos_token", found)) == 2
     assert role_tokens(found) == {"eos_token": "b", "unk_token": "a", "pad_token": "<eos>"}
+
+
+def test_roles_of_one_tokenizer_agree(tmp_path, files):
+    """Post's own files name different tokens: the one that transformers takes is in both."""
+    files["post"]["special_tokens_map_json"] = {"eos_token": "a", "pad_token": "b"}
+    files["post"]["tokenizer_config_json"] = {"eos_token": {"content": "b"}, "unk_token": None}
+    found = out_files(tmp_path, files)
+    assert [s.value for s in statements("eos_token", found)] == ["a", "a"]
+    assert role_tokens(found) == {"eos_token": "a", "pad_token": "b"}
+    assert found.json("tokenizer_config.json")["unk_token"] is None
 
 
 def test_dtype_in_every_place(tmp_path, files):

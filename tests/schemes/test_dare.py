@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paramdelta import Delta, Recipe, plan
+from paramdelta import Delta, Recipe, UsageError, plan
 from paramdelta.arithmetic import masks
 from paramdelta.schemes.dare import Dare, Drop, hash_key
 from tests.schemes.posts import MASK, NAME, assert_rounded, delta, deltas64, f32, made, splitmix
@@ -98,3 +98,9 @@ def test_base_prime_that_is_the_base_does_not_cancel(models):
     assert not any(tensor.reduced for tensor in planned.tensors)
     found, _ = made(recipe)
     assert not np.array_equal(found[NAME], f32(sets["post1"][NAME]))
+
+
+def test_a_factor_beyond_float64_is_refused():
+    """Rescaling must not overflow, whatever the recipe says."""
+    with pytest.raises(UsageError, match="too large"):
+        Dare(0.5).resolved(1, "w").coefficient(1.7e308)

@@ -82,6 +82,8 @@ def listed(directory: bytes, where: str) -> Iterator[Listed]:
         if signature != b"PK\1\2":
             raise _error("the archive's directory is damaged", where, "an entry", "")
         position += 46
+        if position + name_length + extra_length + comment > len(directory):
+            raise _error("the archive's directory is damaged", where, "a whole entry", "its end")
         name = directory[position : position + name_length]
         position += name_length
         if _WIDE in (size, packed, begin):
@@ -147,7 +149,7 @@ def _zip64(directory: bytes, position: int, stop: int) -> list[int]:
     while position + 4 <= stop:
         tag, length = struct.unpack_from("<2H", directory, position)
         position += 4
-        if tag == 1 and position + length <= min(stop, len(directory)):
+        if tag == 1 and position + length <= stop:
             return list(struct.unpack_from(f"<{min(length // 8, 3)}Q", directory, position))
         position += length
     return []
@@ -184,4 +186,11 @@ def _error(
     got: str,
     remedy: str = "the file is damaged or not what torch.save writes: get it again",
 ) -> CheckpointError:
-    return CheckpointError(what, where=where, expected=expected, got=got or None, remedy=remedy)
+    return CheckpointError(
+        what,
+        code="invalid-torch-file",
+        where=where,
+        expected=expected,
+        got=got or None,
+        remedy=remedy,
+    )

@@ -36,11 +36,13 @@ class Dare:
         if not 0 <= self.drop < 1:
             raise UsageError(
                 f"dare: drop {self.drop} is not valid",
+                code="invalid-parameter",
                 expected="from 0 to below 1, such as 0.9",
             )
         if not isinstance(self.seed, int) or not 0 <= self.seed < 2**64:
             raise UsageError(
                 f"dare: seed {self.seed} is not valid",
+                code="invalid-parameter",
                 expected="a whole number from 0 to 2^64 − 1",
             )
 
@@ -82,8 +84,21 @@ class Drop(Filter):
         return kept
 
     def coefficient(self, scale: float) -> float:
-        """``scale / (1 − drop)``, rounded to float64 once."""
-        return float(Fraction(scale) / (1 - _decimal(self.drop))) if self.drop else scale
+        """``scale / (1 − drop)``, rounded to float64 once.
+
+        Raises:
+            UsageError: it is beyond float64.
+        """
+        if not self.drop:
+            return scale
+        try:
+            return float(Fraction(scale) / (1 - _decimal(self.drop)))
+        except OverflowError:
+            raise UsageError(
+                f"dare: scale {scale:g} / (1 − {self.drop:g}) is too large",
+                code="invalid-scale",
+                expected="a factor that float64 can hold",
+            ) from None
 
     @property
     def plain(self) -> list[Any]:

@@ -15,6 +15,7 @@ from paramdelta.encodings.encoding import Encoding
 from paramdelta.formats import delta
 from paramdelta.formats.adapter import LowRank
 from paramdelta.formats.blockscaled import BlockScaled
+from paramdelta.formats.permuted import Permuted
 from paramdelta.formats.view import ABSENT, Part, Rows, Tensor, Transposed, View, Wide, Zeros
 from paramdelta.jobs.verify import comparison, reference
 from paramdelta.jobs.verify.stored import Stored
@@ -78,6 +79,13 @@ LEAVES = {
     )["w"],
     "product": product,
     "scaled": scaled,
+    "permuted": lambda path: Permuted(
+        "w",
+        "F32",
+        (7, 9),
+        tensors(path, w=np.random.default_rng(4).normal(size=(9, 7)).astype(np.float32))["w"],
+        (1, 0),
+    ),
     "zeros": lambda path: Zeros("w", "F32", (7, 9)),
 }
 
@@ -90,6 +98,9 @@ def around(view):
     yield view
     yield turned
     yield Part("w", view.dtype, (2, columns), view, columns + 4)
+    yield Permuted("w", view.dtype, (columns, rows), view, (1, 0))
+    cut = Part("w", view.dtype, (2, 3, columns), view, 0)
+    yield Permuted("w", view.dtype, (columns, 2, 3), cut, (2, 0, 1))
     yield Wide("w", "F64", view.shape, view)
     yield Rows("w", view.dtype, (8, columns), (view,), order)
     yield Rows("w", view.dtype, (4, rows), (turned,), order[:16])
@@ -122,6 +133,19 @@ def test_a_run_is_what_the_engine_reads(tmp_path_factory, kind, data):
         assert runs.shape == (len(starts), length)
         for run, begin in zip(runs, starts, strict=True):
             assert run.tobytes() == whole[begin : begin + length].tobytes()
+
+
+@given(st.permutations(range(4)), st.integers(0, 119), st.integers(0, 119))
+def test_axes_in_any_order(tmp_path_factory, axes, start, stop):
+    """Four axes in any order, as numpy reorders them."""
+    shape = (2, 3, 4, 5)
+    values = np.arange(120, dtype=np.float32).reshape(shape)
+    (held,) = tensors(tmp_path_factory.mktemp("p") / "f", w=values).values()
+    expected = values.transpose(axes)
+    view = Permuted("w", "F32", expected.shape, held, tuple(axes))
+    with Reader() as reader:
+        found = reference.value(view, min(start, stop), max(start, stop), Stored(reader))
+    assert np.array_equal(found, expected.reshape(-1)[min(start, stop) : max(start, stop)])
 
 
 @pytest.mark.parametrize("half", [0, 1])
@@ -175,7 +199,7 @@ def test_products_of_matrices_are_exact_within_a_bound(tmp_path, stored):
             assert (slack == 0) == (value == 0)
 
 
-@pytest.mark.parametrize("kind", ["stored", "scaled", "zeros"])
+@pytest.mark.parametrize("kind", ["stored", "scaled", "permuted", "zeros"])
 def test_everything_else_is_exact(tmp_path, stored, kind):
     """Other views are what float64 says."""
     for view in around(LEAVES[kind](tmp_path / "f")):

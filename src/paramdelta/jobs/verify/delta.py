@@ -85,6 +85,7 @@ def _targets(plan: Plan, stored: StoredDelta) -> tuple[Target, ...]:
         if wanted.get(name) != found.get(name):
             raise MisfitError(
                 "the tensors of the Δ are not those of post and base",
+                code="output-differs",
                 where=f"{stored.checkpoint.location.url}, tensor {name!r}",
                 expected=str(wanted.get(name, "absent")),
                 got=str(found.get(name, "absent")),
@@ -192,8 +193,8 @@ def _is_difference(post: Floats, base: Floats, one: Floats, other: Floats) -> np
         error = (post - (difference - part)) + (-base - part)
     signs = ((post == 0) & np.signbit(post)) | ((base == 0) & np.signbit(base))
     plain = np.where(difference == 0, post.view(np.int64) == base.view(np.int64), ~signs)
-    result: npt.NDArray[np.bool_] = plain & (difference == one) & (error == 0)
-    result &= other.view(np.int64) == 0
+    result: npt.NDArray[np.bool_] = plain & (error == 0) & (other.view(np.int64) == 0)
+    result &= difference.view(np.int64) == one.view(np.int64)
     return result
 
 

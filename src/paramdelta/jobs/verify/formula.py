@@ -17,7 +17,7 @@ from paramdelta.schemes.sparse import filtered
 Floats = npt.NDArray[np.float64]
 
 HALF = Fraction(1, 2)
-TOLERANCE = Fraction(51, 100)  # units of the last place, where the engine does not round once
+TOLERANCE = HALF + Fraction(1, 2**30)  # units of the last place, where sums are double-double
 LEAST = Fraction(1, 2**1074)  # the least float64: what a product loses where it is smaller
 MERGED = Fraction(1, 2**51)  # share by which schemes that do not just add may round their result
 UNKNOWN = Fraction(1, 2**48)  # share of the terms by which a scheme without `exact` may differ
@@ -111,6 +111,6 @@ def allowed(tensor: OutputTensor) -> Fraction:
     A copy in another dtype, and a whole Δ at scale 1, are correctly rounded.
     """
     simple = not tensor.pairs or (
-        len(tensor.pairs) == 1 and tensor.pairs[0].scale == 1 and tensor.linear
+        len(tensor.pairs) == 1 and abs(tensor.pairs[0].scale) == 1 and tensor.linear
     )
     return HALF if simple and tensor.dtype != "F64" else TOLERANCE

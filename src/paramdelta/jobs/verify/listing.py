@@ -9,6 +9,7 @@ from paramdelta.jobs.verify.verification import Runner
 from paramdelta.storage.blob import Blob
 from paramdelta.storage.digest import Digests
 from paramdelta.storage.files import Files
+from paramdelta.text import shown
 
 CARD = "README.md"
 MOST = 6  # problems that an error names
@@ -29,16 +30,16 @@ def check_names(files: Files, listed: Mapping[str, ListedFile], mark: str) -> tu
     wrong, notes = [], []
     for name, file in listed.items():
         if name not in files:
-            wrong.append(f"{name} is missing")
+            wrong.append(f"{shown(name)} is missing")
         elif files[name].size != file.size:
-            wrong.append(f"{name} has {files[name].size} bytes, not {file.size}")
+            wrong.append(f"{shown(name)} has {files[name].size} bytes, not {file.size}")
     for name in files:
         if name in listed or name in (mark, CARD):
             continue
         if _INERT.fullmatch(name):
-            notes.append(f"{name} was added")
+            notes.append(f"{shown(name)} was added")
         else:
-            wrong.append(f"{name} does not belong to it")
+            wrong.append(f"{shown(name)} does not belong to it")
     if CARD not in files:
         notes.append(f"{CARD} was removed")
     if wrong:
@@ -68,6 +69,7 @@ def changed(what: str, where: str, wrong: Sequence[str]) -> MisfitError:
     rest = f"; and {len(wrong) - MOST} more" if len(wrong) > MOST else ""
     return MisfitError(
         what,
+        code="files-changed",
         where=where,
         expected="files as they were when the output was written",
         got="; ".join(wrong[:MOST]) + rest,

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from paramdelta.errors import CheckpointError
+from paramdelta.text import shown
 
 DIGEST, SHA256 = 32, 64  # hexadecimal digits
 DEEPEST = 16  # levels of a value that is passed on; a recipe needs seven
-SHOWN = 80  # characters of a wrong value
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class Record:
     def items(self) -> Iterator[tuple[str, "Record"]]:
         """Objects by name."""
         for name, value in self.plain.items():
-            yield name, Record(value, self._place(ascii(name)[:SHOWN]), self.what)
+            yield name, Record(value, self._place(shown(name)), self.what)
 
     def file(self) -> ListedFile:
         """Size and content digest of a file."""
@@ -115,12 +115,12 @@ class Record:
     def error(self, key: str, expected: str, got: Any) -> CheckpointError:
         """The error for a value that is wrong."""
         plain = got is None or isinstance(got, (str, int, float))
-        shown = ascii(got[:SHOWN] if isinstance(got, str) else got) if plain else type(got).__name__
         return CheckpointError(
             f"{self.what} is malformed",
+            code="invalid-record",
             where=self._place(key) if key else self.where,
             expected=expected,
-            got=shown[:SHOWN],
+            got=shown(str(got)) if plain else f"a value of the type {type(got).__name__}",
         )
 
     def _place(self, key: str) -> str:

@@ -23,6 +23,7 @@ from paramdelta.errors import CheckpointError
 from paramdelta.formats import delta
 from paramdelta.formats.adapter import LowRank
 from paramdelta.formats.blockscaled import BlockScaled
+from paramdelta.formats.permuted import Permuted
 from paramdelta.formats.view import ABSENT, Part, Rows, Tensor, Transposed, View, Wide, Zeros
 from paramdelta.jobs.verify.rounding import widened
 from paramdelta.jobs.verify.stored import Array, Places, Stored
@@ -67,6 +68,7 @@ def grain(view: View) -> int:
 
 
 @grain.register(Transposed)
+@grain.register(Permuted)
 @grain.register(LowRank)
 @grain.register(delta.Difference)
 def _(view: View) -> int:
@@ -189,6 +191,32 @@ def _(view: Transposed, starts: Places, length: int, stored: Stored) -> Array:
 def _(view: Transposed, element: int, number: float, stored: Stored) -> Near:
     row, column = divmod(element, view.shape[1])
     return exact(view.view, column * view.view.shape[1] + row, number, stored)
+
+
+@value.register
+def _(view: Permuted, start: int, stop: int, stored: Stored) -> Array:
+    places = _permuted_places(view, np.arange(start, stop))
+    return runs(view.view, places, 1, stored).reshape(-1)
+
+
+@runs.register
+def _(view: Permuted, starts: Places, length: int, stored: Stored) -> Array:
+    places = _permuted_places(view, _elements(starts, length))
+    return runs(view.view, places.reshape(-1), 1, stored).reshape(places.shape)
+
+
+@exact.register
+def _(view: Permuted, element: int, number: float, stored: Stored) -> Near:
+    place = _permuted_places(view, np.array([element]))
+    return exact(view.view, int(place[0]), number, stored)
+
+
+def _permuted_places(view: Permuted, elements: Places) -> Places:
+    """Where elements are in the view that is permuted."""
+    indices = np.unravel_index(elements, view.shape)
+    inner = dict(zip(view.axes, indices, strict=True))
+    places = np.ravel_multi_index([inner[axis] for axis in range(len(inner))], view.view.shape)
+    return np.asarray(places, np.int64)
 
 
 # -- rows of several views -------------------------------------------------------------------------
@@ -439,6 +467,7 @@ def _block(
     except ValueError as error:
         raise CheckpointError(
             f"a stored Δ is damaged: block {number}",
+            code="damaged-delta",
             where=f"{view.stream.blob}, tensor {view.name!r}",
             expected="a block of a stored Δ",
             got=str(error),

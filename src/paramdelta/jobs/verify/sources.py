@@ -8,6 +8,7 @@ from paramdelta.recipe import Recipe
 from paramdelta.storage.files import Files
 from paramdelta.storage.location import locate
 from paramdelta.storage.reader import Reader
+from paramdelta.text import shown
 
 
 class _Opener(Opener):
@@ -25,7 +26,8 @@ class _Opener(Opener):
             except UsageError as error:
                 raise MisfitError(
                     "a source of the output is not here",
-                    where=address,
+                    code="source-missing",
+                    where=shown(address),
                     expected=error.expected,
                     remedy="put it back where it was",
                 ) from None
@@ -41,6 +43,7 @@ def planned(recipe: Recipe, download: bool) -> Plan:
         except UsageError as error:
             raise CheckpointError(
                 "the recorded recipe cannot be planned",
+                code="plan-changed",
                 where=error.where,
                 expected=error.expected,
                 got=error.what,
