@@ -4,7 +4,7 @@ import json
 
 import pytest
 import safetensors
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from paramdelta import UsageError, mix
@@ -24,6 +24,7 @@ def streams(sizes):
     st.integers(10**6, 5 * 10**6),
     st.one_of(st.none(), st.integers(0, 31)),
 )
+@example([10, 10, 10], 10**6, 1)
 @settings(max_examples=60)
 def test_shards_keep_to_their_size(sizes, most, apart):
     """No file is larger than asked for unless one tensor alone is; nothing is left out; a tensor
