@@ -72,8 +72,9 @@ study-vocabulary: $(READY) ## extended vocabularies, against mergekit (10 min)
 study-lowrank: $(READY) ## the shipped lineage's Δ as LoRA adapters of several ranks (5 min)
 	$(BIN)/python -m studies.lowrank
 
-docs: $(READY) ## write the generated pages: docs/cli.md, families.md, demo.svg, the tree
+docs: $(READY) ## write the generated pages: docs/cli.md, errors.md, families.md, demo.svg, the tree
 	$(BIN)/python docs/cli.py
+	$(BIN)/python docs/errors.py
 	$(BIN)/python docs/tree.py
 	$(BIN)/python docs/families.py
 	$(BIN)/python docs/demo.py

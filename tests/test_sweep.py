@@ -360,7 +360,7 @@ def test_one_failing_output_stops_all(lineage, tmp_path, monkeypatch):
 
     def failing(self, stream, offset, data):
         if "scale-0.75" in self.paths[0] and stream > 2:
-            raise StorageError("cannot write the file", where=self.paths[0])
+            raise StorageError("cannot write the file", code="io-failed", where=self.paths[0])
         return write(self, stream, offset, data)
 
     with monkeypatch.context() as patch:

@@ -249,7 +249,9 @@ def tensors(
     """
     check_framework(framework)
     if dtype is not None and isinstance(recipe, Plan):
-        raise UsageError("a plan has its dtype already", expected="a recipe with dtype")
+        raise UsageError(
+            "a plan has its dtype already", code="dtype-with-plan", expected="a recipe with dtype"
+        )
     if isinstance(recipe, Recipe):
         chosen = recipe if dtype is None else replace(recipe, dtype=parse_dtype(dtype))
         recipe = make_plan(chosen)
@@ -378,8 +380,9 @@ def _run(
     except KeyboardInterrupt:
         raise Interrupted(
             "stopped; what is done is kept",
+            code="interrupted",
             where=str(places[0].staging if len(places) == 1 else places[0].out.parent),
-            remedy="the same command continues; --fresh starts again",
+            remedy="the same command continues; `fresh=True` starts again",
         ) from None
     kept = tuple(sink.kept[0] for sink in sinks if sink.kept is not None)
     return _Run(layout, written, kept)
@@ -469,7 +472,11 @@ def verify(
     from paramdelta.jobs.verify.verification import Options
 
     if not 0 < share <= 1:
-        raise UsageError(f"share {share} is not valid", expected="above 0 and at most 1: 0.01")
+        raise UsageError(
+            f"share {share} is not valid",
+            code="invalid-share",
+            expected="above 0 and at most 1: 0.01",
+        )
     options = Options(
         share,
         parse_size(memory),
@@ -500,8 +507,9 @@ def plan_extract(
     if adapter:
         raise UsageError(
             "an adapter is a Δ by itself, and smaller than what extract would store",
+            code="adapter-extracted",
             where=str(post),
-            remedy="give it to mix as --post",
+            remedy="pass it to mix as `post`",
         )
     delta = Delta(str(post), str(base))
     return make_plan(
@@ -543,6 +551,7 @@ def extract(
     if not any(tensor.pairs for tensor in plan.tensors):
         raise MisfitError(
             "there is no Δ between them",
+            code="no-delta",
             where=" and ".join(str(source) for source in plan.sources[1:]),
             expected="tensors of the same names that are not the same file's",
         )
@@ -602,7 +611,9 @@ def extract_adapter(
     aim = _aim(rank, energy, max_rank)
     stored = parse_dtype(dtype)
     if stored == FP8_BLOCK:
-        raise UsageError("factors cannot be FP8", expected="auto, bf16, f16, f32 or f64")
+        raise UsageError(
+            "factors cannot be FP8", code="invalid-dtype", expected="auto, bf16, f16, f32 or f64"
+        )
     plan = plan_extract(*source) if isinstance(source, tuple) else source
     plan.check()
     parts = linear(plan, embeddings)
@@ -661,6 +672,7 @@ def _whole(place: Place, mark: str, write: Callable[[FolderSink], Made]) -> Made
         if isinstance(error, KeyboardInterrupt):
             raise Interrupted(
                 "stopped; nothing is kept",
+                code="interrupted",
                 where=str(place.out),
                 remedy="the same command starts again",
             ) from None
@@ -672,11 +684,16 @@ def _aim(rank: int | None, energy: float | None, max_rank: int) -> Aim:
     if (rank is None) == (energy is None):
         raise UsageError(
             "an adapter needs a rank, or a share of the energy",
-            expected="one of --rank 16 and --energy 0.95, say",
+            code="missing-rank",
+            expected="one of `rank=16` and `energy=0.95`, say",
         )
     if energy is not None and not 0 < energy <= 1:
-        raise UsageError(f"--energy {energy:g} is no share", expected="over 0, up to 1")
-    for name, value in (("--rank", rank), ("--max-rank", max_rank)):
+        raise UsageError(
+            f"energy {energy:g} is not valid", code="invalid-share", expected="over 0, up to 1"
+        )
+    for name, value in (("rank", rank), ("max_rank", max_rank)):
         if value is not None and value < 1:
-            raise UsageError(f"{name} {value} is no rank", expected="1 or more")
+            raise UsageError(
+                f"{name} {value} is not valid", code="invalid-rank", expected="1 or more"
+            )
     return Aim(rank, energy, max_rank)

@@ -96,7 +96,7 @@ def torch_name(name: str) -> str:
 
 
 def parse_dtype(text: str) -> str | None:
-    """Read ``--dtype``: ``auto`` gives None, else the safetensors name of a mixable dtype, or
+    """The dtype of an output: None for ``auto``, else the safetensors name of a mixable dtype, or
     `FP8_BLOCK`.
 
     Accepts safetensors names (BF16), torch's (bfloat16, torch.bfloat16) and common short ones
@@ -117,5 +117,6 @@ def parse_dtype(text: str) -> str | None:
         return _ALIASES[wanted]
     raise UsageError(
         f"unknown output dtype {text!r}",
+        code="invalid-dtype",
         expected="auto, " + ", ".join((*sorted(_TORCH_NAMES.values()), FP8_BLOCK)),
     )

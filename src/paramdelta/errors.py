@@ -10,17 +10,28 @@
     ├── StorageError               4    the disk, the file system or the network failed
     └── Interrupted                130  stopped by the user; the same command resumes
 
-Each error says what is wrong, where, what was expected and what was got, and what to do.
+Each error says what is wrong, where, what was expected, what was found and what to do.
 """
 
+from typing import Any
+
 from paramdelta.text import printable
+
+
+def parameter(name: str, value: object) -> str:
+    """A parameter and its value as they stand in the text of an error or finding."""
+    return f"`{name}={value!r}`" if "`" not in repr(value) else f"`{name}`"
 
 
 class ParamDeltaError(Exception):
     """Base of all errors that are meant for the user.
 
-    ``what`` is one line; ``where`` names the checkpoint, file or tensor; ``remedy`` says what to
-    do. ``str()`` gives them together, a line each.
+    ``what`` is one line. ``code`` is a stable name of the cause, for programs (docs/errors.md).
+    ``where`` names the checkpoint, file or tensor; ``remedy`` says what to do. ``str()`` gives the
+    text together, a line each.
+
+    A parameter in the text is written as Python passes it, in backticks: `overwrite=True`. The
+    command line shows its own option there.
     """
 
     exit_code = 1
@@ -29,6 +40,7 @@ class ParamDeltaError(Exception):
         self,
         what: str,
         *,
+        code: str,
         where: str | None = None,
         expected: str | None = None,
         got: str | None = None,
@@ -36,15 +48,21 @@ class ParamDeltaError(Exception):
     ) -> None:
         super().__init__(what)
         self.what = what
+        self.code = code
         self.where = where
         self.expected = expected
         self.got = got
         self.remedy = remedy
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Jobs run in other processes, and exceptions are pickled by their positional arguments.
+        return _restored, (type(self), self.args, self.__dict__)
+
     def to_dict(self) -> dict[str, str | None]:
         """The error as plain values, for machines."""
         return {
             "kind": type(self).__name__,
+            "code": self.code,
             "what": self.what,
             "where": self.where,
             "expected": self.expected,
@@ -65,13 +83,13 @@ class ParamDeltaError(Exception):
 
 
 class UsageError(ParamDeltaError):
-    """An option, an address or a recipe that cannot be meant."""
+    """An option, an address or a recipe that is not valid."""
 
     exit_code = 2
 
 
 class MisfitError(ParamDeltaError):
-    """The inputs do not fit together, or the output is not in a state that the command can use."""
+    """The inputs do not fit together, or the output is not in a usable state."""
 
     exit_code = 3
 
@@ -91,6 +109,14 @@ class StorageError(ParamDeltaError):
 
 
 class Interrupted(ParamDeltaError):
-    """Stopped by the user; what is done is kept and the same command goes on from there."""
+    """Stopped by the user. What is done is kept, and the same command continues."""
 
     exit_code = 130
+
+
+def _restored(
+    kind: type[ParamDeltaError], args: tuple[Any, ...], state: dict[str, Any]
+) -> ParamDeltaError:
+    error = kind.__new__(kind, *args)
+    error.__dict__.update(state)
+    return error

@@ -22,7 +22,11 @@ def parse_size(text: str | int) -> int:
     match = _SIZE.fullmatch(str(text))
     factor = _FACTORS.get(match[2].upper()) if match else None
     if match is None or factor is None:
-        raise UsageError(f"{text!r} is not a size", expected="a number with a unit: 256MB, 4GiB")
+        raise UsageError(
+            f"{text!r} is not a size",
+            code="invalid-size",
+            expected="a number with a unit: 256MB, 4GiB",
+        )
     return int(float(match[1]) * factor)
 
 
@@ -37,7 +41,11 @@ def parse_share(text: str) -> float:
     except ValueError:
         share = float("nan")
     if not 0 < share <= 1:
-        raise UsageError(f"{text!r} is not a share", expected="above 0 and up to 100%: 1%, 0.25")
+        raise UsageError(
+            f"{text!r} is not a share",
+            code="invalid-share",
+            expected="above 0 and up to 100%: 1%, 0.25",
+        )
     return share
 
 

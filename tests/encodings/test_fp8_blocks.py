@@ -131,7 +131,7 @@ def test_what_has_no_delta_keeps_its_codes_and_scales(tmp_path, recipe):
     found = stored(tmp_path / "out")
     assert all(np.array_equal(found[name], extra[name]) for name in extra)
     assert (made.mixed, made.copied) == (6, 1)
-    assert "mtp.weight" not in next(f.tensors for f in made.findings if f.code == "requantised")
+    assert "mtp.weight" not in next(f.tensors for f in made.findings if f.code == "requantized")
     assert verify(tmp_path / "out", share=1.0).tensors == len(found)
 
 
@@ -178,7 +178,7 @@ def test_stopped_anywhere_and_resumed_is_the_whole(tmp_path, recipe, monkeypatch
         def failing(self, stream, offset, data):
             nonlocal left
             if left == 0:
-                raise StorageError("stopped")
+                raise StorageError("stopped", code="stopped")
             left -= 1
             return write(self, stream, offset, data)
 
@@ -308,7 +308,7 @@ def test_the_commands(tmp_path, recipe):
     assert "6 mixed, 0 copied" in shown.output
     assert "a.weight_scale_inv  F32 [3, 2]  stored with a.weight" in shown.output
     assert "parameters, F8_E4M3 + F32 + BF16" in shown.output
-    assert "[requantised]" in shown.output
+    assert "[requantized]" in shown.output
     assert run(app, ["mix", *options, "--out", str(tmp_path / "out")]).exit_code == 0
     assert run(app, ["verify", str(tmp_path / "out"), "--full"]).exit_code == 0
     assert "dtype: fp8-block" in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")

@@ -20,7 +20,7 @@ class Squares:
 
     count: int
     broken: frozenset = frozenset()
-    error: BaseException = field(default_factory=lambda: StorageError("no"))
+    error: BaseException = field(default_factory=lambda: StorageError("no", code="no"))
     lead: int | None = None
     pause: float = 0.0
     taken: list = field(default_factory=list)
@@ -142,7 +142,7 @@ def test_an_error_on_the_driver():
 
     def collect(task, receipt):
         if task == 3:
-            raise StorageError("no")
+            raise StorageError("no", code="no")
 
     job.collect = collect
     before = threading.active_count()
@@ -184,7 +184,7 @@ def test_a_commit_that_fails_ends_the_run():
 
     def commit(receipts):
         calls.append(receipts)
-        raise StorageError("the disk is full")
+        raise StorageError("the disk is full", code="disk-full")
 
     with pytest.raises(StorageError, match="full"):
         started(Squares(10), commit=commit)

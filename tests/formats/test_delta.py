@@ -137,7 +137,7 @@ class Bytes:
         """Copy a run of bytes; a file would refuse to read past its end."""
         self.reads.append((start, len(into)))
         if start + len(into) > len(self.data):
-            raise CheckpointError("the file ends too early")
+            raise CheckpointError("the file ends too early", code="truncated-file")
         into[:] = self.data[start : start + len(into)]
 
 

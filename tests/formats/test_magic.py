@@ -189,3 +189,14 @@ def test_every_safetensors_header_is_recognized(header, pad):
     text = b" " * pad + json.dumps(header).encode()
     data = len(text).to_bytes(8, "little") + text
     assert magic.identify(data, len(data)) is magic.SAFETENSORS
+
+
+@given(
+    st.one_of(
+        st.sampled_from([0x280, 0x380, 0x480, 0x580, 0x8B1F, 0x9C78]), st.integers(2, 1 << 20)
+    )
+)
+def test_a_safetensors_file_of_any_header_length_is_recognized(length):
+    """Also where the length has the bytes that pickles and compressed files begin with."""
+    data = length.to_bytes(8, "little") + b"{" + b" " * (length - 2) + b"}"
+    assert magic.identify(data, len(data)) is magic.SAFETENSORS

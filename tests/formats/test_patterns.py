@@ -45,6 +45,7 @@ NAME = st.text("ab.1_-\n{}", min_size=1, max_size=8)
 @example(["a$b"], "ab")
 @example(["{"], "{")
 @example(["a.c"], "x.abc")
+@example(["b", "a.b"], "a.b")
 def test_the_same_as_re(patterns, name):
     """The first of some patterns that matches the end of a name is the one that PEFT finds."""
     if name.endswith("\n"):

@@ -193,7 +193,7 @@ A, B = {"a": torch.ones(3)}, {"a": torch.zeros(3)}
     ],
 )
 def test_the_only_branch_is_found(tmp_path, held, key):
-    """Where one dict of tensors can be the weights, it is taken, and its name is told."""
+    """Where one dict of tensors can be the weights, it is taken, and its name is given."""
     contents = opening.contents(save(tmp_path / "x.pt", held))
     assert contents.key == key
     assert content(contents.tensors[0]) == raw(A["a"])
@@ -265,7 +265,7 @@ def test_objects_beside_the_weights_are_opaque(tmp_path, zipped, protocol):
 
 @pytest.mark.parametrize("name", ["os\nsystem", "builtins\neval", "subprocess\nPopen"])
 def test_a_command_is_refused_wherever_it_is(tmp_path, name):
-    """What is no weight is not read; but a file that would run a command is told apart."""
+    """Unknown code beside the weights is ignored, but a command is refused anywhere."""
     call = f"c{name}\n".encode() + plain(("touch x",)) + b"R"
     path = tmp_path / "x.pt"
     path.write_bytes(archive(state(model=state(a=tensor())[2:-1], other=call)))

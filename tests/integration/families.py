@@ -646,9 +646,10 @@ def companion_problems(family: Family, folder: Path, model: Any) -> list[str]:
     )
     givers = dict.fromkeys((new.keys() | out.keys()) - _MAY_DIFFER, ("new base", new))
     givers |= dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), ("post", post))
-    if (folder / "post" / "generation_config.json").is_file():  # it counts where they disagree
-        ends = json.loads((folder / "post" / "generation_config.json").read_text())["eos_token_id"]
-        if post.get("eos_token_id") not in (ends if isinstance(ends, list) else [ends]):
+    settings = folder / "post" / "generation_config.json"
+    if settings.is_file():  # it counts where the two disagree
+        ends, end = json.loads(settings.read_text())["eos_token_id"], post.get("eos_token_id")
+        if end is not None and end not in ends:
             givers["eos_token_id"] = ("generation_config.json", {"eos_token_id": ends[0]})
     problems = [
         f"config.json, {key}: {out.get(key)!r}, {giver} has {config.get(key)!r}"

@@ -281,7 +281,7 @@ def test_a_delta_is_no_model(tmp_path, lineage):
     ):
         with pytest.raises(UsageError, match="stored Δ") as caught:
             plan(recipe)
-        assert "--delta" in str(caught.value)
+        assert "`delta`" in str(caught.value)
     with pytest.raises(CheckpointError, match="no stored Δ"):
         plan(Recipe(new, (Delta(delta=base),)))
 

@@ -70,7 +70,7 @@ def test_a_failing_sink_stops_all(lineage):
     class Failing(Recording):
         def write(self, stream, offset, data):
             if len(self.writes) > 3:
-                raise StorageError("no")
+                raise StorageError("no", code="no")
             return super().write(stream, offset, data)
 
     sink = Failing()

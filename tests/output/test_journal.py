@@ -91,7 +91,7 @@ def test_damage_is_refused(path, data):
     try:
         found = opened(path)
     except MisfitError as error:
-        assert "--fresh" in str(error)  # noqa: PT017 - it need not be raised
+        assert "fresh=True" in str(error)  # noqa: PT017 - it need not be raised
     else:
         last = [] if at == len(whole) - 1 else [(60, 70)]
         assert list(found.done) == [(0, 20), (30, 40), *last]
@@ -139,7 +139,7 @@ def line(entry):
 def test_strange_journals_are_refused(tmp_path, content):
     """What cannot be understood is never resumed from."""
     (tmp_path / "journal").write_text(content)
-    with pytest.raises(MisfitError, match="--fresh"):
+    with pytest.raises(MisfitError, match="fresh=True"):
         Journal(tmp_path / "journal", IDENTITY)
 
 
@@ -149,7 +149,7 @@ def test_another_recipe_is_refused(tmp_path):
     with pytest.raises(MisfitError, match="another recipe") as error:
         Journal(tmp_path / "journal", {**IDENTITY, "digest": "e"})
     assert error.value.where == str(tmp_path)
-    assert "--fresh" in error.value.remedy
+    assert "fresh=True" in error.value.remedy
 
 
 @pytest.mark.skipif(not hasattr(os, "O_NOFOLLOW"), reason="the system cannot tell links")

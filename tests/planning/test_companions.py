@@ -296,6 +296,16 @@ def test_roles_from_either_file(tmp_path, files, place):
     assert role_tokens(found) == {"eos_token": "b", "unk_token": "a", "pad_token": "<eos>"}
 
 
+def test_roles_of_one_tokenizer_agree(tmp_path, files):
+    """Post's own files name different tokens: the one that transformers takes is in both."""
+    files["post"]["special_tokens_map_json"] = {"eos_token": "a", "pad_token": "b"}
+    files["post"]["tokenizer_config_json"] = {"eos_token": {"content": "b"}, "unk_token": None}
+    found = out_files(tmp_path, files)
+    assert [s.value for s in statements("eos_token", found)] == ["a", "a"]
+    assert role_tokens(found) == {"eos_token": "a", "pad_token": "b"}
+    assert found.json("tokenizer_config.json")["unk_token"] is None
+
+
 def test_dtype_in_every_place(tmp_path, files):
     """Under both keys and in every section; what is not a dtype stays."""
     files["new"]["config_json"] |= {

@@ -153,6 +153,16 @@ def test_where_a_tie_is_said():
     assert tie_of({"text_config": 3}) == (None, None)
 
 
+@pytest.mark.parametrize(
+    ("own", "target"),
+    [(["a.x", "x", "y"], ["a.x", "a.y"]), (["a.x", "x", "a.y"], ["x", "y"])],
+)
+def test_a_prefix_that_gives_two_tensors_one_name_is_not_used(own, target):
+    """Neither added nor taken off: which of the two is meant cannot be known."""
+    own = views(dict.fromkeys(own, (1,)))
+    assert bridged(own, views(dict.fromkeys(target, (1,)))) == (own, None)
+
+
 TEXT_RULE = st.text("ab.*", min_size=1, max_size=6)
 
 

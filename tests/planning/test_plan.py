@@ -133,7 +133,7 @@ def test_quantised_weights_are_refused(tmp_path):
     data = path.read_bytes()
     path.write_bytes(data.replace(b'"BF16", "shape": [16, 16]', b'"F8_E5M2","shape":[16,32]'))
     made = plan(recipe)
-    assert codes(made)["quantised"] is Severity.REFUSED
+    assert codes(made)["quantized"] is Severity.REFUSED
 
 
 def test_unrelated_checkpoints_are_warned_of(tmp_path):

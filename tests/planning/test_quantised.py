@@ -1,4 +1,4 @@
-"""What `--dtype fp8-block` plans: which tensors, beside which scales, and what config.json says."""
+"""What the dtype fp8-block plans: which tensors, beside which scales, and what config.json says."""
 
 import numpy as np
 import pytest
@@ -51,7 +51,7 @@ def test_what_is_fp8_in_the_new_base_is_fp8(tmp_path):
     assert made.parameters == 300 * 200 + 128 + 8
     assert (made.mixed, made.copied) == (3, 0)
     assert made.bytes_to_write == sum(value.nbytes for value in new.values())
-    found = next(f for f in made.findings if f.code == "requantised")
+    found = next(f for f in made.findings if f.code == "requantized")
     assert set(found.tensors) == {"a.weight", "b.weight"}
 
 
@@ -93,7 +93,7 @@ def test_a_new_base_without_fp8_is_refused(lineage):
     """Nothing says which weights should be FP8: the error says so and what to do."""
     with pytest.raises(UsageError, match="no FP8 weights") as error:
         plan(lineage.recipe(dtype="fp8-block"))
-    assert "leave --dtype out" in error.value.remedy
+    assert "leave `dtype` out" in error.value.remedy
 
 
 def test_a_name_that_is_taken_is_refused(tmp_path):

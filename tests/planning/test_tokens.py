@@ -111,7 +111,7 @@ def test_a_tokenizer_that_is_not_understood(tmp_path):
     finding = made.findings[0]
     assert "UnheardOfTokenizer" in finding.what
     assert "tokenizer.model" in finding.what
-    assert "--vocabulary id" in finding.remedy
+    assert "vocabulary='id'" in finding.remedy
     assert found(plan(replace(recipe, vocabulary="id"))) == {}
     assert found(plan(replace(recipe, vocabulary="new-base"))) == {}
     assert not plan(replace(recipe, allow=("tokenizer-unknown",))).refused
@@ -148,7 +148,7 @@ def test_a_token_that_the_new_base_has_no_row_for(tmp_path):
     save(tmp_path / "post", longer(1))
     made = plan(recipe)
     assert found(made) == {"tokens-without-rows": Severity.REFUSED}
-    assert "--take '<end>'" in made.findings[0].remedy
+    assert "take=('<end>',)" in made.findings[0].remedy
     taken = replace(recipe, take=("<end>",))
     assert not plan(taken).refused
     out = mix(taken, tmp_path / "out").folder
@@ -163,7 +163,7 @@ def test_a_token_that_post_has_no_row_for(tmp_path):
     recipe = lineage(tmp_path, base=words(WORDS), post=words(CHAT) | ROLES, new=words(WORDS))
     made = plan(recipe)
     assert found(made) == {"tokens-without-rows": Severity.NOTE}
-    with pytest.raises(UsageError, match="no such token"):
+    with pytest.raises(UsageError, match="there is no token"):
         plan(replace(recipe, graft=("<end>",)))
 
 
@@ -176,5 +176,5 @@ def test_tokens_that_only_a_config_names(tmp_path):
     save(tmp_path / "post", longer(1))
     made = plan(recipe)
     assert found(made) == {"post-only-tokens": Severity.REFUSED}
-    assert made.refused[0].remedy == "--graft '<end>'"
+    assert made.refused[0].remedy == "`graft=('<end>',)`"
     assert not plan(replace(recipe, graft=("<end>",))).refused

@@ -230,7 +230,7 @@ def test_nothing_is_dropped_silently(imported):
             "lambda by layers",
         ),
         ("hello", "not a mergekit"),
-        ("[", "cannot read"),
+        ("[", "read as YAML"),
     ],
 )
 def test_what_cannot_be_said_is_refused(imported, text, what):
@@ -267,6 +267,7 @@ def test_a_filter_is_text_and_not_a_pattern(imported):
         "a: " + "9" * 5000,  # more digits than int takes
         "a: 2020-99-99",
         "[" * 5000,
+        "a: &a [*a]",
         "merge_method: ties\nbase_model: b\nmodels: [{model: {}, parameters: 3}]",
         "merge_method: linear\nmodels: [{model: a, parameters: {weight: [1, 2]}}]",
     ],

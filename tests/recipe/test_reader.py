@@ -47,7 +47,7 @@ def test_folders_beside_the_file_are_found(tmp_path):
         ("new_base: x\ndeltas:\n- {post: p, base: b, scale: much}", 3, "not a number"),
         ("new_base: x\ndeltas:\n- {post: p, base: b}\ndtype: int4", 4, "unknown output dtype"),
         ("new_base: [x]\ndeltas:\n- {post: p, base: b}", 1, "expected one value"),
-        ("new_base: 'x\ndeltas", 2, "not YAML"),
+        ("new_base: 'x\ndeltas", 2, "read as YAML"),
         ("- a\n- b", 1, "a recipe is a mapping"),
     ],
 )
@@ -66,7 +66,7 @@ def test_unreadable_files_are_usage_errors(tmp_path):
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UsageError, match="cannot read"):
         read_recipe(tmp_path / "binary.yaml")
-    with pytest.raises(UsageError, match="mapping"):
+    with pytest.raises(UsageError, match="is empty"):
         read_recipe(write(tmp_path, ""))
 
 

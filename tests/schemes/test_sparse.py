@@ -175,7 +175,7 @@ def test_a_run_that_broke_off_ends_in_the_same_bytes(sparse, tmp_path, monkeypat
 
     def fails(self, task):
         if len(receipts) == 7:
-            raise StorageError("no more")
+            raise StorageError("no more", code="no-more")
         receipts.append(run(self, task))
         return receipts[-1]
 

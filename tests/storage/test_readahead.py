@@ -28,7 +28,7 @@ class Slow:
             self.requests.append((offset, len(into)))
             if self.failures:
                 self.failures -= 1
-                raise StorageError("the connection broke")
+                raise StorageError("the connection broke", code="broken")
         into[:] = self.data[offset : offset + len(into)]
 
     def close(self):

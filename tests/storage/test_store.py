@@ -33,7 +33,7 @@ class Bucket:
         """A range of an object; refused if the object is another one now."""
         data = self.objects[blob.url]
         if str(hash(data)) != blob.version:
-            raise StorageError("the object changed", where=blob.url)
+            raise StorageError("the object changed", code="source-changed", where=blob.url)
         with self.lock:
             self.requests[blob.url] = self.requests.get(blob.url, 0) + 1
             self.bytes[blob.url] = self.bytes.get(blob.url, 0) + len(into)

@@ -80,17 +80,24 @@ class Folder:
             descriptor = os.open(self.root / (self.prefix + name), _FLAGS)
             with open(descriptor, "rb", buffering=0) as file:  # noqa: PTH123 - a descriptor
                 if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                    raise CheckpointError("not a regular file", where=self.place(name))
+                    raise CheckpointError(
+                        "not a regular file", code="not-a-regular-file", where=self.place(name)
+                    )
                 file.seek(offset)
                 done = 0
                 while done < len(buffer):
                     count = file.readinto(buffer[done:])
                     if not count:
-                        raise CheckpointError("the file ends too early", where=self.place(name))
+                        raise CheckpointError(
+                            "the file ends too early", code="truncated-file", where=self.place(name)
+                        )
                     done += count
         except OSError as error:
             raise StorageError(
-                "cannot read the file", where=self.place(name), got=error.strerror or str(error)
+                "cannot read the file",
+                code="io-failed",
+                where=self.place(name),
+                got=error.strerror or str(error),
             ) from None
 
     def read(self, name: str, offset: int = 0, length: int | None = None) -> bytes:
@@ -151,6 +158,7 @@ def open_folder(path: Path, findings: Findings) -> Folder:
     if not path.is_dir():
         raise StorageError(
             "no such folder" if not path.exists() else "not a folder",
+            code="no-such-folder",
             where=str(path),
             remedy="give the folder that holds config.json or the weights",
         )
@@ -186,6 +194,7 @@ def open_folder(path: Path, findings: Findings) -> Folder:
         except OSError as error:
             raise StorageError(
                 "cannot list the folder",
+                code="io-failed",
                 where=str(root / prefix),
                 got=error.strerror or str(error),
             ) from None

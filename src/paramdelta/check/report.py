@@ -34,7 +34,7 @@ class Report:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """The report for `--json`."""
+        """The report as plain values, for JSON."""
         return {
             "folder": self.folder,
             "kind": self.kind,

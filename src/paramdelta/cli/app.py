@@ -4,6 +4,7 @@ Exit codes: 0 done, 2 usage, 3 the inputs do not fit together (or an output is n
 4 I/O, 130 interrupted and resumable.
 """
 
+import copy
 import io
 import os
 import sys
@@ -89,10 +90,8 @@ def main(arguments: list[str] | None = None) -> None:
 
 def flagged(error: ParamDeltaError) -> ParamDeltaError:
     """The same error with options of the command line in its text."""
-    return type(error)(
-        with_flags(error.what),
-        where=error.where,
-        expected=with_flags(error.expected),
-        got=error.got,
-        remedy=with_flags(error.remedy),
-    )
+    shown = copy.copy(error)
+    shown.what = with_flags(error.what)
+    shown.expected = with_flags(error.expected)
+    shown.remedy = with_flags(error.remedy)
+    return shown

@@ -85,7 +85,11 @@ def extract(
     unused = of_adapters if form is Form.delta else {"--shard-size": shard_size}
     for name, value in unused.items():
         if value is not None:
-            raise UsageError(f"{name} has no effect with --as {form.value}", remedy="leave it out")
+            raise UsageError(
+                f"{name} has no effect with --as {form.value}",
+                code="option-without-effect",
+                remedy="leave it out",
+            )
     plan = api.plan_extract(post, base, **choices.given)
     show_start(plan, as_json, formula=False)
     with reporter("extracting", as_json) as progress:

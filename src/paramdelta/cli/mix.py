@@ -28,7 +28,9 @@ def mix(
     from paramdelta.errors import UsageError
 
     if out is None:
-        raise UsageError("missing --out", expected="--out DIR, the folder to write")
+        raise UsageError(
+            "missing --out", code="missing-option", expected="--out DIR, the folder to write"
+        )
     plan = api.plan(recipe.recipe())
     show_start(plan, as_json)
     with reporter("mixing", as_json) as progress:

@@ -131,6 +131,7 @@ class RecipeOptions(Options):
             if any(getattr(self, name) is not None for name in alone):
                 raise UsageError(
                     "a recipe file and options for the same thing",
+                    code="recipe-and-options",
                     expected="either RECIPE.yaml, or --post, --base, --new-base, --scale and "
                     "--preset",
                 )
@@ -140,6 +141,7 @@ class RecipeOptions(Options):
         if missing or self.new_base is None:
             raise UsageError(
                 "missing " + ", ".join(missing),
+                code="missing-option",
                 expected="--post P --base B --new-base N, --delta Δ --new-base N, or RECIPE.yaml",
             )
         scale = 1.0 if self.scale is None else self.scale

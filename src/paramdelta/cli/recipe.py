@@ -49,6 +49,11 @@ def import_(
     made = import_mergekit(config, layers)
     if out is not None:
         if out.exists():
-            raise UsageError("the recipe exists already", where=str(out), remedy="choose another")
+            raise UsageError(
+                "the recipe exists already",
+                code="recipe-exists",
+                where=str(out),
+                remedy="choose another",
+            )
         write_text(out, made.to_yaml())
     show_import(made, out, as_json)

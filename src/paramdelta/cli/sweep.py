@@ -39,12 +39,19 @@ def sweep(
 
     if out is None or scale is None:
         missing = "--out" if scale is not None else "--scale"
-        raise UsageError(f"missing {missing}", expected="--scale 0.5,0.75,1.0 --out DIR, say")
+        raise UsageError(
+            f"missing {missing}",
+            code="missing-option",
+            expected="--scale 0.5,0.75,1.0 --out DIR, say",
+        )
     try:
         scales = [float(text) for text in scale.split(",")]
     except ValueError:
         raise UsageError(
-            "these are not scales", expected="numbers with commas: 0.5,0.75,1.0", got=scale
+            "these are not scales",
+            code="invalid-scale",
+            expected="numbers with commas: 0.5,0.75,1.0",
+            got=scale,
         ) from None
     with reporter("sweeping", as_json) as progress:
         result = api.sweep(

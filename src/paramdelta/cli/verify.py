@@ -41,7 +41,9 @@ def verify(
     from paramdelta.units import parse_share
 
     if full and sample is not None:
-        raise UsageError("--sample and --full exclude each other")
+        raise UsageError(
+            "--sample and --full exclude each other", code="options-exclude-each-other"
+        )
     share = 1.0 if full else parse_share(sample or "1%")
     with reporter("verifying", as_json) as progress:
         result = api.verify(

@@ -40,7 +40,9 @@ class Model:
             import transformers
         except ImportError:
             raise UsageError(
-                "the demo needs torch and transformers", remedy='pip install "paramdelta[hf]"'
+                "the demo needs torch and transformers",
+                code="missing-package",
+                remedy='pip install "paramdelta[hf]"',
             ) from None
         transformers.utils.logging.disable_progress_bar()
         self._torch = torch

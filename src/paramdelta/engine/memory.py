@@ -55,6 +55,7 @@ def budget(need: Callable[[int], Need], memory: int, workers: int, what: str = "
     if least > memory:
         raise UsageError(
             f"a memory limit of {show_size(memory)} is too little",
+            code="too-little-memory",
             expected=f"at least {show_least(least)}{what}",
         )
     low, high = MIN_BUFFER, MAX_BUFFER

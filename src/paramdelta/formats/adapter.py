@@ -272,6 +272,7 @@ def open_adapter(files: Files, role: str) -> Adapter:
     if blob is None:
         raise CheckpointError(
             "the adapter has no weights",
+            code="adapter-without-weights",
             where=files.location.url,
             expected=f"{ADAPTER} or {PICKLE}",
             remedy="finish the download",
@@ -289,7 +290,12 @@ def open_adapter(files: Files, role: str) -> Adapter:
         if pair.keys() == _EMBEDDING or len(deltas[name].shape) != 2:
             settled.add(name)
     if not deltas and not replaced:
-        raise CheckpointError("the adapter is empty", where=str(blob), expected="at least one pair")
+        raise CheckpointError(
+            "the adapter is empty",
+            code="adapter-without-weights",
+            where=str(blob),
+            expected="at least one pair",
+        )
     return Adapter(
         checkpoint,
         _base(config, where),
@@ -336,6 +342,7 @@ def _sorted(
     if unknown:
         raise CheckpointError(
             f"{len(unknown)} tensors of the adapter are none of a plain LoRA adapter's",
+            code="unsupported-adapter",
             where=where,
             expected=f"{_PREFIX}….lora_A.weight and lora_B.weight, or whole tensors",
             got=", ".join(unknown[:4]) + (" …" if len(unknown) > 4 else ""),
@@ -345,6 +352,7 @@ def _sorted(
         if pair.keys() not in (_LINEAR, _EMBEDDING):
             raise CheckpointError(
                 "a pair of factors is not whole",
+                code="adapter-factors-misfit",
                 where=f"{where}, module {module!r}",
                 expected="lora_A and lora_B, or lora_embedding_A and lora_embedding_B",
                 got=", ".join(sorted(pair)),
@@ -363,6 +371,7 @@ def _low_rank(
         if not tensor.kind.mixable:
             raise CheckpointError(
                 f"a factor is stored as {tensor.dtype}, which cannot be multiplied",
+                code="unsupported-adapter",
                 where=f"{where}, tensor {tensor.name!r}",
                 expected="BF16, F16, F32 or F64",
             )
@@ -376,6 +385,7 @@ def _low_rank(
     if not fits:
         raise CheckpointError(
             "the factors do not fit together",
+            code="adapter-factors-misfit",
             where=f"{where}, module {module!r}",
             expected="A (r, in) and B (out, r)",
             got=f"A {list(a.shape)} and B {list(b.shape)}",
@@ -435,6 +445,7 @@ def _check(config: Mapping[str, Any], where: str) -> None:
     if kind != "LORA":
         raise CheckpointError(
             "only LoRA adapters have a Δ that can be added",
+            code="unsupported-adapter",
             where=where,
             expected='peft_type: "LORA"',
             got=repr(kind)[:80],
@@ -442,12 +453,19 @@ def _check(config: Mapping[str, Any], where: str) -> None:
         )
     for key, reason in _REFUSED.items():
         if config.get(key):
-            raise CheckpointError(reason, where=where, got=_said(config, key), remedy=_MERGE)
+            raise CheckpointError(
+                reason,
+                code="unsupported-adapter",
+                where=where,
+                got=_said(config, key),
+                remedy=_MERGE,
+            )
     start = config.get("init_lora_weights", True)
     if isinstance(start, str) and start.lower().startswith(_CHANGING):
         raise CheckpointError(
             "its start took something away from the base's weights, so its factors are no Δ from "
             "the base",
+            code="unsupported-adapter",
             where=where,
             got=_said(config, "init_lora_weights"),
             remedy=_CONVERT,
@@ -455,6 +473,7 @@ def _check(config: Mapping[str, Any], where: str) -> None:
     if start is not None and not isinstance(start, bool) and start not in _STARTS:
         raise CheckpointError(
             "it is not known what such a start does to the base",
+            code="unsupported-adapter",
             where=where,
             expected="true, false, " + ", ".join(_STARTS),
             got=_said(config, "init_lora_weights"),
@@ -464,6 +483,7 @@ def _check(config: Mapping[str, Any], where: str) -> None:
         if value and key not in _SILENT:
             raise CheckpointError(
                 "the adapter's config says something that is not known here",
+                code="unsupported-adapter",
                 where=where,
                 got=_said(config, key),
                 remedy="if it does not change what the factors mean, take it out; else " + _MERGE,
@@ -514,6 +534,7 @@ class _Scaling:
         except PatternError as error:
             raise CheckpointError(
                 f"a pattern of {key} cannot be used: {shown(str(error))}",
+                code="invalid-adapter-config",
                 where=self.where,
                 expected="a module's name, or a simple regular expression for it",
                 got=f"'{shown(error.pattern or '', 80)}'",
@@ -525,6 +546,7 @@ class _Scaling:
         if said != rank:
             raise CheckpointError(
                 "config and factors disagree about the rank",
+                code="adapter-factors-misfit",
                 where=f"{self.where}, module {module!r}",
                 expected=f"{said} by the config",
                 got=f"{rank} in the file",
@@ -542,7 +564,9 @@ class _Scaling:
         try:
             number = patterns.first(module)
         except PatternError as error:
-            raise CheckpointError(str(error), where=self.where, remedy=_MERGE) from None
+            raise CheckpointError(
+                str(error), code="invalid-adapter-config", where=self.where, remedy=_MERGE
+            ) from None
         return default if number is None else found[number]
 
 
@@ -570,5 +594,9 @@ def _said(config: Mapping[str, Any], key: str) -> str:
 
 def _wrong(config: Mapping[str, Any], key: str, expected: str, where: str) -> CheckpointError:
     return CheckpointError(
-        f"{key} makes no sense", where=where, expected=expected, got=_said(config, key)
+        f"{key} makes no sense",
+        code="invalid-adapter-config",
+        where=where,
+        expected=expected,
+        got=_said(config, key),
     )

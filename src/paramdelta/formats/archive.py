@@ -186,4 +186,11 @@ def _error(
     got: str,
     remedy: str = "the file is damaged or not what torch.save writes: get it again",
 ) -> CheckpointError:
-    return CheckpointError(what, where=where, expected=expected, got=got or None, remedy=remedy)
+    return CheckpointError(
+        what,
+        code="invalid-torch-file",
+        where=where,
+        expected=expected,
+        got=got or None,
+        remedy=remedy,
+    )

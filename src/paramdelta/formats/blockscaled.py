@@ -148,6 +148,7 @@ def _block(weight: Tensor, scale: Tensor, config: Mapping[str, Any], where: str)
         said = f"blocks of {blocks[0]} × {blocks[1]} (config.json)"
     raise CheckpointError(
         f"the scales of tensor {weight.name!r} do not fit it",
+        code="scales-misfit",
         where=where,
         expected=f"{said} for a weight of shape {list(weight.shape)}",
         got=f"{scale.name} of shape {list(scale.shape)}",

@@ -88,8 +88,9 @@ def open_checkpoint(files: Files, role: str) -> Checkpoint:
     if DELTA in files:
         raise UsageError(
             "this is a stored Δ and not a model",
+            code="stored-delta-as-model",
             where=f"{role}: {files.location.address}",
-            remedy="pass it as a stored Δ (--delta) in place of post and base",
+            remedy="pass it as `delta` in place of `post` and `base`",
         )
     index: Mapping[str, str] = {}
     if files.single is not None:
@@ -107,6 +108,7 @@ def open_checkpoint(files: Files, role: str) -> Checkpoint:
             if tensor.name in tensors:
                 raise CheckpointError(
                     f"tensor {tensor.name!r} is in two files",
+                    code="duplicate-tensor",
                     where=f"{_blob(tensors[tensor.name])} and {blob}",
                     remedy="remove the file that does not belong to the checkpoint",
                 )
@@ -188,6 +190,7 @@ def _weight_files(files: Files) -> tuple[list[Blob], Mapping[str, str]]:
     if found:
         raise CheckpointError(
             "cannot tell which of these files make up the checkpoint",
+            code="ambiguous-weights",
             where=where,
             expected=f"{expected}, or all shards",
             got=", ".join(found[:8]) + (" …" if len(found) > 8 else ""),
@@ -197,6 +200,7 @@ def _weight_files(files: Files) -> tuple[list[Blob], Mapping[str, str]]:
     kind = next(iter(other.values()), None)
     raise CheckpointError(
         "no weights here" + (f" that can be read: this is {kind.what}" if kind else ""),
+        code="no-weights",
         where=where,
         expected=expected,
         got=", ".join(shown(name) for name in list(other)[:8]) or "neither",
@@ -209,13 +213,14 @@ def _weight_map(files: Files, index: str) -> dict[str, str]:
     where = str(files[index])
     weight_map = files.json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError("the index has no weight_map", where=where)
+        raise CheckpointError("the index has no weight_map", code="invalid-index", where=where)
     suffix = ".bin" if index == PICKLE_INDEX else ".safetensors"
     for tensor, name in weight_map.items():
         plain = isinstance(name, str) and re.fullmatch(r"[^/\\:\x00]+", name)
         if not plain or not name.endswith(suffix):
             raise CheckpointError(
                 f"the index names a file that is not a plain {suffix} name",
+                code="unsafe-file-name",
                 where=f"{where}, tensor {tensor!r}",
                 expected="a file of the same folder",
                 got=repr(name)[:80],
@@ -226,6 +231,7 @@ def _weight_map(files: Files, index: str) -> dict[str, str]:
     if missing:
         raise CheckpointError(
             f"{len(missing)} of {len(shards)} shards are missing",
+            code="missing-shards",
             where=files.location.url,
             expected="every file that the index names",
             got="without " + ", ".join(missing[:4]) + (" …" if len(missing) > 4 else ""),
@@ -241,6 +247,7 @@ def _check_index(files: Files, index: Mapping[str, str], tensors: Mapping[str, V
         if found != shard:
             raise CheckpointError(
                 "the index and the shards disagree",
+                code="index-misfit",
                 where=f"{files.location.url}, tensor {name!r}",
                 expected=f"in {shard}",
                 got=f"in {found}" if found else "in no shard",

@@ -292,6 +292,7 @@ class Difference(View):
     def _error(self, what: str, expected: str, got: str) -> CheckpointError:
         return CheckpointError(
             f"a stored Δ is damaged: {what}",
+            code="damaged-delta",
             where=f"{self.stream.blob}, tensor {self.name!r}",
             expected=expected,
             got=got,
@@ -376,12 +377,18 @@ def open_delta(files: Files, role: str) -> StoredDelta:
     """
     folder = files.location.url
     if DELTA not in files:
-        raise CheckpointError("no stored Δ here", where=folder, expected=f"a folder with {DELTA}")
+        raise CheckpointError(
+            "no stored Δ here",
+            code="no-stored-delta",
+            where=folder,
+            expected=f"a folder with {DELTA}",
+        )
     about = files.json(DELTA)
     where = str(files[DELTA])
     if about.get("delta_version") != VERSION:
         raise CheckpointError(
             "unknown version of a stored Δ",
+            code="unknown-version",
             where=where,
             expected=f"delta_version {VERSION}",
             got=f"delta_version {about.get('delta_version')!r}",
@@ -392,14 +399,18 @@ def open_delta(files: Files, role: str) -> StoredDelta:
     sources: list[SourceFile] = []
     for name in _files(about, where):
         if name not in files:
-            raise CheckpointError("a file of the Δ is missing", where=f"{folder}, {name}")
+            raise CheckpointError(
+                "a file of the Δ is missing", code="missing-delta-file", where=f"{folder}, {name}"
+            )
         blob = files[name]
         source, tensors, metadata = read_header(files.reader, blob)
         sources.append(source)
         described = _described(metadata, str(blob))
         for tensor in tensors:
             if tensor.name in deltas or tensor.name in whole:
-                raise CheckpointError(f"tensor {tensor.name!r} is in two files", where=folder)
+                raise CheckpointError(
+                    f"tensor {tensor.name!r} is in two files", code="duplicate-tensor", where=folder
+                )
             info = described.pop(tensor.name, None)
             if info is None:
                 whole[tensor.name] = tensor
@@ -407,7 +418,9 @@ def open_delta(files: Files, role: str) -> StoredDelta:
                 deltas[tensor.name] = _difference(tensor, info)
         if described:
             raise CheckpointError(
-                f"the Δ of tensor {next(iter(described))!r} is missing", where=str(blob)
+                f"the Δ of tensor {next(iter(described))!r} is missing",
+                code="invalid-delta",
+                where=str(blob),
             )
     views: dict[str, View] = {**deltas, **whole}
     config = files.json("config.json")
@@ -425,6 +438,7 @@ def _files(about: Mapping[str, Any], where: str) -> list[str]:
     if not plain or len(set(files or ())) != len(files or ()):
         raise CheckpointError(
             "the description names no files, or names that are not plain .safetensors names",
+            code="invalid-delta",
             where=where,
             expected="files of the same folder, each once",
             got=repr(files)[:80],
@@ -437,6 +451,7 @@ def _described(metadata: Mapping[str, str], where: str) -> dict[str, Any]:
     if metadata.get("format") != FORMAT or metadata.get("block") != str(BLOCK):
         raise CheckpointError(
             "the file is not part of a stored Δ",
+            code="invalid-delta",
             where=where,
             expected=f"metadata with format {FORMAT} and block {BLOCK}",
             got=str({key: metadata[key][:40] for key in ("format", "block") if key in metadata}),
@@ -455,6 +470,7 @@ def _described(metadata: Mapping[str, str], where: str) -> dict[str, Any]:
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise CheckpointError(
             "the deltas in the metadata cannot be read",
+            code="invalid-delta",
             where=where,
             expected='{"name": {"shape": [sizes], "halves": 0 to 2}}',
             got=str(error) or type(error).__name__,
@@ -472,6 +488,7 @@ def _difference(stream: Tensor, info: Mapping[str, Any]) -> Difference:
     ):
         raise CheckpointError(
             f"the stream of tensor {stream.name!r} cannot hold a Δ of its shape",
+            code="invalid-delta",
             where=str(stream.blob),
             expected=f"U8, {(_ENTRY + _SIZES) * blocks} to {(_ENTRY + MOST) * blocks} bytes "
             f"for {list(shape)}",

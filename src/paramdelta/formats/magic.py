@@ -1,4 +1,4 @@
-"""What a file is, told from its first bytes and not from its name.
+"""What a file is, by its first bytes and not by its name.
 
 `identify` names the kind of a file. Two kinds can be read: safetensors, and what `torch.save`
 writes (a zip archive or, before torch 1.6, pickles). For each other kind there are words for what
@@ -43,6 +43,7 @@ class Kind:
         if self.reader is None and self is not UNKNOWN:
             raise CheckpointError(
                 f"this is {self.what}",
+                code="unsupported-file",
                 where=where,
                 expected="safetensors, or what torch.save writes",
                 remedy=self.remedy,
@@ -135,7 +136,7 @@ _STARTS = (
 )
 _LIBRARIES = re.compile(rb"sklearn|joblib|xgboost|lightgbm|catboost")
 _NUMPY = re.compile(rb"numpy\n|numpy\.|numpy\x94")
-# Where the bytes decide nothing: files without a magic number.
+# For files without a magic number.
 _NAMES = (
     (
         re.compile(r".*\.data-\d{5}-of-\d{5}|.*\.ckpt(-\d+)?\.(index|meta)|saved_model\.pb"),
@@ -150,8 +151,8 @@ _NAMES = (
     (re.compile(r".*\.npz"), NPZ),
     (re.compile(r".*\.gguf"), GGUF),
 )
-# Formats without a magic number, as they begin in fact: a map whose first key is a string; the
-# version of the format and the producer's name, or another field; instructions of protocol 0.
+# Formats without a magic number, by how they begin: a map whose first key is a string; the version
+# of the format and then another field; instructions of protocol 0.
 _FLAX = re.compile(rb"(?:[\x81-\x8f]|\xde..)[\xa1-\xbf\xd9]", re.DOTALL)
 _ONNX = re.compile(rb"\x08[\x03-\x20][\x12\x1a\x22\x2a\x3a\x42]")
 _OLD_PICKLE = re.compile(rb"c[\w.]+\n[\w.]+\n|\([dl]p?0?\n|\(i[\w.]+\n")
@@ -167,6 +168,10 @@ def identify(start: bytes, size: int, name: str = "") -> Kind:
         return EMPTY
     if name.endswith(".distcp"):  # it is a file of torch.save's, but of pieces of tensors
         return DISTRIBUTED
+    # First of all: the length of a header can have the bytes of any magic number (0x280 is how a
+    # pickle begins), and no other format has a length that fits and a brace after it.
+    if _is_safetensors(start) and 8 + int.from_bytes(start[:8], "little") <= size:
+        return SAFETENSORS
     for magic, kind in _STARTS:
         if start.startswith(magic):
             if kind is COMPRESSED and name.endswith(".nemo"):
@@ -178,7 +183,7 @@ def identify(start: bytes, size: int, name: str = "") -> Kind:
         return TFLITE
     if start[:1] == b"\x80" and b"\2" <= start[1:2] <= b"\5":
         return _pickle(start)
-    if _is_safetensors(start, size):
+    if _is_safetensors(start):  # the reader says what is wrong with the length
         return SAFETENSORS
     if _is_zlib(start):
         return COMPRESSED
@@ -238,8 +243,8 @@ def _pickle(start: bytes) -> Kind:
     return ARRAYS if _NUMPY.search(start) else PICKLE
 
 
-def _is_safetensors(start: bytes, size: int) -> bool:
-    """A length and a brace. A length that cannot be is a matter for the reader to tell."""
+def _is_safetensors(start: bytes) -> bool:
+    """A length and a brace."""
     return len(start) > 8 and start[8:].lstrip(b" \n\r\t")[:1] == b"{" and not start[7]
 
 

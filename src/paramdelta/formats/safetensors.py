@@ -284,6 +284,7 @@ def _outside(name: str, end: int, data_size: int, file_size: int, where: str) ->
             _place(where, name),
             f"at least {file_size - data_size + end} bytes, by its header",
             f"{file_size} bytes",
+            code="truncated-file",
         )
     return _error(
         "the data of this tensor overlaps that of others",
@@ -352,12 +353,16 @@ def _invalid(position: int, where: str) -> CheckpointError:
 
 
 def _twice(name: str, where: str) -> CheckpointError:
-    return _error("the same name twice", where, "each name once", f"'{shown(name)}'")
+    got = f"'{shown(name)}'"
+    return _error("the same name twice", where, "each name once", got, code="duplicate-tensor")
 
 
-def _error(what: str, where: str, expected: str, got: str) -> CheckpointError:
+def _error(
+    what: str, where: str, expected: str, got: str, *, code: str = "invalid-safetensors"
+) -> CheckpointError:
     return CheckpointError(
         what,
+        code=code,
         where=where,
         expected=expected,
         got=got or None,

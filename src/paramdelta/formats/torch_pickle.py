@@ -45,8 +45,9 @@ from paramdelta.formats.view import Tensor, Transposed, View
 from paramdelta.storage.blob import Blob
 from paramdelta.storage.reader import Reader
 from paramdelta.text import shown
+from paramdelta.units import show_size
 
-MOST_TOLD = 100  # things beside the weights that are named one by one
+MAX_LISTED = 100  # ignored values, and branches, that are listed one by one
 _DEPTH = 2  # branches inside branches: {"model": {"state_dict": …}}
 # Names of branches that are a model's weights, and of those that belong to its training.
 _WEIGHTS = re.compile(
@@ -98,7 +99,7 @@ def read_pickle(reader: Reader, blob: Blob, key: str | None = None) -> Contents:
             got = shown(name) if isinstance(name, str) else "not a string"
             raise error("invalid tensor name", where, f"text, at most {MAX_WORD} long", got)
         tensors.append(_view(name, value, offsets, f"{where}, tensor '{shown(name)}'", blob))
-    return Contents(tuple(tensors), tuple(_beside(held, place)), digest, "/".join(place))
+    return Contents(tuple(tensors), tuple(_ignored(held, place)), digest, "/".join(place))
 
 
 # -- which branch holds the weights ----------------------------------------------------------------
@@ -130,20 +131,21 @@ def _chosen(held: Any, key: str | None, where: str) -> tuple[_Place, dict[Any, A
         "one set of weights" if key is None else f"'{shown(key)}'",
         ", ".join(f"'{shown(name)}' ({_count(found[name][1])} tensors)" for name in names),
         f"name the one that you mean: {where.rpartition('/')[2]}#{shown((names or [''])[0])}",
+        code="ambiguous-weights",
     )
 
 
 def _branches(held: Any) -> list[tuple[_Place, dict[Any, Any]]]:
-    """The dicts of tensors and their places, at most `MOST_TOLD`.
+    """The dicts of tensors and their places, at most `MAX_LISTED` of them.
 
     A dict that holds tensors is a branch itself, unless one of the usual names in it leads to
-    another: what stands beside that one are losses and statistics. A dict with two names is one.
+    another: then the tensors beside it are losses or statistics. A dict with two names counts once.
     """
     seen: set[tuple[int, int]] = set()
     found: dict[int, tuple[_Place, dict[Any, Any]]] = {}
 
     def walk(held: Any, place: _Place) -> None:
-        if not isinstance(held, dict) or (id(held), len(place)) in seen or len(found) == MOST_TOLD:
+        if not isinstance(held, dict) or (id(held), len(place)) in seen or len(found) == MAX_LISTED:
             return
         seen.add((id(held), len(place)))
         before = len(found)
@@ -161,7 +163,7 @@ def _branches(held: Any) -> list[tuple[_Place, dict[Any, Any]]]:
 def _check_known(state: dict[Any, Any], key: str, where: str) -> None:
     """Nothing among the weights may be an object that only foreign code can make."""
     for name, value in state.items():
-        # torch's own place for what is no tensor
+        # torch keeps what is not a tensor under such a name
         if isinstance(value, Opaque) and value.foreign and not _is_extra(name):
             name = shown(name) if isinstance(name, str) else "?"
             raise error(
@@ -170,6 +172,7 @@ def _check_known(state: dict[Any, Any], key: str, where: str) -> None:
                 "tensors",
                 shown(value.kind),
                 ELSEWHERE,
+                code="pickle-runs-code",
             )
 
 
@@ -182,7 +185,7 @@ def _without_tensors(held: Any, where: str) -> CheckpointError:
     values = [held, *(held.values() if isinstance(held, dict) else ())]
     foreign = next((v for v in values if isinstance(v, Opaque) and v.foreign), None)
     items = list(islice(held.items(), 8)) if isinstance(held, dict) else []
-    got = f"a {kind(held)}" + (": " + ", ".join(_said((), items)) if items else "")
+    got = f"a {kind(held)}" + (": " + ", ".join(_described((), items)) if items else "")
     if foreign is not None:
         return error(
             "the weights are in an object that only its own code can make; no code was run",
@@ -190,6 +193,7 @@ def _without_tensors(held: Any, where: str) -> CheckpointError:
             "names and tensors",
             shown(foreign.kind) if held is foreign else got,
             ELSEWHERE,
+            code="pickle-runs-code",
         )
     return error("no dict of tensors here", where, "names and tensors", got, "save state_dict()")
 
@@ -198,23 +202,23 @@ def _count(state: dict[Any, Any]) -> int:
     return sum(isinstance(value, Strided) for value in state.values())
 
 
-def _beside(held: Any, place: _Place) -> Iterator[str]:
-    """What stands beside the chosen branch and in it, by place and kind, cut to `MOST_TOLD`."""
-    told = _all_beside(held, place)
-    yield from islice(told, MOST_TOLD)
-    more = sum(1 for _ in told)
+def _ignored(held: Any, place: _Place) -> Iterator[str]:
+    """What the file holds besides the tensors of the chosen branch, by place and kind."""
+    listed = _all_ignored(held, place)
+    yield from islice(listed, MAX_LISTED)
+    more = sum(1 for _ in listed)
     if more:
         yield f"and {more} more"
 
 
-def _all_beside(held: Any, place: _Place) -> Iterator[str]:
+def _all_ignored(held: Any, place: _Place) -> Iterator[str]:
     for depth, name in enumerate(place):
-        yield from _said(place[:depth], ((k, v) for k, v in held.items() if k != name))
+        yield from _described(place[:depth], ((k, v) for k, v in held.items() if k != name))
         held = held[name]
-    yield from _said(place, ((k, v) for k, v in held.items() if not isinstance(v, Strided)))
+    yield from _described(place, ((k, v) for k, v in held.items() if not isinstance(v, Strided)))
 
 
-def _said(place: _Place, others: Iterable[tuple[Any, Any]]) -> Iterator[str]:
+def _described(place: _Place, others: Iterable[tuple[Any, Any]]) -> Iterator[str]:
     start = "".join(shown(name) + "/" for name in place)
     for name, value in others:
         yield f"{start}{shown(name) if isinstance(name, str) else '?'} ({shown(kind(value))})"
@@ -311,7 +315,13 @@ def _read_archive(
         _check_order(order == b"little", order.decode("latin-1"), where)
     entry = entries[f"{root}/data.pkl"]
     if entry.size > MAX_PICKLE:
-        raise error("the pickle is too large", where, f"{MAX_PICKLE} bytes", f"{entry.size} bytes")
+        raise error(
+            "the pickle is too large",
+            where,
+            f"at most {show_size(MAX_PICKLE)}",
+            show_size(entry.size),
+            code="pickle-too-large",
+        )
     stream = Stream(read, entry.begin, entry.begin + entry.size)
     text = stream.fill(entry.size)[: entry.size]
     machine = Machine(stream, allowance)
@@ -393,5 +403,6 @@ def _read_legacy(
         position += 8 + count * DTYPES[storage.dtype].size
     if position != size:
         problem = "is truncated" if position > size else "has bytes that belong to no tensor"
-        raise error(f"the file {problem}", where, f"{position} bytes", f"{size} bytes")
+        code = "truncated-file" if position > size else "invalid-torch-file"
+        raise error(f"the file {problem}", where, f"{position} bytes", f"{size} bytes", code=code)
     return held, offsets, digest.hexdigest()

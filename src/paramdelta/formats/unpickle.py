@@ -2,8 +2,8 @@
 
 A pickle is a program. `Machine` knows the few instructions that `torch.save` writes and imports
 nothing. A name such as ``torch._utils._rebuild_tensor_v2`` stands for a function of this module.
-Any other name stands for code that is not there: what it would have made is an `Opaque`, which only
-remembers the name. The standard unpickler with a guarded `find_class` would not do: it hashes
+Any other name stands for code that is not available: its result is an `Opaque`, which keeps only
+the name. The standard unpickler with a guarded `find_class` would not do: it hashes
 whatever it is given, and a tuple that is nested a million times, or shared with itself thirty times
 over, as a key of a dict ends the process or never ends.
 
@@ -134,6 +134,7 @@ class Allowance:
                 self.where,
                 "what torch.save writes",
                 "",
+                code="pickle-too-large",
             )
 
 
@@ -333,6 +334,7 @@ class Machine:
                 "names that torch.save uses for tensors",
                 shown(full),
                 "do not load this file with torch: it may be malicious",
+                code="pickle-runs-code",
             )
         known = _KNOWN.get(full) or self._foreign.get(full)
         if known is None:
@@ -372,15 +374,15 @@ class Machine:
 
     def storage(self, _: Any) -> None:
         """A storage from ("storage", class, key, place, count) and, in old files, a view of it."""
-        (said,) = self.last(1)
+        (fields,) = self.last(1)
         self.spend(3, 150)
-        if not isinstance(said, tuple) or len(said) not in (5, 6) or said[0] != "storage":
+        if not isinstance(fields, tuple) or len(fields) not in (5, 6) or fields[0] != "storage":
             raise ValueError("an outside object that is not a storage")
-        _, dtype, key, _, count = said[:5]
+        _, dtype, key, _, count = fields[:5]
         if isinstance(dtype, Maker) and dtype.foreign:
             self.stack.append(self.opaque(dtype.name, foreign=True))
             return
-        if not isinstance(dtype, DType) or (len(said) == 6 and said[5] is not None):
+        if not isinstance(dtype, DType) or (len(fields) == 6 and fields[5] is not None):
             raise ValueError("a malformed storage")
         storage = Storage(_word(key), dtype.name, _size(count))
         known = self.storages.setdefault(key, storage)
@@ -617,7 +619,7 @@ _STORAGES = {
     "LongStorage": "I64", "IntStorage": "I32", "ShortStorage": "I16", "CharStorage": "I8",
     "ByteStorage": "U8", "BoolStorage": "BOOL", "ComplexFloatStorage": "C64",
 }  # fmt: skip
-# Values that can stand among weights and are none: numbers, sets, options.
+# Values that may appear among weights but are not weights: numbers, sets, options.
 _BESIDE = (
     "torch.device", "torch.complex128", "collections.Counter", "argparse.Namespace",
     "_codecs.encode", "numpy.dtype", "numpy.core.multiarray.scalar",
@@ -629,7 +631,7 @@ _BESIDE = (
     ),
 )  # fmt: skip
 _REBUILD = ("copyreg._reconstructor", "copyreg.__newobj__", "copy_reg._reconstructor")
-# What no training script saves, and malicious files call.
+# Code that no training script saves and that malicious files call.
 _DANGEROUS = {
     "os", "posix", "nt", "subprocess", "socket", "shutil", "runpy", "pty", "ctypes", "webbrowser",
     "commands", "popen2", "_posixsubprocess", *(
@@ -734,6 +736,21 @@ _INSTRUCTIONS: dict[bytes, tuple[_Action | None, int, _Argument | None]] = {
 _STEPS = [_INSTRUCTIONS.get(bytes([code])) for code in range(256)]
 
 
-def error(what: str, where: str, expected: str, got: str, remedy: str = DAMAGED) -> CheckpointError:
+def error(
+    what: str,
+    where: str,
+    expected: str,
+    got: str,
+    remedy: str = DAMAGED,
+    *,
+    code: str = "invalid-torch-file",
+) -> CheckpointError:
     """A CheckpointError about a file of torch's."""
-    return CheckpointError(what, where=where, expected=expected, got=got or None, remedy=remedy)
+    return CheckpointError(
+        what,
+        code=code,
+        where=where,
+        expected=expected,
+        got=got or None,
+        remedy=remedy,
+    )

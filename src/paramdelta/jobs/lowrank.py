@@ -119,6 +119,7 @@ class MadeAdapter:
     @property
     def findings(self) -> tuple[Finding, ...]:
         """What the adapter does not hold."""
+        more = "`embeddings=True`, unless the vocabulary changed; "
         found = [
             Finding(
                 Severity.WARNING,
@@ -127,8 +128,7 @@ class MadeAdapter:
                 "energy",
                 "adapter",
                 left.tensors,
-                ("--embeddings, unless the vocabulary changed; " if left.kind == EMBEDDINGS else "")
-                + "extract without --as lora keeps all of it",
+                (more if left.kind == EMBEDDINGS else "") + "a stored Δ keeps all of it",
             )
             for left in self.left
         ]
@@ -259,6 +259,7 @@ class LowRankJob:
         if not self.kept:
             raise MisfitError(
                 "there is no Δ that an adapter can hold",
+                code="no-low-rank-delta",
                 where=self.where,
                 expected="a linear weight that differs",
                 remedy="extract the exact Δ: it stores whatever differs",
@@ -326,6 +327,7 @@ class LowRankJob:
             if not kernels.finish(flat[part], rest[: part.stop - start], out[part]):
                 raise UsageError(
                     f"{self.dtype} cannot hold the factors of {module.tensor!r}",
+                    code="dtype-too-narrow",
                     where=self.where,
                     got=f"{np.abs(flat[part]).max():.3g}",
                     remedy="store them as f32",
@@ -451,6 +453,7 @@ def _not_finite(pair: Pair, block: npt.NDArray[Any], start: int, where: str) -> 
     row, column = divmod(start + int(bad[0]), pair.post.width)
     return CheckpointError(
         f"the Δ of tensor {pair.post.name!r} is not finite, so it has no singular values",
+        code="delta-not-finite",
         where=where,
         expected="finite numbers",
         got=f"{block[bad[0]]} in row {row}, column {column}, and {len(bad) - 1} more near it",

@@ -142,8 +142,9 @@ def _source_digests(sweep: Sweep, digests: Digests) -> dict[Blob, str | None]:
             if blob not in reader.list(blob.url).values():
                 raise MisfitError(
                     "a source changed while it was read; the output would be a mixture",
+                    code="source-changed",
                     where=str(blob),
-                    remedy="run the command again, from nothing (--fresh), when nothing writes to "
+                    remedy="run it again from the start, with `fresh=True`, when nothing writes to "
                     "the source",
                 )
             digest = digests.adopt(blob.url, blob.size)

@@ -77,13 +77,17 @@ def check_framework(framework: str) -> None:
     """Raise UsageError unless a framework is known and installed."""
     if framework not in FRAMEWORKS:
         raise UsageError(
-            f"unknown framework {framework!r}", expected="one of " + ", ".join(FRAMEWORKS)
+            f"unknown framework {framework!r}",
+            code="unknown-framework",
+            expected="one of " + ", ".join(FRAMEWORKS),
         )
     if framework == "torch":
         try:
             import torch  # noqa: F401
         except ImportError:
-            raise UsageError("torch is not installed", remedy="pip install torch") from None
+            raise UsageError(
+                "torch is not installed", code="missing-package", remedy="pip install torch"
+            ) from None
 
 
 _TORCH = {

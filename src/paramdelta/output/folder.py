@@ -148,9 +148,10 @@ class FolderSink:
         if strange := [name for name in others if name not in known]:
             raise MisfitError(
                 "the unfinished run holds files that no run of paramdelta wrote",
+                code="partial-output-changed",
                 where=str(self.place.staging),
                 got=", ".join(strange[:4]),
-                remedy="remove them, or start again from nothing (--fresh)",
+                remedy="remove them, or pass `fresh=True` to start again",
             )
         return journal
 
@@ -193,7 +194,9 @@ class FolderSink:
         """See `Sink.put`."""
         assert self.journal is not None
         if not _is_inside(name):
-            raise MisfitError("a file would leave the output folder", where=name)
+            raise MisfitError(
+                "a file would leave the output folder", code="unsafe-file-name", where=name
+            )
         self.journal.append(put=name)
         self._put.add(name)
         write_bytes(self._path(name), data)
@@ -226,7 +229,11 @@ class FolderSink:
         assert self.journal is not None
         total = self._layout.nbytes if self._layout is not None else 0
         if (0, total) not in self.journal.done:
-            raise MisfitError("the output is not complete", where=str(self.place.staging))
+            raise MisfitError(
+                "the output is not complete",
+                code="output-incomplete",
+                where=str(self.place.staging),
+            )
         for name, file in self.files.items():
             file.sync()
             self._check_own(name, file)
@@ -248,9 +255,10 @@ class FolderSink:
             if found != expected:
                 raise MisfitError(
                     "the unfinished output does not hold the files that this run wrote",
+                    code="partial-output-changed",
                     where=str(staging),
                     got=", ".join(sorted(found ^ expected)[:4]),
-                    remedy="start again from nothing (--fresh)",
+                    remedy="pass `fresh=True` to start again",
                 )
             staging.chmod(0o777 & ~_umask())
             sync_folder(staging)
@@ -296,8 +304,9 @@ class FolderSink:
                     return
         raise MisfitError(
             "a weight file is not the one that this run wrote",
+            code="partial-output-changed",
             where=str(self._path(name)),
-            remedy="let nothing else write there, and start again from nothing (--fresh)",
+            remedy="let nothing else write there, and pass `fresh=True` to start again",
         )
 
     def _close_files(self) -> None:
@@ -396,6 +405,7 @@ def _is_inside(name: str) -> bool:
 def _strange(staging: Path) -> StorageError:
     return StorageError(
         "the folder for the unfinished output is not one of this user's",
+        code="foreign-partial-folder",
         where=str(staging),
         remedy="remove it, or choose another output folder",
     )

@@ -41,6 +41,7 @@ class Guard:
                 os.close(self._descriptor)
                 raise BusyError(
                     "another run is writing this output",
+                    code="output-busy",
                     where=what,
                     remedy="wait for it, or choose another output folder",
                 ) from None

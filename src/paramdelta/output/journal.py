@@ -124,8 +124,9 @@ class Journal:
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             raise MisfitError(
                 "the journal of the unfinished run is damaged",
+                code="damaged-journal",
                 where=str(self.path),
-                remedy="start again from nothing (--fresh)",
+                remedy="pass `fresh=True` to start again",
             ) from None
 
     def _compare(self, found: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
@@ -137,13 +138,15 @@ class Journal:
         if changed:
             raise MisfitError(
                 "a source has changed since the unfinished run",
+                code="source-changed",
                 where=", ".join(changed),
-                remedy="put the source back, or start again from nothing (--fresh)",
+                remedy="put the source back, or pass `fresh=True` to start again",
             )
         raise MisfitError(
             "an unfinished run of another recipe, or with other options, is here",
+            code="other-run-unfinished",
             where=str(self.path.parent),
-            remedy="repeat that command to resume it, or start again from nothing (--fresh)",
+            remedy="repeat that command to resume it, or pass `fresh=True` to start again",
         )
 
     def _write(self, text: str) -> None:

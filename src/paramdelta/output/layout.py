@@ -96,6 +96,7 @@ def make_layout(
     if shard_size < MIN_SHARD:
         raise UsageError(
             f"a shard size of {show_size(shard_size)} is too little",
+            code="shard-size-too-small",
             expected=f"at least {show_size(MIN_SHARD)}",
         )
     groups: list[tuple[int, int]] = []

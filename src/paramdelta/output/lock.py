@@ -112,18 +112,25 @@ def is_finished(plan: Plan, shard_size: int, out: Path) -> bool:
     except (MisfitError, OSError):
         return False
     wanted = json.loads(lock_text(plan, shard_size))
-    for one in (lock, wanted):
-        for source in one.get("sources", []):
-            for file in source.get("files", []):
-                file.pop("digest", None)
     ignored = ("versions", "outputs")
-    if any(lock.get(key) != value for key, value in wanted.items() if key not in ignored):
+    if any(
+        _without_digests(lock.get(key)) != _without_digests(value)
+        for key, value in wanted.items()
+        if key not in ignored
+    ):
         return False
     if any(modified_ns(file.blob) > made for file in plan.files):
         return False
     found = {t.name: (t.dtype, t.shape) for t in output.tensors.values()}
     streams = (stream for tensor in plan.tensors for stream in tensor.streams)
     return found == {s.name: (s.dtype, s.shape) for s in streams}
+
+
+def _without_digests(value: Any) -> Any:
+    """A value of a lock without content digests. A lock may hold anything: anyone can edit it."""
+    if isinstance(value, dict):
+        return {key: _without_digests(item) for key, item in value.items() if key != "digest"}
+    return [_without_digests(item) for item in value] if isinstance(value, list) else value
 
 
 def read_lock(folder: Path) -> dict[str, Any]:
@@ -136,6 +143,7 @@ def read_lock(folder: Path) -> dict[str, Any]:
     if not (folder / LOCK).is_file():
         raise MisfitError(
             "paramdelta did not write this folder",
+            code="not-an-output",
             where=str(folder),
             expected=f"a folder with {LOCK}",
         )
@@ -144,6 +152,7 @@ def read_lock(folder: Path) -> dict[str, Any]:
     if lock.get("lock_version") != VERSION or not isinstance(lock.get("recipe"), dict):
         raise CheckpointError(
             "the lock cannot be understood",
+            code="invalid-record",
             where=str(folder / LOCK),
             expected=f"lock_version {VERSION}",
             got=f"lock_version {lock.get('lock_version')!r}",
@@ -163,5 +172,8 @@ def locked_recipe(lock: dict[str, Any], where: Path) -> Recipe:
         return recipe_from_dict(lock["recipe"])
     except UsageError as error:
         raise CheckpointError(
-            "the lock cannot be read", where=str(where / LOCK), got=str(error)
+            "the lock cannot be read",
+            code="invalid-record",
+            where=str(where / LOCK),
+            got=str(error),
         ) from None

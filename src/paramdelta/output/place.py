@@ -78,7 +78,10 @@ class Place:
         """
         if not os.path.lexists(self.staging):
             self.journal.unlink(missing_ok=True)
-        elif not self.journal.exists() and (self.staging / mark).is_file():
+        elif not self.journal.exists() and (
+            # Its lock is the last file to go: without files, only folders are left of it.
+            (self.staging / mark).is_file() or not _files_in(self.staging)
+        ):
             remove_old(self.staging, mark)
 
     def _appear(self) -> None:
@@ -120,6 +123,7 @@ def find_place(out: str | Path, sources: Iterable[Path], overwrite: bool, mark: 
     if not str(out).strip() or scheme_of(str(out)) != LOCAL or ":/" in str(out):
         raise UsageError(
             "the output must be a folder on this machine",
+            code="output-not-local",
             got=str(out) or "an empty path",
             expected="a path such as ./mixed",
         )
@@ -136,13 +140,15 @@ def find_place(out: str | Path, sources: Iterable[Path], overwrite: bool, mark: 
         if not overwrite:
             raise UsageError(
                 "the output exists already",
+                code="output-exists",
                 where=str(out),
-                remedy="choose another output folder, or overwrite it (--overwrite) once the new "
-                "one is whole",
+                remedy="choose another output folder, or pass `overwrite=True` to replace it once "
+                "the new one is complete",
             )
         if not (resolved / mark).is_file():
             raise UsageError(
                 "only what paramdelta wrote can be overwritten",
+                code="foreign-output",
                 where=str(out),
                 expected=f"a folder with {mark}",
                 remedy="choose another output folder, or remove the folder yourself",
@@ -151,6 +157,7 @@ def find_place(out: str | Path, sources: Iterable[Path], overwrite: bool, mark: 
         if foreign:
             raise UsageError(
                 "the old output holds files that paramdelta did not write",
+                code="foreign-output",
                 where=str(out),
                 got=", ".join(foreign[:4]) + (" …" if len(foreign) > 4 else ""),
                 remedy="move them elsewhere, or choose another output folder",
@@ -183,6 +190,7 @@ def check_room(place: Place, size: int) -> None:
     if free < missing:
         raise StorageError(
             "too little free space for the output",
+            code="disk-full",
             where=str(folder),
             expected=show_size(missing),
             got=show_size(free),
@@ -225,6 +233,7 @@ def _check_sources(out: Path, staging: Path, sources: Iterable[Path]) -> None:
             if inside or found in own.parents:
                 raise UsageError(
                     "the output lies on an input",
+                    code="output-on-input",
                     where=f"{out} and {source}",
                     remedy="choose another output folder",
                 )
@@ -270,6 +279,7 @@ def _allocated(folder: Path) -> int:
 def _appeared(out: Path) -> MisfitError:
     return MisfitError(
         "something else is at the output now, which was not there when the run started",
+        code="output-appeared",
         where=str(out),
         remedy="move it away; the same command then finishes with what is done",
     )

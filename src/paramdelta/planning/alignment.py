@@ -54,27 +54,30 @@ def _aligned(
     findings: Findings,
 ) -> tuple[dict[str, View], set[str]]:
     """One source's tensors under the names of the new base, and the rules that were used."""
-
-    def note(code: str, what: str, remedy: str | None = None) -> None:
-        findings.add(Severity.NOTE, code, what, source, remedy=remedy)
-
     result, used = names.renamed(own, rules, new.views)
     for text, count in used.items():
-        note("mapped", f"{count} names are read as {text}")
+        findings.add(Severity.NOTE, "mapped", f"{count} names are read as {text}", source)
     result, prefix = names.bridged(result, new.views)
     if prefix is not None:
-        note("prefix", f"tensor names are read as {prefix}…")
+        findings.add(Severity.NOTE, "prefix", f"tensor names are read as {prefix}…", source)
     result, moved = relaid(result, new.views)
     if moved:
-        note("experts", "experts are read in the layout of the new base")
+        what = "experts are read in the layout of the new base"
+        findings.add(Severity.NOTE, "experts", what, source)
     proposals = names.propose(result, new.views)
     shown = "; ".join(map(str, proposals))
     if proposals and automatic:
         result = names.applied(proposals, result, new.views)
-        note("mapped", f"by --map auto, names are read as {shown}")
+        what = f"by `maps=('auto',)`, names are read as {shown}"
+        findings.add(Severity.NOTE, "mapped", what, source)
     elif proposals:
-        remedy = "--map auto takes this, --map 'RULE' a rule of yours"
-        note("map-proposed", f"more names would agree under {shown}", remedy)
+        findings.add(
+            Severity.NOTE,
+            "map-proposed",
+            f"more names would agree under {shown}",
+            source,
+            remedy="pass `maps=('auto',)` to apply this, or a rule of your own",
+        )
     return result, set(used)
 
 

@@ -26,7 +26,7 @@ def _alphabet() -> list[str]:
 
 
 ALPHABET = tuple(_alphabet())
-"""By byte the character that stands for it: ``bytes_to_unicode`` of GPT-2."""
+"""The character for each byte: ``bytes_to_unicode`` of GPT-2."""
 
 
 def spelled(token: bytes) -> str:

@@ -122,6 +122,7 @@ def coefficients(
         rest = f" and {len(bare) - 3} more" if len(bare) > 3 else ""
         raise UsageError(
             f"no rule of the scale is for {', '.join(bare[:3])}{rest}",
+            code="weights-without-rule",
             where=scale.rules[-1].where or None,
             expected="a bare number as the last entry, for everything else: 1.0, or 0 for no Δ",
         )
@@ -168,6 +169,7 @@ def _check(rule: Rule, axes: Mapping[str, int]) -> None:
         if not matching(pattern, axes):
             raise UsageError(
                 f"no tensor of the output matches {pattern!r}",
+                code="rule-matches-nothing",
                 where=rule.where or None,
                 expected="a glob for names of the new base, * for anything",
                 remedy=near(pattern, axes),
@@ -176,6 +178,7 @@ def _check(rule: Rule, axes: Mapping[str, int]) -> None:
     if not mine:
         raise UsageError(
             f"no tensor of the output is of {rule.subject}",
+            code="rule-matches-nothing",
             where=rule.where or None,
             remedy="leave the rule out, or match by name",
         )
@@ -189,6 +192,7 @@ def _check(rule: Rule, axes: Mapping[str, int]) -> None:
         if last is None or span.last > last:
             raise UsageError(
                 f"layers {span.layers} of {rule.subject}: there is no layer {span.last}",
+                code="no-such-layer",
                 where=span.where or rule.where or None,
                 expected="layers 0 to " + str(last)
                 if last is not None

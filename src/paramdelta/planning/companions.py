@@ -270,20 +270,14 @@ def _tokenizer(
     our_files = {n: blob for n, blob in ours.items() if is_tokenizer_file(n)}
     their_files = {n: blob for n, blob in theirs.items() if is_tokenizer_file(n)}
     if _is_posts(our_files, their_files, new, post, settlement):
-        length = value("model_max_length", new.files)
-        why = "same vocabulary; roles of post"
-        chosen = [Companion(name, blob, "post", why) for name, blob in their_files.items()]
-        return [
-            _edited(each, {("model_max_length",): length}, post, "context length of the new base")
-            if each.name == TOKENIZER and length is not None
-            else each
-            for each in chosen
-        ]
+        return [_of_post(name, blob, new, post) for name, blob in their_files.items()]
     chosen = []
+    holders = 0
     for name, blob in our_files.items():
         each = Companion(name, blob, "new base", "vocabulary of the new base")
         if settlement.given:
             given: Edits = {(key,): v for key, v in _given(name, new, post, settlement).items()}
+            holders += bool(given)
             each = _edited(each, given, new, "tokens of post")
         edits = _edits(name, new, post, settlement)
         chosen.append(_edited(each, edits, new, "roles and use of post"))
@@ -293,13 +287,35 @@ def _tokenizer(
         dropped: Edits = {(key,): None for key in (*unknown, *_OF_ITS_OWN)}
         each = Companion(TOKENIZER, their_files[TOKENIZER], "post", "roles and use of post")
         chosen.append(_edited(each, dropped, post, "ids of the new base"))
-    if settlement.given and our_files and not any(each.changes for each in chosen):
+    if settlement.given and our_files and not holders:
         raise UsageError(
             "no file of the new base's tokenizer can hold a token of post",
+            code="token-without-file",
             where=new.location.address,
             remedy="save the tokenizer with transformers, which writes a tokenizer.json",
         )
     return chosen
+
+
+def _of_post(name: str, blob: Blob, new: Checkpoint, post: Checkpoint) -> Companion:
+    """A tokenizer file of post, with its roles alike and the new base's context length."""
+    found = Companion(name, blob, "post", "same vocabulary; roles of post")
+    if name not in (TOKENIZER, SPECIAL):
+        return found
+    stated = {role for role, said in post.read_json(name).items() if said is not None}
+    roles = {role: token for role, token in role_tokens(post.files).items() if role in stated}
+    found = _edited(found, _role_edits(post.read_json(name), roles), post, "one role, one token")
+    length = value("model_max_length", new.files)
+    if name == SPECIAL or length is None:
+        return found
+    return _edited(found, {("model_max_length",): length}, post, "context length of the new base")
+
+
+def _role_edits(content: Mapping[str, Any], roles: Mapping[str, str]) -> Edits:
+    """The roles of which a file names another token."""
+    return {
+        (role,): token for role, token in roles.items() if token_text(content.get(role)) != token
+    }
 
 
 def _edited(companion: Companion, edits: Edits, owner: Checkpoint, why: str) -> Companion:
@@ -335,7 +351,7 @@ def _is_posts(
         return True
     if settlement.mode == "new-base" or not settlement.same:
         return False
-    if settlement.new is not None:
+    if settlement.new is not None and settlement.post is not None:
         return True
     # The vocabularies were not compared. Equal files or not fewer rows: post's tokenizer knows all.
     if our_words.keys() == their_words.keys() and all(
@@ -353,7 +369,7 @@ def _edits(name: str, new: Checkpoint, post: Checkpoint, settlement: Settlement)
 
     Where the vocabularies were not read, no tokenizer.json is read here either.
     """
-    was_read = settlement.new is not None
+    was_read = settlement.new is not None and settlement.post is not None
     if name not in (TOKENIZER, SPECIAL) and not (name == FAST and FAST in post.files and was_read):
         return {}
     known = settlement.ids if was_read else _named(new)
@@ -362,11 +378,7 @@ def _edits(name: str, new: Checkpoint, post: Checkpoint, settlement: Settlement)
     said = post.read_json(TOKENIZER)
     stated = value("padding_side", post.files) if was_read else said.get("padding_side")
     side = str(stated).lower() if str(stated).lower() in ("left", "right") else None
-    edits: Edits = {}
-    if name in (TOKENIZER, SPECIAL):
-        for role, token in roles.items():
-            if token_text(content.get(role)) != token:
-                edits[(role,)] = token
+    edits = _role_edits(content, roles) if name in (TOKENIZER, SPECIAL) else {}
     if name == TOKENIZER:
         edits |= {(key,): said[key] for key in _USE if said.get(key) is not None}
         if side is not None:

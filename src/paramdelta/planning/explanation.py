@@ -79,6 +79,7 @@ def explain(plan: Plan, pattern: str) -> tuple[Explanation, ...]:
     if not found:
         raise UsageError(
             f"no tensor of the output matches {pattern!r}",
+            code="no-such-tensor",
             expected="a name, or a glob such as '*.0.mlp*'",
             remedy=near(pattern, tensors),
         )

@@ -56,7 +56,7 @@ class Place:
     """Where a fact can be stated: a key of a JSON file, or a whole text file (``key`` "").
 
     ``key``: with dots where it is inside other objects. ``inner``: in config.json, the key may also
-    stand in the section that describes the text model ("text"), in any section ("any"), or only at
+    appear in the section that describes the text model ("text"), in any section ("any"), or only at
     the top ("").
     """
 

@@ -18,9 +18,9 @@ class Severity(str, Enum):
 class Finding:
     """One thing that the user should know.
 
-    ``code``: a short stable name, for machines and for ``--allow``. ``what``: one sentence.
+    ``code``: a stable name, for programs and for `Recipe.allow`. ``what``: one sentence.
     ``where``: the checkpoint. ``tensors``: all names concerned. ``remedy``: what to do.
-    ``allowed``: what ``--allow CODE`` does instead of refusing; None if it cannot be allowed.
+    ``allowed``: what happens instead if the code is allowed; None if it cannot be allowed.
     """
 
     severity: Severity

@@ -57,7 +57,7 @@ def settle_head(sources: Sources, how: str, findings: Findings) -> tuple[Sources
         "tie_word_embeddings: false",
         new,
         tensor=head,
-        remedy="--head drop keeps the output tied and leaves the head's Δ out",
+        remedy="pass `head='drop'` to keep the output tied and leave the head's Δ out",
     )
     return given, False
 
@@ -118,7 +118,7 @@ def _without_head(source: Source, head: str, repeats: bool, findings: Findings) 
         what = "the stored output head repeats the embedding and is left out"
         findings.add(Severity.NOTE, "head-repeats", what, source, tensor=head)
     else:
-        what = "the output head's Δ is left out (--head drop)"
+        what = "the output head's Δ is left out (`head='drop'`)"
         findings.add(Severity.WARNING, "head-dropped", what, source, tensor=head)
     views, deltas = (
         {name: view for name, view in tensors.items() if name != head}

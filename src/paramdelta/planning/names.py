@@ -95,7 +95,8 @@ def parse_rule(text: str) -> Rule:
     source, arrow, target = (part.strip() for part in text.partition("->"))
     if not arrow or not source or not target or source.count("*") != target.count("*"):
         raise UsageError(
-            f"--map {text!r} cannot be read",
+            f"the rule {text!r} for names cannot be read",
+            code="invalid-map",
             expected="auto, or 'model.* -> language_model.model.*': as many * on both sides",
         )
     return Rule(f"{source} -> {target}", tuple(source.split("*")), tuple(target.split("*")))
@@ -124,7 +125,8 @@ def renamed(
                 break
         if found in result:
             raise UsageError(
-                f"--map gives two tensors the name {found!r}",
+                f"the rules for names give two tensors the name {found!r}",
+                code="map-collides",
                 where=f"{result[found].name} and {name}",
                 remedy="make the pattern speak of one of them only",
             )
@@ -137,7 +139,8 @@ def unused_rule(rule: Rule, names: Iterable[str]) -> UsageError:
     stem = rule.text.partition(" ->")[0]
     near = difflib.get_close_matches(stem, list(itertools.islice(names, 1000)), 3, 0.3)
     return UsageError(
-        f"--map {rule.text!r} changes no name of post or base",
+        f"the rule {rule.text!r} changes no name of post or base",
+        code="map-changes-nothing",
         expected="a pattern for their names" + (f", such as {', '.join(near)}" if near else ""),
     )
 

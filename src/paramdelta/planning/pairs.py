@@ -6,8 +6,8 @@ from paramdelta.planning.findings import Findings, Severity
 from paramdelta.planning.sources import Lineage, Source
 from paramdelta.schemes.pair import Pair
 
-LOOK = "look whether it is the right checkpoint"
-UNQUANTIZED = "use an unquantised (BF16, F16 or F32) release of the model"
+LOOK = "check that it is the right checkpoint"
+UNQUANTIZED = "use an unquantized (BF16, F16 or F32) release of the model"
 _COPIED = "copied from the new base"
 
 
@@ -48,7 +48,7 @@ def pairs_of(name: str, each: Lineage, scale: float, new: Source, findings: Find
         if not view.kind.mixable:
             findings.add(
                 Severity.REFUSED,
-                "quantised",
+                "quantized",
                 f"stored as {view.dtype} without scales that are known",
                 owner,
                 tensor=name,

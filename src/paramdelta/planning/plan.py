@@ -9,7 +9,7 @@ from typing import Any
 
 from paramdelta.dtypes import DTYPES
 from paramdelta.encodings.encoding import Encoding, Stream
-from paramdelta.errors import MisfitError
+from paramdelta.errors import MisfitError, parameter
 from paramdelta.formats.checkpoint import Checkpoint, SourceFile
 from paramdelta.formats.view import View
 from paramdelta.planning.coefficients import Coefficient
@@ -274,7 +274,7 @@ class Plan:
         rest = len(self.refused) - 1
         place = f"{first.where}: {first.sample()}" if first.tensors else first.where
         more = f" ({rest} more refused: see paramdelta plan)" if rest else ""
-        raise MisfitError(first.what + more, where=place, remedy=_remedy(first))
+        raise MisfitError(first.what + more, code=first.code, where=place, remedy=_remedy(first))
 
 
 def _combination(tensor: OutputTensor) -> list[Any]:
@@ -287,7 +287,7 @@ def _combination(tensor: OutputTensor) -> list[Any]:
 def _remedy(finding: Finding) -> str | None:
     ways = [finding.remedy] if finding.remedy else []
     if finding.allowed:
-        ways.append(f"--allow {finding.code} ({finding.allowed})")
+        ways.append(f"{parameter('allow', (finding.code,))} ({finding.allowed})")
     return "; or ".join(ways) or None
 
 

@@ -23,10 +23,11 @@ def check_dtype(dtype: str | None, new: Source) -> None:
     """Raise UsageError if the output is to be FP8 and the new base is not."""
     if dtype == FP8_BLOCK and not has_quantized(new):
         raise UsageError(
-            f"--dtype {FP8_BLOCK}, but the new base has no FP8 weights",
+            f"dtype {FP8_BLOCK}, but the new base has no FP8 weights",
+            code="dtype-without-fp8",
             where=new.checkpoint.location.address,
             expected="a new base that says which weights are FP8, by storing them so",
-            remedy="leave --dtype out, and quantise the output with a tool made for that "
+            remedy="leave `dtype` out, and quantize the output with a tool made for that "
             "(llm-compressor, say)",
         )
 
@@ -61,16 +62,17 @@ def report_requantized(tensors: Iterable[OutputTensor], new: Source, findings: F
             if stream.name in names:
                 raise CheckpointError(
                     f"another tensor has the name of the scales of {tensor.name!r}",
+                    code="scales-name-taken",
                     where=str(new),
                     got=stream.name,
-                    remedy="leave --dtype out: the output is BF16",
+                    remedy="leave `dtype` out: the output is BF16",
                 )
         if len(tensor.streams) > 1 and tensor.stored is None:
             findings.add(
                 Severity.NOTE,
-                "requantised",
+                "requantized",
                 "the sum is rounded to FP8, with a fresh scale for each block of "
-                f"{FP8_SIDE} × {FP8_SIDE}; without --dtype it is BF16",
+                f"{FP8_SIDE} × {FP8_SIDE}; without `dtype` it is BF16",
                 new,
                 tensor=tensor.name,
             )

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from paramdelta.errors import UsageError
+from paramdelta.errors import UsageError, parameter
 from paramdelta.formats.view import ABSENT, Part, Rows, Transposed, View
 from paramdelta.planning.vocabulary import (
     Agreement,
@@ -221,6 +221,7 @@ def settle(
             raise UsageError(
                 "the vocabularies cannot be compared: "
                 + (reasons or ["a tokenizer is missing"])[0],
+                code="no-tokenizer",
                 where=where,
                 expected="tokenizer files beside the weights of the new base and of post",
                 remedy="save the tokenizer with transformers, which writes a tokenizer.json"
@@ -250,18 +251,19 @@ def settle(
     takes: dict[int, int] = {}
     free = new.size
     for token in dict.fromkeys(graft):
-        post_id = find_token(token, first, "--graft", where)
+        post_id = find_token(token, first, "graft", where)
         if token in new.ids:
             raise UsageError(
-                f"--graft {token!r}: the new base has this token already",
+                f"graft: the new base has the token {token!r} already",
+                code="token-exists",
                 where=where,
-                remedy=f"--take {token!r} gives it post's row",
+                remedy=f"pass {parameter('take', (token,))} to give it post's row",
             )
         grafts[free] = post_id
         free += 1
     for token in dict.fromkeys(take):
-        takes[find_token(token, new, "--take", "the new base")] = find_token(
-            token, first, "--take", where
+        takes[find_token(token, new, "take", "the new base")] = find_token(
+            token, first, "take", where
         )
     return replace(settlement, grafts=grafts, takes=takes)
 

@@ -141,8 +141,9 @@ def _two_models(delta: Delta, number: int, tag: str, opener: Opener, findings: F
     if delta.base is None:
         raise UsageError(
             "a Δ needs the base that post was trained from",
+            code="missing-base",
             where=delta.address,
-            expected="--base (only a LoRA adapter is a Δ by itself)",
+            expected="`base` (only a LoRA adapter is a Δ by itself)",
         )
     post = _whole(opener.checkpoint(delta.address, f"post{tag}"), findings)
     base = _whole(opener.checkpoint(str(delta.base), f"base{tag}"), findings)
@@ -158,8 +159,9 @@ def _adapter(
     if adapter.replaced and address is None:
         raise UsageError(
             "the adapter holds whole tensors and does not name its base",
+            code="missing-base",
             where=f"{delta.post}: {', '.join(sorted(adapter.replaced)[:3])}",
-            expected="--base, the model that it was trained on",
+            expected="`base`, the model that it was trained on",
         )
     base = _whole(opener.checkpoint(address, f"base{tag}"), findings) if address else None
     shapes = {name: view.shape for name, view in (base or new).views.items()}
@@ -182,9 +184,10 @@ def _check_rows(recipe: Recipe, delta: Delta) -> None:
     """Raise UsageError if rows of the first post are wanted, which a stored Δ does not hold."""
     if recipe.graft or recipe.take:
         raise UsageError(
-            "a stored Δ does not hold post's rows, which --graft and --take want",
+            "a stored Δ does not hold post's rows, which `graft` and `take` need",
+            code="delta-without-rows",
             where=delta.address,
-            expected="--post and --base",
+            expected="`post` and `base`",
         )
 
 
@@ -195,7 +198,7 @@ def _whole(checkpoint: Checkpoint, findings: Findings) -> Source:
         findings.add(
             Severity.NOTE,
             "scale-left",
-            "scales of activations are left out with the quantisation",
+            "scales of activations are left out with the quantization",
             checkpoint,
             tensor=name,
         )

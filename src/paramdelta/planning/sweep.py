@@ -126,10 +126,16 @@ def make_sweep(recipe: Recipe, scales: Sequence[float]) -> Sweep:
     """
     scales = tuple(float(scale) + 0.0 for scale in scales)
     if not scales:
-        raise UsageError("a sweep needs a scale", expected="for example 0.5, 0.75, 1.0")
+        raise UsageError(
+            "a sweep needs a scale", code="missing-scale", expected="for example 0.5, 0.75, 1.0"
+        )
     for scale in scales:
         if scales.count(scale) > 1:
-            raise UsageError(f"scale {scale:g} is given twice", expected="each scale once")
+            raise UsageError(
+                f"scale {scale:g} is given twice",
+                code="duplicate-scale",
+                expected="each scale once",
+            )
     with Reader() as reader:
         opener = Opener(reader)
         plans = tuple(make_plan(recipe.times(scale), opener) for scale in scales)
@@ -141,6 +147,7 @@ def make_sweep(recipe: Recipe, scales: Sequence[float]) -> Sweep:
             first = next(iter(set(map(str, outline)) ^ set(map(str, outlines[0]))), "their order")
             raise UsageError(
                 f"scale {scale:g} gives other tensors than scale {scales[0]:g}",
+                code="sweep-misfit",
                 where=first,
                 remedy=f"mix it by itself at scale {scale:g}",
             )

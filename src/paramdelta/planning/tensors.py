@@ -65,7 +65,7 @@ def _copied(name: str, new: View, sources: Sources, findings: Findings) -> str:
     if new.dtype.startswith(("F8", "F6", "F4", "C")) or config.get("quantization_config"):
         findings.add(
             Severity.REFUSED,
-            "quantised",
+            "quantized",
             f"weights are stored as {new.dtype} without scales that are known",
             sources.new,
             tensor=name,
@@ -130,6 +130,7 @@ def _sparsified(tensor: OutputTensor, decided: Decisions) -> OutputTensor:
     if twice and not (recipe.scheme.linear and not any(pair.filters for pair in pairs)):
         raise UsageError(
             "an adapter both replaces and adapts a tensor whose Δ is to be sparse",
+            code="adapter-replaces-sparse",
             where=tensor.name,
             remedy="merge the adapter into its base first",
         )

@@ -1,8 +1,7 @@
-"""Reads which token of a checkpoint has which id, from whatever tokenizer files it has.
+"""Reads which token of a checkpoint has which id, from its tokenizer files.
 
-tokenizer.json comes first, as in transformers, then files that state ids themselves, then the file
-that the tokenizer's class reads. Where the class is not known and the file does not state ids, the
-answer is `Opaque`, not a guess.
+tokenizer.json comes first, as in transformers; then files that state ids; then the file that the
+tokenizer's class reads. If the class is unknown and no file states ids, the result is `Opaque`.
 """
 
 import contextlib
@@ -70,10 +69,11 @@ def is_tokenizer_file(name: str) -> bool:
 def read_vocabulary(
     files: Files, config: Mapping[str, Any], known: Known
 ) -> Vocabulary | Opaque | None:
-    """The tokens of a tokenizer; None where there is none, `Opaque` where their ids are not known.
+    """The tokens of a tokenizer; None without a tokenizer, `Opaque` if the ids are not known.
 
-    ``files``: what is beside the weights. ``config``: config.json. ``known``: what was read from a
-    tokenizer.json, by its digest; the file is large and often the same in several checkpoints.
+    ``files``: the files beside the weights. ``config``: config.json. ``known``: tables that were
+    read from a tokenizer.json, by its digest. The file is large, and several checkpoints often have
+    the same one.
 
     Raises:
         CheckpointError: a tokenizer file that cannot be understood.
@@ -165,7 +165,7 @@ def _class_of(name: str, files: Files) -> tuple[str, TokenizerClass] | None:
 def _completed(
     table: Table, files: Files, said: Mapping[str, Any], kind: TokenizerClass = UNKNOWN
 ) -> Vocabulary:
-    """The vocabulary with the tokens that stand in other files than that of the vocabulary."""
+    """The vocabulary, with the tokens that only other files name."""
     stated: dict[int, tuple[str, bool]] = {}
     if "added_tokens_decoder" in said:
         with _understood(files, TOKENIZER):
@@ -225,7 +225,8 @@ def _understood(files: Files, file: str) -> Iterator[None]:
     except (TypeError, ValueError, KeyError, AttributeError, IndexError) as error:
         raise CheckpointError(
             "the tokenizer's files cannot be understood",
+            code="invalid-tokenizer",
             where=str(files[file]) if file else files.location.address,
             got=str(error)[:200] if isinstance(error, ValueError) else repr(error)[:200],
-            remedy="get the file again, or choose --vocabulary id",
+            remedy="get the file again, or pass `vocabulary='id'`",
         ) from None

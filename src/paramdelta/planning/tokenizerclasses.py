@@ -1,9 +1,9 @@
-"""The tokenizer classes whose numbering is known: which file they read, and how.
+"""Tokenizer classes with a known numbering: which file each class reads, and how.
 
-A tokenizer.json says itself which token has which id. The older files do not all: what the ids are
-is in the code of the class. The tables follow transformers 4.57 (the last version in which every
-class numbers what its models were trained with) and were compared with 5.24. A class that is not
-here is not guessed at.
+A tokenizer.json states which token has which id. Many older files do not: the rules are in the code
+of the tokenizer class. The tables follow transformers 4.57, the last version in which every class
+gives the ids that its models were trained with, and were compared with 5.24. Other classes are not
+guessed.
 """
 
 import re
@@ -14,6 +14,7 @@ from typing import Any
 
 from paramdelta.planning import languages
 from paramdelta.planning.bytelevel import plain_bytes
+from paramdelta.planning.facts import token_text
 from paramdelta.planning.sentencepiece import Numbering, pieces
 from paramdelta.planning.vocabtable import NumberingError, checked_ids
 from paramdelta.planning.wordlist import counted_words, stripped_words, words
@@ -87,9 +88,16 @@ def _t5(data: bytes, said: Said) -> dict[str, int]:
 def _pegasus(data: bytes, said: Said) -> dict[str, int]:
     """Masks and unused tokens up to ``offset``; the pieces from number 2 on follow."""
     offset = _count(said, "offset", 103)
-    front = [str(said.get("pad_token") or "<pad>"), str(said.get("eos_token") or "</s>")]
-    if said.get("mask_token_sent", "<mask_1>") is not None:
-        front += [said.get("mask_token_sent", "<mask_1>"), said.get("mask_token") or "<mask_2>"]
+    front = [
+        token_text(said.get("pad_token")) or "<pad>",
+        token_text(said.get("eos_token")) or "</s>",
+    ]
+    sentence = said.get("mask_token_sent", "<mask_1>")
+    if sentence is not None:
+        front += [
+            token_text(sentence) or "<mask_1>",
+            token_text(said.get("mask_token")) or "<mask_2>",
+        ]
     front += [f"<unk_{i}>" for i in range(2, offset)]
     return Numbering(tuple(front), 2, at=offset + 2).ids(pieces(data))
 
@@ -316,9 +324,7 @@ CLASSES: Mapping[str, TokenizerClass] = {
     "ByT5": TokenizerClass(_byt5, (), counts=False),
     "MyT5": TokenizerClass(_byt5, (), counts=False),
     "Perceiver": TokenizerClass(
-        lambda content, said: plain_bytes(
-            ("[PAD]", "[BOS]", "[EOS]", "[MASK]", "[CLS]", "[SEP]"),
-        ),
+        lambda content, said: plain_bytes(("[PAD]", "[BOS]", "[EOS]", "[MASK]", "[CLS]", "[SEP]")),
         (),
         counts=False,
     ),

@@ -1,10 +1,10 @@
 """What the user should know of the rows of tokens: which correspond, and which are missing."""
 
-import shlex
 from collections.abc import Mapping
 
 import numpy as np
 
+from paramdelta.errors import parameter
 from paramdelta.formats.view import Fetch
 from paramdelta.planning import lineage
 from paramdelta.planning.findings import Findings, Severity
@@ -74,7 +74,7 @@ def tell_rows(
                 "vocabulary-unrelated",
                 f"only {100 * shared:.0f} % of its tokens are in the new base's vocabulary",
                 source,
-                remedy="look whether it is the right checkpoint; or --vocabulary new-base",
+                remedy="check that it is the right checkpoint, or pass `vocabulary='new-base'`",
                 allowed="the rows of the tokens that both have are mixed",
             )
     tell_missing(settlement, each, findings)
@@ -105,7 +105,7 @@ def tell_doubts(
                 f"which row is which token cannot be told: {doubt.why}",
                 source,
                 remedy="save the tokenizer with transformers, which writes a tokenizer.json; or "
-                "--vocabulary id, if all tokenizers are the same; or --vocabulary new-base",
+                "pass `vocabulary='id'` if all tokenizers are the same, or `vocabulary='new-base'`",
                 allowed="rows of tokens correspond by number",
             )
 
@@ -122,10 +122,10 @@ def tell_numbers(settlement: Settlement, sources: Sources, findings: Findings, n
             findings.add(
                 Severity.WARNING,
                 "rows-by-number",
-                "rows of tokens correspond by number (--vocabulary id), without a look at the "
+                "rows of tokens correspond by number (`vocabulary='id'`), without a look at the "
                 f"tokenizers, but there are {theirs.shape[0]} here and {ours[0]} in the new base",
                 source,
-                remedy="leave --vocabulary out unless the same number is the same token",
+                remedy="leave `vocabulary` out unless the same number is the same token",
             )
 
 
@@ -141,7 +141,7 @@ def tell_rowless(
     shared = [post.ids[new.tokens[i]] for i in beyond if new.tokens[i] in post.ids]
     vital = needed(each.post.checkpoint.files, post, shared)
     if vital:
-        options = " ".join(f"--take {shlex.quote(post.tokens[i])}" for i in vital)
+        options = parameter("take", tuple(post.tokens[i] for i in vital))
         findings.add(
             Severity.REFUSED,
             "tokens-without-rows",
@@ -169,7 +169,7 @@ def tell_missing(settlement: Settlement, each: Lineage, findings: Findings) -> N
         return
     vital = needed(each.post.checkpoint.files, post, missing)
     if vital:
-        options = " ".join(f"--graft {shlex.quote(post.tokens[i])}" for i in vital)
+        options = parameter("graft", tuple(post.tokens[i] for i in vital))
         findings.add(
             Severity.REFUSED,
             "post-only-tokens",
@@ -188,7 +188,7 @@ def tell_missing(settlement: Settlement, each: Lineage, findings: Findings) -> N
             + ", ".join(first_tokens(post, rest))
             + ")",
             each.post,
-            remedy="--graft TOKEN adds one with post's row",
+            remedy="`graft` adds one with post's row",
         )
 
 
@@ -229,6 +229,5 @@ def recommend_takes(
             f"the new base never trained the rows of {len(found)} special tokens that post "
             f"uses ({', '.join(found[:4])}): their norm is below {UNTRAINED:g} of the others'",
             base,
-            remedy=" ".join(f"--take {shlex.quote(t)}" for t in found[:8])
-            + ": post's rows outright",
+            remedy=parameter("take", tuple(found[:8])) + ": post's rows outright",
         )

@@ -1,4 +1,4 @@
-"""Vocabularies: which row of an embedding stands for which token, and how two of them agree."""
+"""Vocabularies: which row of an embedding is which token, and how two vocabularies agree."""
 
 import difflib
 import itertools
@@ -33,7 +33,7 @@ class Opaque:
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """A checkpoint's tokens by id; ``special``: ids of tokens that stand outside the text."""
+    """A checkpoint's tokens by id; ``special``: ids of special tokens."""
 
     tokens: Mapping[int, str]
     special: frozenset[int] = frozenset()
@@ -84,9 +84,9 @@ def compare(new: Vocabulary, other: Vocabulary, base: Vocabulary | None = None) 
     Special tokens that are placeholders ("reserved") go by id as long as no other token has moved:
     when one of them gets a name, the numbers in the names of the rest shift (Llama 3 -> 3.1). So do
     special tokens that ``base``, from which the other was trained, has as the new base has them:
-    post has given them other names (R1's distillation of Llama). So do, at last, tokens that differ
-    only by white space at their ends, which some loaders strip, and tokens that no text leads to,
-    since another id has the same text.
+    post has given them other names (R1's distillation of Llama). Two more kinds of tokens go by id:
+    tokens that differ only in white space at their ends, which some loaders strip; and tokens whose
+    text leads to another id.
     """
     if new.tokens == other.tokens:
         rows = np.full(new.size, ABSENT, np.int32)
@@ -138,7 +138,8 @@ def find_token(token: str, vocabulary: Vocabulary, option: str, where: str) -> i
     special = [t for i, t in vocabulary.tokens.items() if i in vocabulary.special]
     near = difflib.get_close_matches(token, special or list(vocabulary.ids), 3, 0.5)
     raise UsageError(
-        f"{option} {token!r}: no such token",
+        f"{option}: there is no token {token!r}",
+        code="no-such-token",
         where=where,
         expected="one of its tokens" + (f", such as {', '.join(near)}" if near else ""),
     )

@@ -20,7 +20,7 @@ from paramdelta.dtypes import parse_dtype
 from paramdelta.errors import UsageError
 from paramdelta.recipe.model import Delta, Recipe
 from paramdelta.recipe.schedule import Rule, Schedule, Span
-from paramdelta.recipe.yaml import read_text
+from paramdelta.recipe.yaml import parse, read_text
 from paramdelta.schemes.dare import Dare
 from paramdelta.schemes.ties import Ties
 
@@ -76,13 +76,22 @@ def import_mergekit(path: str | Path, layers: int | None = None) -> Imported:
             it.
     """
     path = Path(path)
+    node = parse(path, "configuration")
     try:
-        plain = yaml.safe_load(read_text(path, "configuration"))
+        plain = yaml.SafeLoader("").construct_document(node)
     except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:
-        raise UsageError("cannot read the configuration", where=str(path), got=str(error)) from None
+        raise UsageError(
+            "cannot read the configuration",
+            code="invalid-mergekit",
+            where=str(path),
+            got=str(error),
+        ) from None
     if not isinstance(plain, Mapping) or "merge_method" not in plain:
         raise UsageError(
-            "not a mergekit configuration", where=str(path), expected="a key merge_method"
+            "not a mergekit configuration",
+            code="not-mergekit",
+            where=str(path),
+            expected="a key merge_method",
         )
     return _Reader(path, plain, layers).imported()
 
@@ -116,6 +125,7 @@ class _Reader:
         if self.method not in METHODS:
             raise self._error(
                 f"merge_method {self.method} cannot be expressed",
+                code="not-expressible",
                 expected="one of " + ", ".join(METHODS),
             )
         for key, why in (
@@ -123,13 +133,17 @@ class _Reader:
             ("modules", "whole models: a recipe cannot treat parts of a model separately"),
         ):
             if self.plain.get(key):
-                raise self._error(f"{key} cannot be expressed", expected=why)
+                raise self._error(
+                    f"{key} cannot be expressed", code="not-expressible", expected=why
+                )
         for key in self.plain.keys() - _KEYS - {"slices", "modules"}:
             self._note(str(key), "unknown to mergekit too, which ignores it")
         base = self._model(self.plain.get("base_model"), {}, "base_model", optional=True)
         listed = self.plain.get("models")
         if not isinstance(listed, list) or not listed:
-            raise self._error("models is not a list", expected="- model: …")
+            raise self._error(
+                "models is not a list", code="invalid-mergekit", expected="- model: …"
+            )
         models = [self._entry(entry, f"models[{at}]") for at, entry in enumerate(listed)]
         recipe = self._linear(base, models) if self.method == "linear" else self._sum(base, models)
         self._tokenizer(recipe)
@@ -140,9 +154,11 @@ class _Reader:
     def _sum(self, base: _Model | None, models: list[_Model]) -> Recipe:
         """base + λ Σ w (model − base), with or without DARE and TIES."""
         if base is None:
-            raise self._error(f"{self.method} needs a base_model")
+            raise self._error(f"{self.method} needs a base_model", code="invalid-mergekit")
         if base.lora:
-            raise self._error("base_model with a LoRA", remedy="merge it first")
+            raise self._error(
+                "base_model with a LoRA", code="not-expressible", remedy="merge it first"
+            )
         others = []
         for model in models:
             if str(model) == str(base):
@@ -152,7 +168,11 @@ class _Reader:
                 continue
             others.append(model)
         if not others:
-            raise self._error("no model but the base", expected="another model with a weight")
+            raise self._error(
+                "no model but the base",
+                code="invalid-mergekit",
+                expected="another model with a weight",
+            )
         scale = self._number("lambda", 1.0)
         weights = [self._setting(model, "weight", None) for model in others]
         normalize = self._switch("normalize", self.method == "ties")
@@ -193,6 +213,7 @@ class _Reader:
         if any(isinstance(density, Schedule) for density in densities):
             raise self._error(
                 f"density of {self.method} by layers or filters cannot be expressed",
+                code="not-expressible",
                 expected="one number for each model: DARE drops one share of a Δ",
             )
         shares = [float(density) for density in densities if not isinstance(density, Schedule)]
@@ -206,6 +227,7 @@ class _Reader:
             if len(set(shares)) > 1:
                 raise self._error(
                     "rescale: false with normalize and several densities cannot be expressed",
+                    code="not-expressible",
                     expected="one density for all models, or rescale: true",
                 )
             scale = float(Fraction(scale) * _decimal(shares[0]))
@@ -233,21 +255,30 @@ class _Reader:
         normalize = self._switch("normalize", True)
         self._known(models)
         if any(model.lora for model in models):
-            raise self._error("linear with a LoRA cannot be expressed", remedy="merge it first")
+            raise self._error(
+                "linear with a LoRA cannot be expressed",
+                code="not-expressible",
+                remedy="merge it first",
+            )
         if normalize:
             weights = list(self._shares(weights))
         elif any(isinstance(weight, Schedule) for weight in weights):
-            raise self._error("weights by layers or filters cannot be expressed in linear")
+            raise self._error(
+                "weights by layers or filters cannot be expressed in linear", code="not-expressible"
+            )
         elif sum(_decimal(weight) for weight in weights if not isinstance(weight, Schedule)) != 1:
             raise self._error(
                 "linear with normalize: false and weights that do not sum to 1",
+                code="not-expressible",
                 expected="a sum of 1, because a recipe's new base has weight 1",
             )
         first = 0
         if base is not None:
             named = [at for at, model in enumerate(models) if str(model) == str(base)]
             if not named:
-                raise self._error("base_model is not among models and has no weight")
+                raise self._error(
+                    "base_model is not among models and has no weight", code="invalid-mergekit"
+                )
             first = named[0]
         anchor = models[first]
         deltas = tuple(
@@ -256,7 +287,9 @@ class _Reader:
             if at != first
         )
         if not deltas:
-            raise self._error("linear with a single model", expected="two models or more")
+            raise self._error(
+                "linear with a single model", code="invalid-mergekit", expected="two models or more"
+            )
         self._note(
             "models",
             f"Σ w Θ / Σ w is written as Θ₀ + Σ w (Θ − Θ₀) / Σ w, the same; Θ₀ = {anchor.address}",
@@ -291,6 +324,7 @@ class _Reader:
         if model.address != base.address:
             raise self._error(
                 f"{model}: a LoRA on another model than the base cannot be expressed",
+                code="not-expressible",
                 where=model.where,
                 remedy="merge it first",
             )
@@ -311,7 +345,7 @@ class _Reader:
         if plain is None:
             return {}
         if not isinstance(plain, Mapping):
-            raise self._error(f"{where} is not a mapping")
+            raise self._error(f"{where} is not a mapping", code="invalid-mergekit")
         known = _PARAMETERS.get(self.method, ())
         for key in plain:
             if key not in known:
@@ -333,7 +367,9 @@ class _Reader:
         number = _scalar(value)
         if number is None:
             raise self._error(
-                f"{name} by layers or filters cannot be expressed", expected="one number"
+                f"{name} by layers or filters cannot be expressed",
+                code="not-expressible",
+                expected="one number",
             )
         return number
 
@@ -341,7 +377,9 @@ class _Reader:
         value = self.shared.get(name, default)
         if not isinstance(value, bool | int):
             raise self._error(
-                f"{name} by layers or filters cannot be expressed", expected="true or false"
+                f"{name} by layers or filters cannot be expressed",
+                code="not-expressible",
+                expected="true or false",
             )
         return bool(value)
 
@@ -355,7 +393,7 @@ class _Reader:
                 break
         else:
             if default is None:
-                raise self._error(f"{name} is missing", where=model.where)
+                raise self._error(f"{name} is missing", code="invalid-mergekit", where=model.where)
             rules.append(Rule((), default))
         first = rules[0]
         return first.value if first.is_rest and first.value is not None else Schedule(tuple(rules))
@@ -368,14 +406,24 @@ class _Reader:
         if isinstance(value, Mapping):
             value = [value]
         if not isinstance(value, list):
-            raise self._error("a setting cannot be understood", where=where, got=repr(value))
+            raise self._error(
+                "a setting cannot be understood",
+                code="invalid-mergekit",
+                where=where,
+                got=repr(value),
+            )
         numbers = [_scalar(item) for item in value]
         if value and None not in numbers:
             return self._gradient([n for n in numbers if n is not None], match, where)
         rules: list[Rule] = []
         for item in value:
             if not isinstance(item, Mapping) or "value" not in item or match:
-                raise self._error("a setting cannot be understood", where=where, got=repr(item))
+                raise self._error(
+                    "a setting cannot be understood",
+                    code="invalid-mergekit",
+                    where=where,
+                    got=repr(item),
+                )
             wanted = item.get("filter")
             glob = () if wanted in (None, "*") else (f"*{_escaped(str(wanted))}*",)
             rules += self._rules(item["value"], glob, where)
@@ -424,12 +472,14 @@ class _Reader:
             except (UsageError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
                 raise self._error(
                     "a list of numbers needs the number of layers, which is not known",
+                    code="unknown-layers",
                     where=where,
                     remedy="pass layers=N",
                 ) from None
         if not 1 <= count <= MOST_LAYERS:
             raise self._error(
                 f"a model cannot have {count} layers",
+                code="invalid-layers",
                 where=where,
                 expected=f"1 to {MOST_LAYERS}",
             )
@@ -441,13 +491,14 @@ class _Reader:
         if len(numbers) < len(weights):
             raise self._error(
                 "normalize with weights by layers or filters cannot be expressed",
+                code="not-expressible",
                 expected="numbers, or normalize: false",
             )
         exact = [_decimal(number) for number in numbers]
         total = sum(exact, Fraction(0))
         if abs(total) < 1e-8:
             if self.method == "linear":
-                raise self._error("the weights sum to zero")
+                raise self._error("the weights sum to zero", code="invalid-mergekit")
             return numbers
         return [float(number / total) for number in exact]
 
@@ -462,7 +513,9 @@ class _Reader:
 
     def _entry(self, plain: Any, where: str) -> _Model:
         if not isinstance(plain, Mapping) or "model" not in plain:
-            raise self._error("an entry of models without model", where=where)
+            raise self._error(
+                "an entry of models without model", code="invalid-mergekit", where=where
+            )
         for key in plain.keys() - {"model", "parameters"}:
             self._note(f"{where}.{key}", "unknown to mergekit too, which ignores it")
         parameters = self._parameters(plain.get("parameters"), f"{where}.parameters")
@@ -492,7 +545,12 @@ class _Reader:
         if isinstance(plain, Mapping):
             plain = "@".join(str(plain[key]) for key in ("path", "revision") if plain.get(key))
         if not isinstance(plain, str) or not plain:
-            raise self._error("a model cannot be understood", where=where, got=repr(plain))
+            raise self._error(
+                "a model cannot be understood",
+                code="invalid-mergekit",
+                where=where,
+                got=repr(plain),
+            )
         return plain
 
     def _dtype(self) -> str | None:
@@ -539,13 +597,15 @@ class _Reader:
     def _error(
         self,
         what: str,
+        *,
+        code: str,
         where: str | None = None,
         expected: str | None = None,
         got: str | None = None,
         remedy: str | None = None,
     ) -> UsageError:
         place = f"{self.path}, {where}" if where else str(self.path)
-        return UsageError(what, where=place, expected=expected, got=got, remedy=remedy)
+        return UsageError(what, code=code, where=place, expected=expected, got=got, remedy=remedy)
 
 
 def _scalar(value: Any) -> float | None:

@@ -55,6 +55,7 @@ class Delta:
             given = [name for name in ("post", "base", "delta") if getattr(self, name)]
             raise UsageError(
                 "a delta is either stored, or the difference of post and base",
+                code="invalid-delta-entry",
                 expected="delta alone, or post and base",
                 got=", ".join(given) or "none of them",
             )
@@ -157,7 +158,9 @@ class Recipe:
         for name, each in options(Recipe).items():
             object.__setattr__(self, name, each.checked(name, getattr(self, name)))
         if not self.deltas:
-            raise UsageError("a recipe needs at least one delta", expected="post and base")
+            raise UsageError(
+                "a recipe needs at least one delta", code="missing-delta", expected="post and base"
+            )
 
     def times(self, factor: float) -> "Recipe":
         """The same recipe with the scale of every Δ multiplied, or that of its scheme."""

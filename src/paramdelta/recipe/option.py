@@ -33,6 +33,7 @@ class Option:
         if self.values and value not in self.values:
             raise UsageError(
                 f"{name}: {value!r} is not valid",
+                code="invalid-option",
                 expected="one of " + ", ".join(self.values),
                 remedy=did_you_mean(str(value), self.values),
             )

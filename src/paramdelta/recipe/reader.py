@@ -47,7 +47,7 @@ def read_scale(plain: Any) -> float | Schedule:
     """
     if isinstance(plain, numbers.Real):
         if not math.isfinite(plain):
-            raise UsageError(f"scale {plain} is not a finite number")
+            raise UsageError(f"scale {plain} is not a finite number", code="invalid-scale")
         return float(plain)
     return _scale(PlainNode(plain))
 
@@ -58,7 +58,9 @@ def _recipe(node: Node) -> Recipe:
     new_base = _address(node.required(given, "new_base"))
     listed = node.required(given, "deltas")
     if not listed.items:
-        raise listed.error("deltas is not a list", "- post: …\n    base: …")
+        raise listed.error(
+            "deltas is not a list", "- post: …\n    base: …", code="invalid-recipe-value"
+        )
     deltas = [_delta(item) for item in listed.items]
     choices: dict[str, Any] = {}
     for name, option in options(Recipe).items():
@@ -68,7 +70,9 @@ def _recipe(node: Node) -> Recipe:
             choices[name] = value.valid(lambda: option.checked(name, text))  # noqa: B023 - at once
     named = [name for name in known if name in given]
     if len(named) > 1:
-        raise given[named[1]].error("a recipe has one scheme", got=" and ".join(named))
+        raise given[named[1]].error(
+            "a recipe has one scheme", code="several-schemes", got=" and ".join(named)
+        )
     for name in named:
         choices["scheme"] = _parameters(known[name], given[name], name)
     return node.valid(lambda: Recipe(new_base, deltas, **choices))
@@ -80,7 +84,9 @@ def _delta(node: Node) -> Delta:
     if "delta" in given:
         for name in ("post", "base"):
             if name in given:
-                raise given[name].error(f"delta and {name} exclude each other")
+                raise given[name].error(
+                    f"delta and {name} exclude each other", code="invalid-delta-entry"
+                )
         delta = Delta(scale=scale, delta=_address(given["delta"]))
     else:
         post = _address(node.required(given, "post"))
@@ -132,9 +138,13 @@ def _scale(node: Node) -> float | Schedule:
             return Schedule((rule, Rule((), 0.0, where=rule.where)))
         return Schedule((rule,))
     if node.items is None:
-        raise node.error("scale cannot be understood", "a number, a preset or a list of rules")
+        raise node.error(
+            "scale cannot be understood",
+            "a number, a preset or a list of rules",
+            code="invalid-recipe-value",
+        )
     if not node.items:
-        raise node.error("scale is an empty list", "a number, at the least")
+        raise node.error("scale is an empty list", "a number, at the least", code="invalid-scale")
     return Schedule(tuple(_rule(item) for item in node.items))
 
 
@@ -147,21 +157,24 @@ def _rule(node: Node) -> Rule:
         return Rule((), node.number("an entry of scale", expected), where=where)
     given = node.fields(RULE_KEYS, "a rule")
     if not given.keys() & {"match", "preset"}:
-        raise node.error("a rule without match", 'match: "*.mlp.*", say, or preset')
+        raise node.error(
+            "a rule without match", 'match: "*.mlp.*", say, or preset', code="invalid-rule"
+        )
     match = _globs(given["match"]) if "match" in given else ()
     named = given["preset"].text() if "preset" in given else None
     if named is not None and named not in PRESETS:
         raise given["preset"].error(
             f"there is no preset {named!r}",
             "one of " + ", ".join(PRESETS),
+            code="unknown-preset",
             remedy=did_you_mean(named, PRESETS),
         )
     if "value" in given and "layers" in given:
-        raise given["layers"].error("a rule has either value or layers")
+        raise given["layers"].error("a rule has either value or layers", code="invalid-rule")
     if "layers" in given:
         return Rule(match, None, _spans(given["layers"]), named, where)
     if "value" not in given and named is None:
-        raise node.error("a rule without value or layers", "value: 0.8, say")
+        raise node.error("a rule without value or layers", "value: 0.8, say", code="invalid-rule")
     value = given["value"].number("value", "0.8, say") if "value" in given else 1.0
     return Rule(match, value, preset=named, where=where)
 
@@ -174,22 +187,28 @@ def _globs(node: Node) -> tuple[str, ...]:
 
 def _spans(node: Node) -> tuple[Span, ...]:
     if not node.pairs:
-        raise node.error("layers is not a mapping", "{0-15: 0.5, 16-31: [0.5, 1.0]}, say")
+        raise node.error(
+            "layers is not a mapping", "{0-15: 0.5, 16-31: [0.5, 1.0]}, say", code="invalid-layers"
+        )
     spans: list[Span] = []
     for key, value in node.pairs:
         found = _SPAN.fullmatch(key.scalar) if key.scalar is not None else None
         if found is None:
             expected = "a layer's number, or the first and the last: 0-15"
-            raise key.error("these are no layers", expected, key.scalar)
+            raise key.error("these are no layers", expected, key.scalar, code="invalid-layers")
         first, last = int(found[1]), int(found[2] or found[1])
         ends = value.items if value.items is not None else [value, value]
         if len(ends) != 2:
             expected = "one number, or [first, last]"
-            raise value.error("the scale of these layers is not clear", expected)
+            raise value.error(
+                "the scale of these layers is not clear", expected, code="invalid-layers"
+            )
         start, end = (item.number("the scale of a layer", "0.8, say") for item in ends)
         span = Span(first, last, start, end, key.where or "")
         for other in spans:
             if span.first <= other.last and other.first <= span.last:
-                raise key.error(f"the layers {other.layers} and {span.layers} overlap")
+                raise key.error(
+                    f"the layers {other.layers} and {span.layers} overlap", code="invalid-layers"
+                )
         spans.append(span)
     return tuple(spans)

@@ -43,12 +43,14 @@ class Span:
         if not 0 <= self.first <= self.last:
             raise UsageError(
                 f"the layers {self.first}-{self.last} are reversed",
+                code="invalid-layers",
                 where=self.where or None,
                 expected="the first and the last layer, both included, such as 0-15",
             )
         if self.first == self.last and self.start != self.end:
             raise UsageError(
                 f"layer {self.first} alone cannot go from {self.start:g} to {self.end:g}",
+                code="invalid-layers",
                 where=self.where or None,
                 expected="one number",
             )
@@ -98,13 +100,17 @@ class Rule:
         object.__setattr__(self, "layers", tuple(sorted(self.layers, key=lambda s: s.first)))
         if (self.value is None) == (not self.layers):
             raise UsageError(
-                "a rule has either value or layers", where=where, expected="one of the two"
+                "a rule has either value or layers",
+                code="invalid-rule",
+                where=where,
+                expected="one of the two",
             )
         if self.value is not None:
             object.__setattr__(self, "value", _finite(self.value, self.where))
         if self.preset is not None and self.preset not in PRESETS:
             raise UsageError(
                 f"there is no preset {self.preset!r}",
+                code="unknown-preset",
                 where=where,
                 expected="one of " + ", ".join(PRESETS),
             )
@@ -112,6 +118,7 @@ class Rule:
             if other.first <= one.last:
                 raise UsageError(
                     f"the layers {one.layers} and {other.layers} overlap",
+                    code="invalid-layers",
                     where=other.where or where,
                     expected="every layer in one range",
                 )
@@ -161,11 +168,14 @@ class Schedule:
     def __post_init__(self) -> None:
         object.__setattr__(self, "rules", tuple(self.rules))
         if not self.rules:
-            raise UsageError("a schedule needs a rule", expected="a number, at the least")
+            raise UsageError(
+                "a schedule needs a rule", code="invalid-scale", expected="a number, at the least"
+            )
         for rule in self.rules[:-1]:
             if rule.is_rest:
                 raise UsageError(
                     "rules after a bare number are never reached",
+                    code="invalid-rule",
                     where=rule.where or None,
                     expected="the number for everything else as the last entry",
                 )
@@ -206,7 +216,9 @@ def preset(name: str, scale: float = 1.0, where: str = "") -> Schedule:
 
 def _finite(value: float, where: str) -> float:
     if not math.isfinite(value):
-        raise UsageError(f"scale {value} is not a finite number", where=where or None)
+        raise UsageError(
+            f"scale {value} is not a finite number", code="invalid-scale", where=where or None
+        )
     return float(value)
 
 

@@ -10,9 +10,11 @@ from typing import Any, TypeVar
 
 from paramdelta.errors import UsageError
 from paramdelta.recipe.option import did_you_mean
+from paramdelta.text import shown
 from paramdelta.units import show_size
 
-MOST = 10_000_000  # bytes of a document; a recipe has some hundred
+MOST = 1_000_000  # bytes of a document; a recipe has some hundred
+MOST_VALUES = 100_000
 Made = TypeVar("Made")
 
 
@@ -49,13 +51,13 @@ class Node(ABC):
     def text(self) -> str:
         """The text of a scalar that is not empty."""
         if not self.scalar:
-            raise self.error("expected one value")
+            raise self.error("expected one value", code="invalid-recipe-value")
         return self.scalar
 
     def texts(self, name: str) -> tuple[str, ...]:
         """The texts of a list."""
         if self.items is None:
-            raise self.error(f"{name} is not a list", "[one, another]")
+            raise self.error(f"{name} is not a list", "[one, another]", code="invalid-recipe-value")
         return tuple(item.text() for item in self.items)
 
     def number(self, what: str, expected: str, kind: Callable[[str], float] = float) -> float:
@@ -64,23 +66,31 @@ class Node(ABC):
         try:
             number = kind(text)
         except ValueError:
-            raise self.error(f"{what} is not a number", expected, text) from None
+            raise self.error(
+                f"{what} is not a number", expected, text, code="invalid-recipe-value"
+            ) from None
         if not math.isfinite(number):
-            raise self.error(f"{what} {text} is not a finite number", expected)
+            raise self.error(
+                f"{what} {text} is not a finite number", expected, code="invalid-recipe-value"
+            )
         return number
 
     def flag(self, name: str) -> bool:
         """``true`` or ``false``."""
         text = self.text()
         if text not in ("true", "false"):
-            raise self.error(f"{name} is neither true nor false", got=text)
+            raise self.error(
+                f"{name} is neither true nor false", code="invalid-recipe-value", got=text
+            )
         return text == "true"
 
     def fields(self, known: Iterable[str], what: str) -> "dict[str, Node]":
         """The values of a mapping by key. ``known``: all valid keys; ``what``: for messages."""
         known = list(known)
         if self.pairs is None:
-            raise self.error(f"{what} is a mapping", "keys " + ", ".join(known))
+            raise self.error(
+                f"{what} is a mapping", "keys " + ", ".join(known), code="invalid-recipe-value"
+            )
         found: dict[str, Node] = {}
         for key, value in self.pairs:
             name = str(key.scalar)
@@ -88,17 +98,18 @@ class Node(ABC):
                 raise key.error(
                     f"unknown key {name!r} in {what}",
                     "one of " + ", ".join(known),
+                    code="unknown-recipe-key",
                     remedy=did_you_mean(name, known),
                 )
             if name in found:
-                raise key.error(f"key {name!r} stands twice")
+                raise key.error(f"key {name!r} stands twice", code="duplicate-recipe-key")
             found[name] = value
         return found
 
     def required(self, fields: "Mapping[str, Node]", key: str) -> "Node":
         """One of this mapping's ``fields``, which must be there."""
         if key not in fields:
-            raise self.error(f"{key} is missing")
+            raise self.error(f"{key} is missing", code="missing-recipe-key")
         return fields[key]
 
     def valid(self, make: Callable[[], Made]) -> Made:
@@ -106,7 +117,9 @@ class Node(ABC):
         try:
             return make()
         except UsageError as error:
-            raise self.error(error.what, error.expected, error.got, error.remedy) from None
+            raise self.error(
+                error.what, error.expected, error.got, error.remedy, code=error.code
+            ) from None
 
     def error(
         self,
@@ -114,9 +127,13 @@ class Node(ABC):
         expected: str | None = None,
         got: str | None = None,
         remedy: str | None = None,
+        *,
+        code: str,
     ) -> UsageError:
         """An error about this value."""
-        return UsageError(what, where=self.where, expected=expected, got=got, remedy=remedy)
+        return UsageError(
+            what, code=code, where=self.where, expected=expected, got=got, remedy=remedy
+        )
 
 
 class YamlNode(Node):
@@ -193,27 +210,48 @@ class PlainNode(Node):
 
 
 def read_document(path: Path) -> Node:
-    """Read a YAML file.
+    """Read a YAML recipe; raises as `parse`."""
+    return YamlNode(parse(path, "recipe"), path)
+
+
+def parse(path: Path, what: str) -> Any:
+    """The nodes of a YAML file that a person wrote. ``what``: what it is, for messages.
 
     Raises:
-        UsageError: it cannot be read, is too large, or is not YAML; with the line.
+        UsageError: it cannot be read, is not YAML (with the line), or has too many values.
     """
     import yaml
 
+    where, problem = str(path), "nested too deeply"
     try:
-        node = yaml.compose(read_text(path, "recipe"), Loader=yaml.SafeLoader)
+        node = yaml.compose(read_text(path, what), Loader=yaml.SafeLoader)
+        if node is None:
+            raise UsageError(f"the {what} is empty", code="not-yaml", where=where)
+        if _count(node, {}) <= MOST_VALUES:
+            return node
+        problem = f"more than {MOST_VALUES} values"
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}, line {mark.line + 1}" if mark else str(path)
         problem = getattr(error, "problem", None) or str(error)
-        raise UsageError("the recipe is not YAML", where=where, got=problem) from None
     except RecursionError:
-        raise UsageError(
-            "the recipe is not YAML", where=str(path), got="nested too deeply"
-        ) from None
-    if node is None:
-        raise UsageError("the recipe is empty", where=str(path), expected="a mapping")
-    return YamlNode(node, path)
+        pass
+    raise UsageError(
+        f"the {what} cannot be read as YAML", code="not-yaml", where=where, got=shown(problem)
+    )
+
+
+def _count(node: Any, known: dict[int, int]) -> int:
+    """How many values a node has if all aliases are followed. ``known``: counts by node.
+
+    A node that holds itself has infinitely many.
+    """
+    if id(node) not in known:
+        known[id(node)] = MOST_VALUES + 1  # until it is known: only a loop asks before that
+        inner = [node.value] if node.id == "scalar" else node.value
+        parts = [part for each in inner for part in (each if isinstance(each, tuple) else (each,))]
+        known[id(node)] = 1 + sum(_count(p, known) for p in parts if not isinstance(p, str))
+    return known[id(node)]
 
 
 def read_text(path: Path, what: str) -> str:
@@ -227,10 +265,13 @@ def read_text(path: Path, what: str) -> str:
         if size > MOST:
             raise UsageError(
                 f"too large for a {what}",
+                code="file-too-large",
                 where=str(path),
                 expected=f"a YAML file of at most {show_size(MOST)}",
                 got=show_size(size),
             )
         return path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
-        raise UsageError(f"cannot read the {what}", where=str(path), got=str(error)) from None
+        raise UsageError(
+            f"cannot read the {what}", code="unreadable-file", where=str(path), got=str(error)
+        ) from None

@@ -36,11 +36,13 @@ class Dare:
         if not 0 <= self.drop < 1:
             raise UsageError(
                 f"dare: drop {self.drop} is not valid",
+                code="invalid-parameter",
                 expected="from 0 to below 1, such as 0.9",
             )
         if not isinstance(self.seed, int) or not 0 <= self.seed < 2**64:
             raise UsageError(
                 f"dare: seed {self.seed} is not valid",
+                code="invalid-parameter",
                 expected="a whole number from 0 to 2^64 − 1",
             )
 
@@ -94,6 +96,7 @@ class Drop(Filter):
         except OverflowError:
             raise UsageError(
                 f"dare: scale {scale:g} / (1 − {self.drop:g}) is too large",
+                code="invalid-scale",
                 expected="a factor that float64 can hold",
             ) from None
 

@@ -138,11 +138,17 @@ def from_plain(kind: type[Parameters], value: Any, what: str) -> Parameters:
     needed = {n for n, f in known.items() if f.default is MISSING and f.default_factory is MISSING}
     if not isinstance(value, Mapping) or not needed <= set(value) <= set(known):
         raise UsageError(
-            f"{what} cannot be read", expected="keys " + ", ".join(known), got=repr(value)
+            f"{what} cannot be read",
+            code="invalid-parameter",
+            expected="keys " + ", ".join(known),
+            got=repr(value),
         )
     try:
         return kind(**value)
     except TypeError:
         raise UsageError(
-            f"{what} cannot be read", expected="numbers: " + ", ".join(known), got=repr(value)
+            f"{what} cannot be read",
+            code="invalid-parameter",
+            expected="numbers: " + ", ".join(known),
+            got=repr(value),
         ) from None

@@ -42,9 +42,14 @@ class Ties(Scheme):
     def __post_init__(self) -> None:
         check_density(self.density, "ties: density")
         if not math.isfinite(self.scale):
-            raise UsageError(f"ties: scale {self.scale} is not a finite number")
+            raise UsageError(
+                f"ties: scale {self.scale} is not a finite number", code="invalid-parameter"
+            )
         if not isinstance(self.normalize, bool):
-            raise UsageError(f"ties: normalize {self.normalize!r} is neither true nor false")
+            raise UsageError(
+                f"ties: normalize {self.normalize!r} is neither true nor false",
+                code="invalid-parameter",
+            )
 
     def reference(self, terms: "Floats", pairs: Sequence["Pair"]) -> "Floats":
         """See `Scheme.reference`. Where both signs weigh the same, none is elected."""

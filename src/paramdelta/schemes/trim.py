@@ -55,4 +55,8 @@ class Trim(Filter):
 def check_density(density: float, what: str = "density") -> None:
     """Raise UsageError unless a density is in (0, 1]."""
     if not 0 < density <= 1:
-        raise UsageError(f"{what} {density} is not valid", expected="above 0 and at most 1: 0.2")
+        raise UsageError(
+            f"{what} {density} is not valid",
+            code="invalid-parameter",
+            expected="above 0 and at most 1: 0.2",
+        )

@@ -207,6 +207,7 @@ class Digests:
                 if known.get(number, leaf) != leaf:
                     raise MisfitError(
                         "the content of a file changed since the unfinished run",
+                        code="source-changed",
                         where=f"{url}, from byte {number * BLOCK}",
                         remedy="put the file back, or start again from nothing",
                     )

@@ -73,7 +73,9 @@ def parse_json(data: bytes, where: str) -> dict[str, Any]:
         if not isinstance(value, dict):
             raise ValueError("it is not an object")
     except ValueError as error:
-        raise CheckpointError("invalid JSON", where=where, got=str(error)) from None
+        raise CheckpointError(
+            "invalid JSON", code="invalid-json", where=where, got=str(error)
+        ) from None
     return value
 
 

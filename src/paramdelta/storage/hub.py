@@ -54,14 +54,18 @@ def download(repo: str, revision: str | None, cached: bool = False) -> tuple[Pat
     except GatedRepoError:
         raise StorageError(
             "access to this model must be asked for",
+            code="hub-access-denied",
             where=where,
             remedy="accept its terms on the Hub, then log in: hf auth login",
         ) from None
     except RevisionNotFoundError:
-        raise StorageError("the model has no such revision", where=where) from None
+        raise StorageError(
+            "the model has no such revision", code="no-such-revision", where=where
+        ) from None
     except RepositoryNotFoundError:
         raise StorageError(
             "neither a folder here nor a model on the Hub",
+            code="no-such-checkpoint",
             where=where,
             remedy="look at the spelling; a private model needs: hf auth login",
         ) from None
@@ -70,10 +74,13 @@ def download(repo: str, revision: str | None, cached: bool = False) -> tuple[Pat
             raise not_here(where) from None
         raise StorageError(
             "the Hub cannot be reached and its cache does not hold this model",
+            code="hub-unreachable",
             where=where,
             remedy="look at the network, HF_ENDPOINT and HF_HUB_OFFLINE",
         ) from None
     except (HfHubHTTPError, OSError, ValueError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise StorageError("the download failed", where=where, got=reason) from None
+        raise StorageError(
+            "the download failed", code="download-failed", where=where, got=reason
+        ) from None
     return folder, folder.name

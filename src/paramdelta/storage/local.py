@@ -78,7 +78,10 @@ class File:
         if not stat.S_ISREG(self.status.st_mode):
             os.close(self._descriptor)
             raise StorageError(
-                "not a regular file", where=str(path), expected="a file, not a folder or device"
+                "not a regular file",
+                code="not-a-regular-file",
+                where=str(path),
+                expected="a file, not a folder or device",
             )
 
     @classmethod
@@ -122,6 +125,7 @@ class File:
                 if count == 0:
                     raise CheckpointError(
                         "the file ends too early",
+                        code="truncated-file",
                         where=str(self.path),
                         expected=f"at least {offset + len(buffer)} bytes",
                         got=f"{offset + done} bytes",
@@ -325,8 +329,10 @@ def storage_error(error: OSError | ValueError, path: str | Path, verb: str) -> S
         errno.EMFILE: "too many open files: raise ulimit -n",
         errno.EIO: "the device reports a failure: check the disk",
     }
+    full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
     return StorageError(
         f"cannot {verb} the file",
+        code="disk-full" if full else "io-failed",
         where=str(path),
         got=getattr(error, "strerror", None) or str(error),
         remedy=remedies.get(getattr(error, "errno", None) or 0),
@@ -446,6 +452,7 @@ def changed(blob: Blob) -> StorageError:
     """The error for a file that is not the one that was planned with."""
     return StorageError(
         "the file changed while it was in use",
+        code="source-changed",
         where=str(blob),
         remedy="run the command again when nothing writes to the file",
     )
@@ -464,6 +471,7 @@ def _walk(folder: Path, prefix: str, depth: int) -> Iterator[tuple[str, Blob]]:
     if len(entries) > MOST_FILES:
         raise StorageError(
             "the folder holds too many files for a checkpoint",
+            code="too-many-files",
             where=str(folder),
             expected=f"at most {MOST_FILES}",
             got=str(len(entries)),

@@ -67,6 +67,7 @@ def locate(address: str, download: bool = True) -> Location:
             return Location(address, address.rstrip("/"))
         raise UsageError(
             "this kind of address cannot be read yet",
+            code="unsupported-address",
             where=address,
             expected="a folder, a weight file (.safetensors, .bin, .pt) or a Hub id",
             remedy="download it to a folder first",
@@ -75,6 +76,7 @@ def locate(address: str, download: bool = True) -> Location:
     if match is None or address.startswith(("./", "../")):
         raise UsageError(
             "no such checkpoint",
+            code="no-such-checkpoint",
             where=address,
             expected="an existing folder or weight file, or a Hub id (org/name@revision)",
         )
@@ -88,8 +90,9 @@ def not_here(address: str) -> MisfitError:
     """The error for a checkpoint that would have to be downloaded, which was not asked for."""
     return MisfitError(
         "a source is not on this machine",
+        code="source-missing",
         where=address,
-        remedy="allow its download (download=True, or --download)",
+        remedy="pass `download=True` to fetch it",
     )
 
 

@@ -85,6 +85,7 @@ class Reader:
         if blob.size > limit:
             raise CheckpointError(
                 "the file is too large for what it should be",
+                code="file-too-large",
                 where=str(blob),
                 expected=f"at most {limit} bytes",
                 got=f"{blob.size} bytes",

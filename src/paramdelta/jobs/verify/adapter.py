@@ -159,6 +159,7 @@ def _factors(files: Files, recorded: Mapping[str, Recorded]) -> dict[str, View]:
         wrong = sorted(names.keys() ^ {*adapter.deltas, *adapter.replaced})
         raise MisfitError(
             "the adapter does not hold the modules that were written",
+            code="output-differs",
             where=files.location.url,
             got=", ".join(wrong[:4]),
             remedy="extract it again",
@@ -177,6 +178,7 @@ def _weights(
         if not shape == view.shape == recorded[name].shape:
             raise MisfitError(
                 "the adapter has factors that post and base do not have",
+                code="output-differs",
                 where=f"tensor {name!r}",
                 expected=str(shape or "absent"),
                 got=str(view.shape),
@@ -216,6 +218,7 @@ def _check(where: str, noted: float, found: float, scale: float | None = None) -
     if not abs(noted - found) <= TOLERANCE * size:
         raise MisfitError(
             "the adapter is not what its sources give",
+            code="output-differs",
             where=where,
             expected=f"{found:.12g}",
             got=f"{noted:.12g}",

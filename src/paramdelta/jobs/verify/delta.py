@@ -85,6 +85,7 @@ def _targets(plan: Plan, stored: StoredDelta) -> tuple[Target, ...]:
         if wanted.get(name) != found.get(name):
             raise MisfitError(
                 "the tensors of the Δ are not those of post and base",
+                code="output-differs",
                 where=f"{stored.checkpoint.location.url}, tensor {name!r}",
                 expected=str(wanted.get(name, "absent")),
                 got=str(found.get(name, "absent")),

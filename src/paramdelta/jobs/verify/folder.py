@@ -39,6 +39,7 @@ def verify_folder(address: str, options: Options) -> Verification:
 def _unknown(address: str) -> MisfitError:
     return MisfitError(
         "paramdelta did not write this folder",
+        code="not-an-output",
         where=address,
         expected="a folder with " + " or ".join(KINDS),
     )

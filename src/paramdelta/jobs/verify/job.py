@@ -27,6 +27,7 @@ class DiffersError(MisfitError):
         self.sources = sources
         super().__init__(
             "the output is not what its sources give",
+            code="output-differs",
             where=f"{self.blob}, tensor {difference.written.name!r}, element {difference.element}",
             expected=difference.expected,
             got=difference.got,

@@ -69,6 +69,7 @@ def changed(what: str, where: str, wrong: Sequence[str]) -> MisfitError:
     rest = f"; and {len(wrong) - MOST} more" if len(wrong) > MOST else ""
     return MisfitError(
         what,
+        code="files-changed",
         where=where,
         expected="files as they were when the output was written",
         got="; ".join(wrong[:MOST]) + rest,

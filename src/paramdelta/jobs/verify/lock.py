@@ -72,4 +72,9 @@ def _recipe(lock: Record) -> Recipe:
         got = error.what
     except (ValueError, OSError) as error:  # numbers without end, paths that are too long
         got = str(error)
-    raise CheckpointError("the recipe of the lock is not valid", where=lock.where, got=got[:200])
+    raise CheckpointError(
+        "the recipe of the lock is not valid",
+        code="invalid-record",
+        where=lock.where,
+        got=got[:200],
+    )

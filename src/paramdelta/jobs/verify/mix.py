@@ -35,6 +35,7 @@ def verify_mix(files: Files, options: Options) -> Verification:
     if options.post is not None or options.base is not None:
         raise UsageError(
             "the lock of a mix names its sources",
+            code="option-without-effect",
             where=files.location.address,
             remedy="leave post and base out",
         )
@@ -108,6 +109,7 @@ def _written(plan: Plan, files: Files) -> dict[str, Tensor]:
         if wanted.get(name) != found.get(name):
             raise MisfitError(
                 "the tensors of the output are not those of the plan",
+                code="output-differs",
                 where=f"{output.location.url}, tensor {name!r}",
                 expected=str(wanted.get(name, "absent")),
                 got=str(found.get(name, "absent")),
@@ -143,6 +145,7 @@ def _sources(plan: Plan, lock: Lock) -> dict[Blob, ListedFile]:
         same = lock.version == __version__
         raise MisfitError(
             "the recorded recipe gives another plan now",
+            code="plan-changed",
             where=where,
             expected=f"plan {lock.plan_sha256[:16]}",
             got=f"plan {plan.digest[:16]}",

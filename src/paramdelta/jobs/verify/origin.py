@@ -58,6 +58,7 @@ def find_origin(about: Record, folder: Location, options: Options) -> Origin | N
                 if not _is_it(Files(locate(given, options.download), reader), recorded):
                     raise MisfitError(
                         f"this is not the {role} that the Δ was taken from",
+                        code="source-changed",
                         where=given,
                         expected=f"{source.text('name')}, with the same weight files",
                     )

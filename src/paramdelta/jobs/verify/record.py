@@ -117,6 +117,7 @@ class Record:
         plain = got is None or isinstance(got, (str, int, float))
         return CheckpointError(
             f"{self.what} is malformed",
+            code="invalid-record",
             where=self._place(key) if key else self.where,
             expected=expected,
             got=shown(str(got)) if plain else f"a value of the type {type(got).__name__}",

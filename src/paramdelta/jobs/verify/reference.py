@@ -467,6 +467,7 @@ def _block(
     except ValueError as error:
         raise CheckpointError(
             f"a stored Δ is damaged: block {number}",
+            code="damaged-delta",
             where=f"{view.stream.blob}, tensor {view.name!r}",
             expected="a block of a stored Δ",
             got=str(error),

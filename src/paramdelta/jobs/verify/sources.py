@@ -26,6 +26,7 @@ class _Opener(Opener):
             except UsageError as error:
                 raise MisfitError(
                     "a source of the output is not here",
+                    code="source-missing",
                     where=shown(address),
                     expected=error.expected,
                     remedy="put it back where it was",
@@ -42,6 +43,7 @@ def planned(recipe: Recipe, download: bool) -> Plan:
         except UsageError as error:
             raise CheckpointError(
                 "the recorded recipe cannot be planned",
+                code="plan-changed",
                 where=error.where,
                 expected=error.expected,
                 got=error.what,
