@@ -37,7 +37,7 @@ def verify_adapter(files: Files, options: Options) -> Verification:
     listed = about.files("outputs")
     notes = check_names(files, listed, LORA)
     outputs = {files[name]: file for name, file in listed.items()}
-    checked = check_contents(outputs, Runner(options, 1), Digests(), OUTPUT)
+    checked = check_contents(outputs, Runner(options, quiet=True), Digests(), OUTPUT)
     recorded = _recorded(about)
     factors = _factors(files, recorded)
     origin = find_origin(about, files.location, options)

@@ -44,7 +44,7 @@ def verify_delta(files: Files, options: Options) -> Verification:
     notes = check_names(files, listed, DELTA)
     weights = {files[n]: f for n, f in listed.items() if n.endswith(".safetensors")}
     small = {files[n]: f for n, f in listed.items() if not n.endswith(".safetensors")}
-    checked = check_contents(small, Runner(options, 1), Digests(), OUTPUT)
+    checked = check_contents(small, Runner(options, quiet=True), Digests(), OUTPUT)
     stored = open_delta(files, "Δ")
     origin = find_origin(about, files.location, options)
     targets: tuple[Target, ...]

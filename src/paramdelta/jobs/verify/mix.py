@@ -44,7 +44,7 @@ def verify_mix(files: Files, options: Options) -> Verification:
     outputs = {files[name]: file for name, file in lock.outputs.items()}
     weights = {blob: file for blob, file in outputs.items() if _is_weights(blob)}
     small = {blob: file for blob, file in outputs.items() if not _is_weights(blob)}
-    checked = check_contents(small, Runner(options, 1), Digests(), OUTPUT)
+    checked = check_contents(small, Runner(options, quiet=True), Digests(), OUTPUT)
     plan = planned(lock.recipe, options.download)
     sources = _sources(plan, lock)
     written = _written(plan, files)

@@ -64,19 +64,33 @@ class Options:
 class Runner:
     """Runs the jobs of one verification, one after the other, with one progress for all.
 
-    ``ahead``: the cost of the jobs that come after the first.
+    ``ahead``: the cost of the jobs that come after the first. ``quiet``: the progress is not shown.
     """
 
-    def __init__(self, options: Options, workers: int, ahead: int = 0) -> None:
+    def __init__(
+        self, options: Options, workers: int = 1, ahead: int = 0, quiet: bool = False
+    ) -> None:
         self.options = options
         self.workers = workers
         self.ahead = ahead
+        self.progress = (lambda _: None) if quiet else options.progress
         self._done = 0
         self._moved = 0
 
     def run(self, job: Job[Any, Any], reader: Reader) -> None:
         """Run one job; raises what its tasks raise."""
-        self._run(job, reader, self._watch)
+        total = 0
+
+        def watch(now: Progress) -> None:
+            nonlocal total
+            total = now.total
+            done = self._done + now.done
+            self.progress(
+                Progress(done, self._done + total + self.ahead, 0, self._moved + now.moved)
+            )
+
+        self._run(job, reader, watch)
+        self._done += total
         self._moved += reader.count
 
     def measure(self, job: Job[Any, Any], reader: Reader, what: str, total: int) -> None:
@@ -84,7 +98,7 @@ class Runner:
 
         def watch(now: Progress) -> None:
             stage = f"{now.done} of {now.total} {what}"
-            self.options.progress(Progress(0, total, 0, self._moved + now.moved, stage))
+            self.progress(Progress(0, total, 0, self._moved + now.moved, stage))
 
         self._run(job, reader, watch)
         self._moved += reader.count
@@ -101,9 +115,3 @@ class Runner:
         self, job: Job[Any, Any], reader: Reader, progress: Callable[[Progress], None]
     ) -> None:
         self.options.engine(job, reader, workers=self.workers, progress=progress)
-
-    def _watch(self, now: Progress) -> None:
-        done, total = self._done + now.done, self._done + now.total + self.ahead
-        self.options.progress(Progress(done, total, 0, self._moved + now.moved))
-        if now.done == now.total:
-            self._done += now.total
