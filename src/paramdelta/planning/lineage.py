@@ -31,9 +31,12 @@ def sample(tensors: Sequence[str], checkpoints: Sequence[Mapping[str, View]]) ->
     usable = []
     for name in tensors:
         found = [c[name] for c in checkpoints if name in c]
-        equal = len(found) == len(checkpoints) and len({t.shape for t in found}) == 1
         # Norms and biases say nothing: in every model they are near one and near zero.
-        if equal and all(t.kind.mixable for t in found) and _is_matrix(found[0]):
+        if (
+            len(found) == len(checkpoints)
+            and _is_matrix(found[0])
+            and all(t.shape == found[0].shape and t.kind.mixable for t in found)
+        ):
             usable.append(name)
     step = max(1, len(usable) / TENSORS)
     return [usable[int(i * step)] for i in range(min(TENSORS, len(usable)))]

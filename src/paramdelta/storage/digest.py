@@ -141,7 +141,9 @@ class TreeDigest:
                     continue
                 begin, end = max(first, block * each), min(last, (block + 1) * each)
                 leaves = self._leaves.setdefault(block, {})
-                leaves.update(zip(range(begin, end), digests[begin - first : end - first]))
+                leaves.update(
+                    zip(range(begin, end), digests[begin - first : end - first], strict=True)
+                )
                 if len(leaves) * LEAF >= min(BLOCK, self.size - block * BLOCK):
                     joined = b"".join(leaves[number] for number in sorted(leaves))
                     self.blocks[block] = xxhash.xxh3_128_digest(joined)
