@@ -54,6 +54,8 @@ def _aligned(
     findings: Findings,
 ) -> tuple[dict[str, View], set[str]]:
     """One source's tensors under the names of the new base, and the rules that were used."""
+    if not own:
+        return {}, set()
     result, used = names.renamed(own, rules, new.views)
     for text, count in used.items():
         findings.add(Severity.NOTE, "mapped", f"{count} names are read as {text}", source)

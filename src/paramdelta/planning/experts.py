@@ -44,7 +44,7 @@ def relaid(own: Mapping[str, View], target: Mapping[str, View]) -> tuple[dict[st
 
     What does not fit in number or shape stays as it is: the findings on names will say so.
     """
-    if not own or not _layouts(name for name in target if not _alike(name, own, target)):
+    if not _layouts(name for name in target if not _alike(name, own, target)):
         return dict(own), False
     wanted = _layouts(target)
     in_turns = {n.removesuffix(_TURNS) for n in (*own, *target) if n.endswith(_TURNS)}
