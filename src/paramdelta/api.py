@@ -34,6 +34,7 @@ from paramdelta.planning.explanation import Explanation
 from paramdelta.planning.linear import linear
 from paramdelta.planning.plan import Plan
 from paramdelta.planning.planner import make_plan
+from paramdelta.planning.relatives import SHIFT_CODES
 from paramdelta.planning.sweep import Sweep, make_sweep, sweep_of_one
 from paramdelta.recipe import Delta, Recipe
 from paramdelta.storage.blob import Blob
@@ -512,7 +513,7 @@ def plan_extract(
             remedy="pass it to mix as `post`",
         )
     delta = Delta(str(post), str(base))
-    return make_plan(
+    made = make_plan(
         Recipe(
             str(post),
             (delta,),
@@ -521,6 +522,9 @@ def plan_extract(
             maps=tuple(maps),
         )
     )
+    # There is no new base, so nothing is to be said of one.
+    told = tuple(found for found in made.findings if found.code not in SHIFT_CODES)
+    return replace(made, findings=told, shifts={})
 
 
 def extract(
