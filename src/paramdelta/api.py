@@ -59,8 +59,9 @@ class Mix:
 
     ``not_finite``: how many infinite or NaN numbers were met, by (tensor, checkpoint's role or
     "result"). ``seconds``: wall time, without the check. ``moved``: bytes read and written by this
-    run; ``resumed``: output bytes that an earlier run had made. ``kept``: folders with files that came into a
-    replaced output meanwhile and were left. ``report``: of `paramdelta.check`, if it was asked for.
+    run; ``resumed``: output bytes that an earlier run had made. ``kept``: folders with files that
+    came into a replaced output meanwhile and were left. ``report``: of `paramdelta.check`, if it
+    was asked for.
     """
 
     folder: Path
