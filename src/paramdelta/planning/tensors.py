@@ -7,11 +7,11 @@ from paramdelta.encodings.encoding import Encoding
 from paramdelta.encodings.plain import Plain
 from paramdelta.errors import UsageError
 from paramdelta.formats.view import View
-from paramdelta.planning import names
 from paramdelta.planning.cancellation import cancelled
 from paramdelta.planning.coefficients import Coefficient, Factors
-from paramdelta.planning.findings import Findings, Severity
-from paramdelta.planning.pairs import UNQUANTIZED, fits, pairs_of
+from paramdelta.planning.constants import why_copied
+from paramdelta.planning.findings import Findings
+from paramdelta.planning.pairs import fits, pairs_of
 from paramdelta.planning.plan import OutputTensor
 from paramdelta.planning.quantization import encoding_of
 from paramdelta.planning.rows import by_token, correspond_by_number
@@ -46,41 +46,19 @@ def plan_tensor(name: str, decided: Decisions, findings: Findings) -> OutputTens
         UsageError: the recipe cannot be applied to it.
     """
     new = decided.sources.new.views[name]
-    why = _copied(name, new, decided.sources, findings)
+    scales = [each.scales.get(name) for each in decided.factors]
+    changes = {n for n, chosen in enumerate(scales) if chosen is not None and chosen.scale != 0}
+    why = why_copied(name, decided.sources, changes, findings)
     operand, pairs = new, list[Pair]()
     encoding: Encoding = Plain(new.dtype)
     if not why:
         encoding = encoding_of(new, decided.recipe.dtype)
         operand, pairs, why = _mixed(name, decided, findings)
-    asked, why = _asked(name, pairs, why, decided.factors)
+    asked, why = _asked(scales, pairs, why)
     scheme = decided.recipe.scheme if pairs else SUM
     sparse = tuple(_sparsified(name, pairs, decided))
     tensor = OutputTensor(name, encoding, operand.shape, operand, sparse, scheme, why, asked)
     return cancelled(tensor) if tensor.linear else tensor
-
-
-def _copied(name: str, new: View, sources: Sources, findings: Findings) -> str:
-    """Why a tensor is copied whatever the sources hold; "" if it is a weight."""
-    if names.is_buffer(new):
-        what = "constants are copied, not mixed"
-        findings.add(Severity.NOTE, "buffer", what, sources.new, tensor=name)
-        return "constant buffer"
-    if new.kind.mixable:
-        return ""
-    config = sources.new.checkpoint.config
-    if new.dtype.startswith(("F8", "F6", "F4", "C")) or config.get("quantization_config"):
-        findings.add(
-            Severity.REFUSED,
-            "quantized",
-            f"weights are stored as {new.dtype} without known scales",
-            sources.new,
-            tensor=name,
-            remedy=UNQUANTIZED,
-        )
-    else:
-        what = "integer and boolean tensors are copied, not mixed"
-        findings.add(Severity.NOTE, "integer", what, sources.new, tensor=name)
-    return f"{new.dtype}, not a weight"
 
 
 def _mixed(name: str, decided: Decisions, findings: Findings) -> tuple[View, list[Pair], str]:
@@ -104,10 +82,9 @@ def _mixed(name: str, decided: Decisions, findings: Findings) -> tuple[View, lis
 
 
 def _asked(
-    name: str, pairs: list[Pair], why: str, factors: tuple[Factors, ...]
+    found: list[Coefficient | None], pairs: list[Pair], why: str
 ) -> tuple[tuple[Coefficient | None, ...], str]:
     """The coefficient that the recipe asks of every Δ, and why the tensor is only copied."""
-    found = [each.scales.get(name) for each in factors]
     there = {pair.number for pair in pairs}
     asked = tuple(
         chosen if number in there or (chosen is not None and chosen.scale == 0) else None
