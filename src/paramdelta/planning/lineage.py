@@ -62,19 +62,19 @@ def likeness(
 
     None without a sample, or if its numbers are too large to compare.
     """
-    dot = norm_one = norm_other = apart = 0.0
+    both = norm_one = norm_other = apart = 0.0
     for name in names:
         a, b = read_sample(one[name], fetch), read_sample(other[name], fetch)
         finite = np.isfinite(a) & np.isfinite(b)
         a, b = a[finite], b[finite]
         with np.errstate(over="ignore", invalid="ignore"):
-            dot += _dot(a, b)
-            norm_one += _dot(a, a)
-            norm_other += _dot(b, b)
-            apart += _dot(a - b, a - b)
+            both += dot(a, b)
+            norm_one += dot(a, a)
+            norm_other += dot(b, b)
+            apart += dot(a - b, a - b)
     if norm_one == 0 or norm_other == 0 or not np.isfinite([norm_one, norm_other, apart]).all():
         return None
-    return Likeness(dot / (norm_one * norm_other) ** 0.5, (apart / norm_one) ** 0.5, len(names))
+    return Likeness(both / (norm_one * norm_other) ** 0.5, (apart / norm_one) ** 0.5, len(names))
 
 
 def shift(
@@ -92,9 +92,9 @@ def shift(
         start, end, other = start[finite], end[finite], other[finite]
         with np.errstate(over="ignore", invalid="ignore"):
             one, two = end - start, other - start
-            delta += _dot(one, one)
-            moved += _dot(two, two)
-            both += _dot(one, two)
+            delta += dot(one, one)
+            moved += dot(two, two)
+            both += dot(one, two)
     if delta == 0 or not np.isfinite([delta, moved, both]).all():
         return None
     apart = max(delta + moved - 2 * both, 0.0)
@@ -128,6 +128,6 @@ def is_matrix(tensor: View) -> bool:
     return len(tensor.shape) == 2 and min(tensor.shape) > 1
 
 
-def _dot(a: npt.NDArray[np.float64], b: npt.NDArray[np.float64]) -> float:
-    """Not ``a @ b``: the threads of a BLAS spin for a while after each product."""
+def dot(a: npt.NDArray[np.float64], b: npt.NDArray[np.float64]) -> float:
+    """The scalar product. Not by ``a @ b``: the threads of a BLAS spin for a while after it."""
     return float((a * b).sum())
