@@ -16,6 +16,7 @@ from paramdelta.planning.findings import Findings
 from paramdelta.planning.heads import settle_head
 from paramdelta.planning.leftovers import report_leftovers
 from paramdelta.planning.plan import OutputTensor, Plan
+from paramdelta.planning.precision import report_precision
 from paramdelta.planning.quantization import (
     check_dtype,
     output_config,
@@ -69,6 +70,7 @@ def make_plan(recipe: Recipe, opener: Opener | None = None) -> Plan:
 
     report_leftovers(recipe, sources, findings)
     likeness = compare_relatives(sources, findings)
+    report_precision(sources, likeness, findings)
     for source in sources.others:
         compare_architecture(sources.new.checkpoint, source.checkpoint, findings)
     rows = report_rows(settlement, sources, axes, findings)
