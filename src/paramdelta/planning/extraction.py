@@ -20,10 +20,12 @@ def extraction_recipe(
     Onto base if post lacks the files of a checkpoint folder (GGUF): those of base go beside the Δ,
     with what post states. Raises as `Opener.checkpoint`.
     """
-    onto = base if opener.checkpoint(post, "post").is_bare else post
+    is_bare = opener.checkpoint(post, "post").is_bare
+    # At scale 1 base cancels out of a sum with base, and no Δ is left.
+    onto, scale = (base, 2.0) if is_bare else (post, 1.0)
     return Recipe(
         onto,
-        (Delta(post, base),),
+        (Delta(post, base, scale),),
         allow=(*allow, "missing-in-base"),
         vocabulary=vocabulary,
         maps=tuple(maps),

@@ -55,11 +55,11 @@ def report_precision(
         findings.add(
             Severity.WARNING,
             "gguf-noise",
-            f"about {100 * min(1.0, error / distance) ** 2:.0f} % of the Δ's energy is error of "
-            f"quantization: the error is {100 * error:.2g} % of the weights, post and base differ "
-            f"by {100 * distance:.2g} %",
+            f"about {100 * min(1.0, error / distance) ** 2:.0f} % of the Δ's energy must be "
+            f"expected to be error of quantization: that is {100 * error:.2g} % of the weights, "
+            f"and post and base differ by {100 * distance:.2g} %",
             each.post,
-            remedy="use the checkpoints from before quantization, or files with more bits per weight",
+            remedy="use the original checkpoints, or files with more bits per weight",
         )
 
 

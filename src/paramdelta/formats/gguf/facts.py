@@ -8,8 +8,6 @@ a tokenizer. Source: ggml's docs/gguf.md; gguf-py's constants.py and gguf_writer
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import numpy as np
-
 from paramdelta.formats.gguf.names import Architecture
 
 # Of config.json, by what follows the architecture's name.
@@ -92,7 +90,8 @@ def _config(metadata: Mapping[str, Any], kind: Architecture) -> dict[str, Any]:
 def _short(value: Any) -> Any:
     """A number as config.json had it: files hold 1e-05 as the nearest float32."""
     short = float(f"{value:.7g}")
-    return short if isinstance(value, float) and np.float32(short) == value else value
+    is_near = isinstance(value, float) and abs(short - value) <= abs(value) * 2**-24
+    return short if is_near else value
 
 
 def _tokens(metadata: Mapping[str, Any]) -> list[str]:

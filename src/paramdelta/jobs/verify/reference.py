@@ -354,13 +354,15 @@ def _(view: Quantized, starts: Places, length: int, stored: Stored) -> Array:
 @value.register
 def _(view: MinusOne, start: int, stop: int, stored: Stored) -> Array:
     with np.errstate(invalid="ignore"):
-        return np.subtract(value(view.view, start, stop, stored), np.float32(1))
+        result: Array = value(view.view, start, stop, stored) - np.float32(1)
+    return result
 
 
 @runs.register
 def _(view: MinusOne, starts: Places, length: int, stored: Stored) -> Array:
     with np.errstate(invalid="ignore"):
-        return np.subtract(runs(view.view, starts, length, stored), np.float32(1))
+        result: Array = runs(view.view, starts, length, stored) - np.float32(1)
+    return result
 
 
 # -- products of matrices --------------------------------------------------------------------------
