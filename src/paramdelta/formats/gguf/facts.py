@@ -5,9 +5,11 @@ here it goes the way back, as far as the comparison of checkpoints needs it. It 
 a tokenizer. Source: ggml's docs/gguf.md; gguf-py's constants.py and gguf_writer.py.
 """
 
+from array import array
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from paramdelta.errors import CheckpointError
 from paramdelta.formats.gguf.names import Architecture
 
 # Of config.json, by what follows the architecture's name.
@@ -35,15 +37,18 @@ _ROLES = {
     "mask_token": ("mask",),
 }
 _IDS = ("bos_token", "eos_token", "pad_token")
-_CONTROL, _USER_DEFINED, _UNUSED = 3, 4, 5
-_UNKNOWN = 2
+_UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED = 2, 3, 4, 5  # types of tokens
+MOST_ADDED = 65_536  # tokens that are more than pieces of text; the largest known number is 6,400
 
 
 def small_files(
-    metadata: Mapping[str, Any], kind: Architecture, tied: bool
+    metadata: Mapping[str, Any], kind: Architecture, tied: bool, where: str
 ) -> dict[str, dict[str, Any]]:
     """The JSON objects of config.json, generation_config.json, tokenizer_config.json and, if there
     are tokens, tokenizer.json, by name. ``tied``: the file has no output head.
+
+    Raises:
+        CheckpointError: more control tokens than any model has.
     """
     tokens = _tokens(metadata)
     ids = {role: list(_ids(role, metadata, tokens)) for role in _ROLES}
@@ -61,7 +66,7 @@ def small_files(
         },
     }
     if tokens:
-        files["tokenizer.json"] = _vocabulary(metadata, tokens)
+        files["tokenizer.json"] = _vocabulary(metadata, tokens, where)
     return files
 
 
@@ -119,23 +124,31 @@ def _templates(metadata: Mapping[str, Any]) -> dict[str, Any]:
     return {"chat_template": [{"name": n, "template": t} for n, t in found.items()]}
 
 
-def _vocabulary(metadata: Mapping[str, Any], tokens: list[str]) -> dict[str, Any]:
+def _vocabulary(metadata: Mapping[str, Any], tokens: list[str], where: str) -> dict[str, Any]:
     """The tokens as a tokenizer.json has them, without how text is cut into them.
 
     The converter fills rows that no token has with names of the type "unused". In tokens that users
     defined it writes a space where SentencePiece has U+2581.
     """
     kinds = metadata.get("tokenizer.ggml.token_type")
-    kinds = kinds if isinstance(kinds, list) and len(kinds) == len(tokens) else [1] * len(tokens)
+    if not isinstance(kinds, array) or len(kinds) != len(tokens):
+        kinds = array("B", bytes(len(tokens)))
     pieces = metadata.get("tokenizer.ggml.model") == "llama"
     vocab: dict[str, int] = {}
-    added = []
-    for number_, (token, kind) in enumerate(zip(tokens, kinds, strict=True)):
+    added: list[dict[str, Any]] = []
+    for token_id, (token, kind) in enumerate(zip(tokens, kinds, strict=True)):
         if kind == _UNUSED and token.startswith("[PAD"):
             continue
         text = token.replace(" ", "\u2581") if pieces and kind == _USER_DEFINED else token
-        vocab.setdefault(text, number_)
-        if kind in (_UNKNOWN, _CONTROL, _USER_DEFINED) and vocab[text] == number_:
+        vocab.setdefault(text, token_id)
+        if kind in (_UNKNOWN, _CONTROL, _USER_DEFINED) and vocab[text] == token_id:
+            if len(added) == MOST_ADDED:
+                raise CheckpointError(
+                    "a GGUF file has too many control tokens",
+                    code="invalid-gguf",
+                    where=where,
+                    expected=f"at most {MOST_ADDED}",
+                )
             special = kind != _USER_DEFINED
-            added.append({"id": number_, "content": text, "special": special})
+            added.append({"id": token_id, "content": text, "special": special})
     return {"model": {"vocab": vocab}, "added_tokens": added}

@@ -9,6 +9,7 @@ and gguf_init_from_file of gguf.cpp.
 import hashlib
 import math
 import struct
+from array import array
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -23,7 +24,7 @@ VERSIONS = (2, 3)
 MOST = 64 << 20  # bytes of a header; the largest known vocabularies need 20 MB
 MOST_ITEMS = 4_000_000  # of an array; the largest known one has 600,000
 MOST_KEYS = 65_536
-MOST_TENSORS = 1_000_000
+MOST_TENSORS = 65_536
 LONGEST_NAME = 64  # bytes: GGML_MAX_NAME
 LONGEST_KEY = 65_535
 AXES = 4
@@ -43,6 +44,7 @@ _SCALARS = {
     12: "d",
 }
 _STRING, _ARRAY = 8, 9
+_LENGTH = struct.Struct("<Q")
 # How text is cut into tokens: large, and needed only to run a tokenizer.
 _PASSED_OVER = frozenset({"tokenizer.ggml.merges", "tokenizer.ggml.scores"})
 
@@ -60,8 +62,8 @@ class Entry:
 
 @dataclass(frozen=True)
 class Header:
-    """``metadata``: by key, without the arrays that only run a tokenizer. ``sha256``: of all bytes
-    before the data.
+    """``metadata``: by key; arrays as list or array, None for those that only run a tokenizer.
+    ``sha256``: of all bytes before the data.
     """
 
     metadata: Mapping[str, Any]
@@ -80,10 +82,14 @@ def read_header(reader: Reader, blob: Blob) -> Header:
     if cursor.take(4) != MAGIC:
         cursor.fail("this is not a GGUF file", "the bytes GGUF at its start")
     version = cursor.scalar("I")
+    if version in (number << 24 for number in VERSIONS):
+        cursor.fail(
+            "a GGUF file of the other byte order", remedy="take the usual, little-endian file"
+        )
     if version not in VERSIONS:
         cursor.fail(
             "GGUF of a version that cannot be read",
-            "version 2 or 3, little-endian",
+            "version 2 or 3",
             f"version {version}",
             remedy="convert the model again with a current llama.cpp",
         )
@@ -100,7 +106,8 @@ def read_header(reader: Reader, blob: Blob) -> Header:
     if type(alignment) is not int or not 0 < alignment <= 1 << 20 or alignment & (alignment - 1):
         cursor.fail("the alignment is not valid", "a power of two", repr(alignment)[:40])
     entries = tuple(_placed(found, cursor, alignment))
-    return Header(metadata, entries, hashlib.sha256(cursor.data[: cursor.place]).hexdigest())
+    with memoryview(cursor.data) as data:
+        return Header(metadata, entries, hashlib.sha256(data[: cursor.place]).hexdigest())
 
 
 def _placed(
@@ -191,8 +198,10 @@ class _Cursor:
         """How many things follow, each of at least so many bytes."""
         count = int(self.scalar("Q"))
         room = (self.size - self.place) // least
-        if count > min(most, room):
-            self.fail(f"too many {what}", f"at most {min(most, room)}", str(count))
+        if count > room:
+            self.fail(f"more {what} than the file has room for", f"at most {room}", str(count))
+        if count > most:
+            self.fail(f"too many {what}", f"at most {most}", str(count))
         return count
 
     def text(self, what: str, most: int) -> str:
@@ -213,34 +222,42 @@ class _Cursor:
 
     def _single(self, kind: int, key: str) -> Any:
         if kind == _STRING:
-            return self._string()
+            return self._strings(1)[0]
         if kind not in _SCALARS:
             self.fail(f"the metadata has a value of an unknown type: {key!r}", got=f"type {kind}")
         return self.scalar(_SCALARS[kind])
 
-    def _string(self) -> str:
-        length = int(self.scalar("Q"))
-        # Bytes that are not UTF-8 stay distinct: two tokens must not become one.
-        return self.take(length).decode(errors="backslashreplace")
+    def _strings(self, count: int, keep: bool = True) -> list[str]:
+        """The next strings; none of them unless they are to be kept."""
+        found: list[str] = []
+        data = self.data
+        for _ in range(count):
+            if self.place + 8 > len(data):
+                self._need(8)
+            start = self.place + 8
+            end = start + _LENGTH.unpack_from(data, self.place)[0]
+            if end > len(data):
+                self._need(end - self.place)
+            if keep:
+                # Bytes that are not UTF-8 stay distinct: two tokens must not become one.
+                found.append(data[start:end].decode(errors="backslashreplace"))
+            self.place = end
+        return found
 
-    def _array(self, key: str) -> list[Any] | None:
+    def _array(self, key: str) -> "list[str] | array[Any] | None":
+        """An array; None for one that is passed over."""
         kind = self.scalar("I")
         if kind == _STRING:
             count = self.count(f"strings in {key!r}", MOST_ITEMS, least=8)
-            if key in _PASSED_OVER:
-                for _ in range(count):
-                    length = self.scalar("Q")
-                    self._need(length)
-                    self.place += length
-                return None
-            return [self._string() for _ in range(count)]
+            found = self._strings(count, keep=key not in _PASSED_OVER)
+            return found if key not in _PASSED_OVER else None
         if kind not in _SCALARS:
             self.fail(f"the metadata has an array of an unknown type: {key!r}", got=f"type {kind}")
         code = _SCALARS[kind]
         size = struct.calcsize(code)
         count = self.count(f"numbers in {key!r}", MOST_ITEMS, least=size)
         data = self.take(count * size)
-        return None if key in _PASSED_OVER else list(struct.unpack(f"<{count}{code}", data))
+        return None if key in _PASSED_OVER else array(code.replace("?", "B"), data)
 
     def entry(self) -> tuple[str, Type, tuple[int, ...], int]:
         """A tensor: name, type, shape, offset in the data."""

@@ -77,10 +77,17 @@ def read_model(reader: Reader, blobs: Sequence[Blob], where: str) -> Model:
                     remedy="remove the file that does not belong to the checkpoint",
                 )
             views[entry.name] = _view(entry, blob)
+    if not views:
+        raise CheckpointError(
+            "this GGUF file holds no tensors",
+            code="no-weights",
+            where=where,
+            remedy="take the file with the weights: this one may be a vocabulary alone",
+        )
     heads = number(first.metadata, "attention.head_count") or 0
     key_heads = number(first.metadata, "attention.head_count_kv") or heads
     tensors = renamed(views.values(), kind, heads, key_heads, where)
-    stated = small_files(first.metadata, kind, tied="lm_head.weight" not in tensors)
+    stated = small_files(first.metadata, kind, "lm_head.weight" not in tensors, where)
     return Model({blob: header.sha256 for blob, header in headers.items()}, tensors, stated)
 
 
