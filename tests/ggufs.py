@@ -1,5 +1,6 @@
 """GGUF files for tests, written byte by byte, and models turned into them as llama.cpp does."""
 
+import math
 import struct
 from collections.abc import Mapping
 from pathlib import Path
@@ -78,15 +79,37 @@ def encode(
 ) -> bytes:
     """A GGUF file."""
     alignment = metadata.get("general.alignment", 32)
+    kinds = {name: (tensor.kind, tensor.shape) for name, tensor in tensors.items()}
+    head, _ = _head(metadata, kinds, version)
+    data = (t.data + bytes(-len(t.data) % alignment) for t in tensors.values())
+    return head + b"".join(data)
+
+
+def sparse(
+    path: Path, metadata: Mapping[str, Any], tensors: Mapping[str, tuple[int, tuple[int, ...]]]
+) -> None:
+    """A GGUF file of tensors ``name: (type, shape)``, all zeros that take no disk."""
+    head, size = _head(metadata, tensors, 3)
+    with path.open("wb") as file:
+        file.write(head)
+        file.truncate(len(head) + size)
+
+
+def _head(
+    metadata: Mapping[str, Any], tensors: Mapping[str, tuple[int, tuple[int, ...]]], version: int
+) -> tuple[bytes, int]:
+    """Everything before the data, and the size of the data."""
+    alignment = metadata.get("general.alignment", 32)
     head = b"GGUF" + struct.pack("<IQQ", version, len(tensors), len(metadata))
     head += b"".join(text(key) + value(content) for key, content in metadata.items())
-    data = b""
-    for name, tensor in tensors.items():
-        head += text(name) + struct.pack("<I", len(tensor.shape))
-        head += struct.pack(f"<{len(tensor.shape)}Q", *tensor.shape[::-1])
-        head += struct.pack("<IQ", tensor.kind, len(data))
-        data += tensor.data + bytes(-len(tensor.data) % alignment)
-    return head + bytes(-len(head) % alignment) + data
+    end = 0
+    for name, (kind, shape) in tensors.items():
+        head += text(name) + struct.pack("<I", len(shape))
+        head += struct.pack(f"<{len(shape)}Q", *shape[::-1]) + struct.pack("<IQ", kind, end)
+        each, size = BLOCKS[kind]
+        end += math.prod(shape) // each * size
+        end += -end % alignment
+    return head + bytes(-len(head) % alignment), end
 
 
 def plain(values: Any) -> Tensor:

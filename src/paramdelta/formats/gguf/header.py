@@ -275,8 +275,8 @@ class _Cursor:
                 where=str(self.blob),
                 expected=READABLE,
                 got=UNREADABLE.get(number, f"type {number}"),
-                remedy="take a file of another quantization, or "
-                "llama-quantize --allow-requantize FILE OUT F16",
+                remedy="take a file of another quantization, or turn this one into F16 with "
+                "llama.cpp's llama-quantize",
             )
         if min(shape) < 1 or max(shape) > self.size * 8:
             self.fail(f"tensor {name!r} has an impossible shape", got=str(list(shape)))
