@@ -165,8 +165,12 @@ def read_weights(
         source, tensors, _ = read_header(reader, blob)
         return source, tensors, ()
     if format_ is magic.Reader.GGUF:
-        model = gguf.read_model(reader, [blob], str(blob))
-        return SourceFile(blob, model.headers[blob]), tuple(model.tensors.values()), ()
+        raise CheckpointError(
+            "this is a GGUF file under the name of another format",
+            code="gguf-misnamed",
+            where=str(blob),
+            remedy=f"rename it to end in {gguf.SUFFIX}",
+        )
     contents = read_pickle(reader, blob, branch)
     return SourceFile(blob, contents.sha256), contents.tensors, contents.ignored
 
@@ -179,8 +183,8 @@ def header_digest(reader: Reader, blob: Blob) -> str:
 
 
 def _is_gguf(reader: Reader, blob: Blob) -> bool:
-    """Whether a file is GGUF, by its bytes. Names that say that it is not are believed."""
-    if blob.name.endswith((".safetensors", *_PICKLES)):
+    """Whether a file is GGUF, by its bytes; one that is named safetensors is not looked at."""
+    if blob.name.endswith(".safetensors"):
         return False
     return reader.get(blob, 0, min(len(MAGIC), blob.size)) == MAGIC
 

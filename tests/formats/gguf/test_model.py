@@ -63,6 +63,18 @@ def test_a_file_a_folder_and_parts_agree(tmp_path):
     assert len(opening.checkpoint(tmp_path / "d").sources) == 4
 
 
+def test_other_names(tmp_path):
+    """Named as a pickle it is read all the same; named safetensors it is refused."""
+    found = opening.checkpoint(put(tmp_path / "a", pytorch_model__bin=GOOD))
+    assert found.tensors.keys() == NAMES
+    assert found.is_bare
+    with pytest.raises(CheckpointError, match="name of another format"):
+        opening.checkpoint(put(tmp_path / "b", model__safetensors=GOOD))
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
+    with pytest.raises(CheckpointError, match="LFS"):
+        opening.checkpoint(put(tmp_path / "c", model__gguf=pointer))
+
+
 def test_what_the_metadata_states_stands_for_absent_files(tmp_path):
     """Config, roles and tokens; a file that is there counts, and nothing new is listed."""
     folder = put(tmp_path / "a", model__gguf=GOOD)
