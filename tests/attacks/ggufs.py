@@ -56,6 +56,15 @@ def _same_name() -> bytes:
     return GOOD.replace(b"blk.0.ffn_up.weight", b"blk.0.attn_q.weight")
 
 
+def _second_at(offset: int) -> bytes:
+    """Two tensors of 32 bytes, the second at an offset of the data."""
+    tensors = {f"blk.{i}.attn_norm.weight": ggufs.plain(np.ones(8)) for i in range(2)}
+    data = ggufs.encode({"general.architecture": "qwen2"}, tensors)
+    field = struct.pack("<Q", 32)
+    at = data.rindex(field)
+    return data[:at] + struct.pack("<Q", offset) + data[at + 8 :] + bytes(64)
+
+
 _FILES: dict[str, Callable[[], bytes]] = {
     "truncated": lambda: GOOD[:-40],
     "truncated header": lambda: GOOD[:100],
@@ -82,6 +91,8 @@ _FILES: dict[str, Callable[[], bytes]] = {
     "huge axes": lambda: _tensor(shape=(2**63, 2**63)),
     "overflowing shape": lambda: _tensor(shape=(2**32, 2**32)),
     "axis of 0": lambda: _tensor(shape=(0, 8)),
+    "overlapping tensors": lambda: _second_at(0),
+    "gap": lambda: _second_at(64),
     "unaligned offset": lambda: _tensor(offset=1),
     "huge offset": lambda: _tensor(offset=2**63),
     "beyond the file": lambda: _tensor(shape=(4, 9), data=bytes(128)),

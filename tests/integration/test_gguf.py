@@ -223,6 +223,13 @@ def test_what_makes_it_converse_is_posts(tmp_path, lineage):
     assert file["digest"]
 
 
+def test_only_what_the_metadata_states_is_compared(lineage):
+    """Keys of config.json that GGUF does not have are no difference; those that it has are."""
+    codes = {found.code for found in plan(recipe(lineage)).findings}
+    assert {"gguf-precision", "gguf-noise"} <= codes
+    assert "config-differs" not in codes
+
+
 def test_rows_correspond_by_token(tmp_path, lineage):
     """A post whose tokens have other ids: its rows are found by the tokens in the metadata."""
     post, base, new = lineage
