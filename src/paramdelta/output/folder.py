@@ -41,8 +41,9 @@ class FolderSink:
     ``identity``: what a run must have in common with the one that it resumes; see `Journal`.
     ``fresh``: discard an unfinished run. ``mark``: the file that outputs of this kind have.
     ``twin``: an output with the same tensors from number ``own``; where the system can, their files
-    become one on disk. ``inspect``: called with the whole folder before it gets its place; may
-    raise. ``kept``: files of a replaced output that were left, and where they are.
+    become one on disk. ``inspect``: called with the whole folder before it gets its place, and
+    whether an earlier run made some of it; may raise. ``kept``: files of a replaced output that
+    were left, and where they are.
     """
 
     def __init__(
@@ -54,7 +55,7 @@ class FolderSink:
         fresh: bool = False,
         twin: "FolderSink | None" = None,
         own: int | None = None,
-        inspect: Callable[[Path], None] | None = None,
+        inspect: Callable[[Path, bool], None] | None = None,
     ) -> None:
         self.inspect = inspect
         self.place = place
@@ -71,6 +72,7 @@ class FolderSink:
         self._layout: Layout | None = None
         self._linked: set[int] = set()
         self._put: set[str] = set()
+        self._resumed = False
         self._guard: Guard | None = None
         self._made: os.stat_result | None = None  # the staging folder
         self.journal: Journal | None = None
@@ -92,6 +94,7 @@ class FolderSink:
         except BaseException:
             self.abort()
             raise
+        self._resumed = next(iter(journal.done), None) is not None
         return Durable(journal.done, journal.leaves)
 
     def begin_new(self) -> None:
@@ -268,7 +271,7 @@ class FolderSink:
         except OSError as error:
             raise storage_error(error, self.place.out, "finish") from None
         if self.inspect is not None:
-            self.inspect(staging)
+            self.inspect(staging, self._resumed)
         self.journal.close()
         old = self.place.publish()
         with contextlib.suppress(OSError):
