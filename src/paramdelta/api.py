@@ -23,7 +23,7 @@ from paramdelta.jobs.mix import MixJob
 from paramdelta.jobs.outputs import Written, measured, write_outputs
 from paramdelta.jobs.tensors import check_framework, converted, iterate
 from paramdelta.jobs.verify.verification import Verification
-from paramdelta.output.card import adapter_card, delta_card, model_card
+from paramdelta.output.card import adapter_card, delta_card, model_card, origins_of
 from paramdelta.output.companions import contents
 from paramdelta.output.folder import FolderSink, tidy
 from paramdelta.output.layout import Layout, make_layout
@@ -562,13 +562,14 @@ def extract(
     place = find_place(out, local_paths(plan), overwrite, DELTA)
     with Reader() as reader:
         small = contents(plan.companions, reader)
+    origins = origins_of([source for source in plan.lineages[0] if source is not None])
     watch = _Watch(progress)
 
     def write(sink: FolderSink) -> extraction.Made:
         job = extraction.ExtractJob(plan.tensors, shard_bytes, sink)
         _once(job, chosen, watch)
         made = job.made()
-        card = delta_card(plan, Path(out), made.base_sha256)
+        card = delta_card(origins, Path(out), made.base_sha256)
         about = extraction.description(plan, made, _digested(sink, small))
         files = {**small, "README.md": card.encode(errors="replace"), DELTA: about.encode()}
         for name, data in files.items():
@@ -625,6 +626,7 @@ def extract_adapter(
     with Reader() as reader:
         models = tuple(c for c in plan.companions if c.name not in lowrank.MODELS)
         small = contents(models, reader)
+    origins = origins_of([source for source in plan.lineages[0] if source is not None])
     watch = _Watch(progress)
 
     def write(sink: FolderSink) -> lowrank.MadeAdapter:
@@ -637,7 +639,7 @@ def extract_adapter(
             CONFIG: (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode(),
         }
         about = lowrank.description(plan, aim, made, _digested(sink, files))
-        card = adapter_card(plan, Path(out), made, lowrank.RANKS)
+        card = adapter_card(origins, Path(out), made, lowrank.RANKS)
         files |= {
             "README.md": card.encode(errors="replace"),
             lowrank.LORA: about.encode(),

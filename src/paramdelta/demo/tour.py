@@ -6,11 +6,11 @@ base after the same chat training, which is what ParamΔ is measured against; ``
 after another chat training.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from paramdelta.demo.chat import Answer, Model
+from paramdelta.documents import parse_json
 from paramdelta.recipe import Delta, Recipe
 
 LINEAGE = Path(__file__).parent / "lineage"
@@ -37,7 +37,7 @@ def recipe(kind: str, scale: float) -> Recipe:
 
 def questions(kind: str) -> list[Question]:
     """The questions of a recipe's tour; those for second-post only with ``several``."""
-    found = [Question(**item) for item in json.loads((LINEAGE / "questions.json").read_text())]
+    found = [Question(**item) for item in parse_json((LINEAGE / "questions.json").read_bytes())]
     return [q for q in found if kind == "several" or q.kind != "second skill"]
 
 
@@ -67,8 +67,8 @@ def score(mixed: Path) -> Scores:
 
     Shipped scores were measured in the same way when the lineage was made (`make lineage`).
     """
-    tasks: dict[str, list[dict[str, str]]] = json.loads((LINEAGE / "tasks.json").read_text())
-    shipped: dict[str, dict[str, float]] = json.loads((LINEAGE / "scores.json").read_text())
+    tasks: dict[str, list[dict[str, str]]] = parse_json((LINEAGE / "tasks.json").read_bytes())
+    shipped: dict[str, dict[str, float]] = parse_json((LINEAGE / "scores.json").read_bytes())
     model = Model(mixed, LINEAGE / "post")
     found: dict[str, float] = {}
     for task, items in tasks.items():

@@ -111,7 +111,7 @@ def is_finished(plan: Plan, shard_size: int, out: Path) -> bool:
         made = (out / LOCK).stat().st_mtime_ns
     except (MisfitError, OSError):
         return False
-    wanted = json.loads(lock_text(plan, shard_size))
+    wanted = parse_json(lock_text(plan, shard_size).encode(), "the lock")
     ignored = ("versions", "outputs")
     if any(
         _without_digests(lock.get(key)) != _without_digests(value)
