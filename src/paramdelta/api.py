@@ -1,6 +1,5 @@
 """What paramdelta does, as functions; the command line calls these."""
 
-import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -9,6 +8,7 @@ from time import perf_counter
 from typing import Any, TypeVar
 
 from paramdelta.arithmetic.sketch import Aim
+from paramdelta.documents import to_json
 from paramdelta.dtypes import FP8_BLOCK, parse_dtype
 from paramdelta.engine import threads
 from paramdelta.engine.job import Job, Progress
@@ -636,7 +636,7 @@ def extract_adapter(
         config = lowrank.adapter_config(plan, parts, made)
         files = {
             **small,
-            CONFIG: (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode(),
+            CONFIG: to_json(config).encode(),
         }
         about = lowrank.description(plan, aim, made, _digested(sink, files))
         card = adapter_card(origins, Path(out), made, lowrank.RANKS)

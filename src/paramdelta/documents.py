@@ -97,6 +97,12 @@ def to_yaml(value: Any) -> str:
     return yaml.safe_dump(value, sort_keys=False, width=100)
 
 
+def to_json(value: Any) -> str:
+    """Plain values as an indented JSON document, with lone surrogates as escapes."""
+    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+    return text.encode("utf-8", errors="backslashreplace").decode()
+
+
 def _is_deep(data: bytes) -> bool:
     """Whether brackets outside of strings are nested more deeply than `_MAX_DEPTH`."""
     marks = data.replace(b"\\\\", b"").replace(b'\\"', b"").translate(None, _NO_MARKS)
