@@ -28,7 +28,7 @@ from paramdelta.output.companions import contents
 from paramdelta.output.folder import FolderSink, tidy
 from paramdelta.output.layout import Layout, make_layout
 from paramdelta.output.lock import LOCK, is_finished, lock_text, run_identity
-from paramdelta.output.place import Place, check_room, find_place, free_space
+from paramdelta.output.place import Place, check_local, check_room, find_place, free_space
 from paramdelta.planning import explanation
 from paramdelta.planning.explanation import Explanation
 from paramdelta.planning.linear import linear
@@ -298,6 +298,7 @@ def sweep(
         MisfitError, StorageError, Interrupted: as `mix`; the same call resumes.
     """
     began = perf_counter()
+    check_local(out)
     out = Path(out)
     shard_bytes = parse_size(shard_size)
     made = make_sweep(recipe, scales)

@@ -8,6 +8,7 @@ last line that was cut short is dropped; any other line without its checksum sto
 """
 
 import bisect
+import contextlib
 import json
 import os
 import zlib
@@ -96,8 +97,9 @@ class Journal:
             self.done.add(start, stop)
 
     def close(self) -> None:
-        """Close the file; may be called twice."""
-        self._file.close()
+        """Close the file; may be called twice. What was not written by `append` is lost."""
+        with contextlib.suppress(OSError):  # it tries again to write what failed before
+            self._file.close()
 
     def _load(self, identity: Mapping[str, Any]) -> None:
         self._file.seek(0)

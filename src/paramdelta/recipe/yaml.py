@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from paramdelta.errors import UsageError
+from paramdelta.errors import StorageError, UsageError
 from paramdelta.recipe.option import did_you_mean
+from paramdelta.storage.local import File
 from paramdelta.text import shown
 from paramdelta.units import show_size
 
@@ -245,17 +246,24 @@ def read_text(path: Path, what: str) -> str:
         UsageError: it cannot be read, or is larger than `MOST`.
     """
     try:
-        size = path.stat().st_size
-        if size > MOST:
-            raise UsageError(
-                f"too large for a {what}",
-                code="file-too-large",
-                where=str(path),
-                expected=f"a YAML file of at most {show_size(MOST)}",
-                got=show_size(size),
-            )
-        return path.read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
-        raise UsageError(
-            f"cannot read the {what}", code="unreadable-file", where=str(path), got=str(error)
-        ) from None
+        file = File(path)  # not a FIFO, which may wait for ever, nor a device without an end
+        try:
+            size = file.size()
+            if size > MOST:
+                raise UsageError(
+                    f"too large for a {what}",
+                    code="file-too-large",
+                    where=str(path),
+                    expected=f"a YAML file of at most {show_size(MOST)}",
+                    got=show_size(size),
+                )
+            return file.read(0, size).decode()
+        finally:
+            file.close()
+    except StorageError as error:
+        problem = error.got or error.what
+    except ValueError as error:
+        problem = str(error)
+    raise UsageError(
+        f"cannot read the {what}", code="unreadable-file", where=str(path), got=problem
+    )
