@@ -1,8 +1,9 @@
 """The tour in three acts: mix the shipped lineage, talk to it, measure what was transferred.
 
-The lineage is a family of tiny trained language models (see docs/study.md): ``base``; ``post``, base
-after chat training; ``new-base``, base continued on text about new people; ``direct``, new base after
-the same chat training, the reference for ParamΔ; ``second-post``, base after other chat training.
+The lineage is a family of tiny trained language models (see docs/study.md): ``base``; ``post``,
+base after chat training; ``new-base``, base continued on text about new people; ``direct``, new
+base after the same chat training, the reference for ParamΔ; ``second-post``, base after other chat
+training.
 """
 
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ ROLES = ("base", "post", "new-base")
 
 @dataclass(frozen=True)
 class Question:
-    """A question of the tour, its kind ("old fact", "new fact", "skill", …) and the right answer."""
+    """A question, its kind ("old fact", "new fact", "skill", …) and the right answer."""
 
     kind: str
     question: str
@@ -26,7 +27,7 @@ class Question:
 
 
 def recipe(kind: str, scale: float) -> Recipe:
-    """The recipes of the tour: ``plain`` has the Δ of post; ``several`` adds that of second-post."""
+    """The recipes: ``plain`` has the Δ of post; ``several`` adds that of second-post."""
     base, new = str(LINEAGE / "base"), str(LINEAGE / "new-base")
     deltas = [Delta(str(LINEAGE / "post"), base, scale)]
     if kind == "several":
