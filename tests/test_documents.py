@@ -227,7 +227,7 @@ def test_written_yaml_is_printable_and_comes_back(value):
     ("text", "message"),
     [
         (BOMB, "more than 20000 values, line"),
-        ("a: &a [*a]", "stands in the value that it is for, line 1"),
+        ("a: &a [*a]", "inside of its own value, line 1"),
         ("a: 1\nb: !!binary x", "tags are not read, line 2"),
         ("- " * 60, "deeply, line 1"),
         ("a: 1\nb: c: d", "line 2"),

@@ -201,10 +201,10 @@ def mix(
     Whole or not at all: ``out`` appears when everything is on disk. A run that was killed is
     resumed by the same call. ``shard_size`` and ``memory`` are bytes or text such as "5GB";
     ``memory`` bounds what is held beyond the interpreter and its libraries. ``overwrite`` replaces
-    an earlier output of paramdelta; ``fresh`` throws an unfinished run away.
+    an earlier output of paramdelta; ``fresh`` discards an unfinished run.
 
     Raises:
-        UsageError: options or output that cannot be meant.
+        UsageError: invalid options or output path.
         MisfitError: the plan has refused findings; or an unfinished run of something else is there.
         StorageError: reading or writing failed; the same call resumes.
         Interrupted: Ctrl-C; the same call resumes.
@@ -294,7 +294,7 @@ def sweep(
     one output, for all go forward together.
 
     Raises:
-        UsageError: scales, options or outputs that cannot be meant.
+        UsageError: invalid scales, options or output paths.
         MisfitError, StorageError, Interrupted: as `mix`; the same call resumes.
     """
     began = perf_counter()
@@ -453,15 +453,15 @@ def verify(
     base: str | Path | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> Verification:
-    """Make a share of an output again from its sources, by an independent path, and compare.
+    """Recompute a share of an output from its sources by an independent path, and compare.
 
-    ``folder``: what `mix`, `sweep`, `extract` or `extract_adapter` wrote. All of its files are
-    compared with the content digests that were noted when they were written. ``share``, above 0 and
-    at most 1: of the numbers of each tensor; at 1 the contents of the sources are compared with the
-    lock as well. ``seed`` repeats a sample; by default each is another. ``download``: whether
-    sources may be fetched that are not on this machine. ``post`` and ``base``: where the sources of
-    a stored Δ or of an adapter are, if that is neither beside it nor in the cache of the Hub; where
-    they are not found, checksums are all that is compared.
+    ``folder``: an output of `mix`, `sweep`, `extract` or `extract_adapter`. All of its files are
+    compared with the content digests that were recorded when they were written. ``share``: of the
+    numbers of each tensor, above 0 and at most 1; at 1 the contents of the sources are compared
+    with the lock as well. ``seed`` repeats a sample; by default each run takes a new one.
+    ``download``: whether to fetch sources that are not on this machine. ``post`` and ``base``:
+    where the sources of a stored Δ or of an adapter are, if they are neither beside it nor in the
+    cache of the Hub. If they are not found, only checksums are compared.
 
     Raises:
         UsageError: options that are not valid.
@@ -507,7 +507,7 @@ def plan_extract(
         adapter = is_adapter(Files(locate(str(post)), reader))
     if adapter:
         raise UsageError(
-            "an adapter is a Δ by itself, and smaller than what extract would store",
+            "an adapter is a Δ already, and smaller than a stored Δ",
             code="adapter-extracted",
             where=str(post),
             remedy="pass it to mix as `post`",
@@ -534,14 +534,14 @@ def extract(
     overwrite: bool = False,
     progress: Callable[[Progress], None] | None = None,
 ) -> Extracted:
-    """Store a Δ as a folder of its own: exact, compressed, with post's companions.
+    """Store a Δ as a separate folder: exact, compressed, with post's companions.
 
     ``source``: post and base, or a plan of `plan_extract`. The other arguments are those of `mix`;
     ``shard_size`` bounds how much of post goes into a file. Whole or not at all; a run that was
-    stopped begins again.
+    stopped starts again.
 
     Raises:
-        UsageError: options or output that cannot be meant.
+        UsageError: invalid options or output path.
         MisfitError: post and base do not fit together, or are one and the same.
         StorageError: reading or writing failed.
         Interrupted: Ctrl-C; nothing is kept.
@@ -595,16 +595,16 @@ def extract_adapter(
     overwrite: bool = False,
     progress: Callable[[Progress], None] | None = None,
 ) -> ExtractedAdapter:
-    """Store a Δ as a LoRA adapter, as nearly as one can hold it: PEFT's layout, post's companions.
+    """Store a Δ as the closest LoRA adapter, in PEFT's layout, with post's companions.
 
-    ``rank``: of every linear weight's factors, as far as the weight has so many; or ``energy``: the
-    least rank that keeps this share of its ‖Δ‖²_F, up to ``max_rank``. ``embeddings``: factors for
-    embeddings and output head as well. ``dtype`` of the factors: auto (post's BF16 or F16, else
-    F32), bf16, f16, f32 or f64. The other arguments are those of
-    `extract`. Whole or not at all.
+    ``rank``: of the factors of every linear weight, at most the rank of the weight; or ``energy``:
+    the smallest rank that keeps this share of its ‖Δ‖²_F, up to ``max_rank``. ``embeddings``:
+    factors for embeddings and output head as well. ``dtype`` of the factors: auto (post's BF16 or
+    F16, else F32), bf16, f16, f32 or f64. The other arguments are those of `extract`. Whole or not
+    at all.
 
     Raises:
-        UsageError: options or output that cannot be meant, or too little memory.
+        UsageError: invalid options or output path, or too little memory.
         MisfitError: as `extract`, or no linear weight has a Δ.
         CheckpointError: a Δ that is not finite.
         StorageError, Interrupted: as `extract`.

@@ -5,7 +5,7 @@ Only this module calls the parsers; the headers of safetensors files have a pars
 A parser builds whatever the text asks for: nine megabytes of ``[],[],…`` become 250 MB of lists,
 and one kilobyte of YAML aliases takes a minute. So JSON is measured before it is parsed, and YAML
 is read without tags and dates, with aliases only where people use them, and only as much of it as
-recipes and model cards have. Who calls this bounds the size of the file that is read.
+recipes and model cards have. The caller limits the size of the file that it reads.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ _MAX_NODES = 20_000  # of a YAML document, with aliases followed
 _MAX_DEPTH = {"json": 100, "yaml": 50}  # levels; a tokenizer has eight
 _MAX_DIGITS = 40
 _FREE = 72_000_000  # bytes that any JSON document may take, and 8 for each of its own
-# Bytes that each of these characters stands for at the most, in objects: a dict, a list, half a
+# The most bytes of objects that each of these characters can cause: a dict, a list, half a
 # string, an entry (also as a pair, while its dict is made), a value.
 _BYTES = {b"{": 220, b"[": 90, b'"': 30, b":": 132, b",": 32}
 _NO_MARKS = bytes(set(range(256)) - set(b'[]{}"'))
@@ -182,7 +182,7 @@ class _Loader(yaml.SafeLoader):
         if not self.aliases:
             raise DocumentError("aliases are not read", line)
         if id(node) not in self.sizes:
-            raise DocumentError("an alias stands in the value that it is for", line)
+            raise DocumentError("an alias inside of its own value", line)
         self._count(self.sizes[id(node)], line)
         return node
 

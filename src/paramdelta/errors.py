@@ -19,7 +19,7 @@ from paramdelta.text import line
 
 
 def parameter(name: str, value: object) -> str:
-    """A parameter and its value as they stand in the text of an error or finding."""
+    """A parameter and its value as they are written in an error or finding."""
     return f"`{name}={value!r}`" if "`" not in repr(value) else f"`{name}`"
 
 

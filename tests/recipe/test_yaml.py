@@ -44,8 +44,8 @@ def test_any_value_is_read_or_refused(tmp_path_factory, value, place):
     ("text", "what"),
     [
         ("[" * 5000, "nested too deeply"),
-        ("a: &a [*a]", "an alias stands in the value"),
-        ("new_base: n\ndeltas:\n- {post: p, base: b, scale: &a [*a]}", "an alias stands"),
+        ("a: &a [*a]", "an alias inside of its own value"),
+        ("new_base: n\ndeltas:\n- {post: p, base: b, scale: &a [*a]}", "an alias inside"),
         ("a: &a [x]\nb: [*a, *a]", "unknown key"),
         (BOMB, "more than 20000 values"),
         ("new_base: !!python/object/apply:os.abort []\ndeltas: []", "tags are not read"),

@@ -56,7 +56,7 @@ class Encoding(ABC):
         """What is stored for a tensor; the main stream, under the tensor's own name, is first."""
 
     def granule(self, shape: tuple[int, ...]) -> int:
-        """Elements of the smallest run that can be encoded by itself. Tasks are multiples of it."""
+        """Elements of the smallest run that can be encoded alone. Tasks are multiples of it."""
         return 1
 
     def task(self, shape: tuple[int, ...], most: int) -> int:

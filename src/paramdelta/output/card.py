@@ -31,11 +31,11 @@ _INTRODUCTION = (
     "base, added to a newer one"
 )
 _DELTA = (
-    "Not a model but what post-training made of one: the exact difference Θ_post − Θ_base, "
-    "compressed without loss, to be added to a base"
+    "Not a model, but the difference that post-training made: Θ_post − Θ_base, exact and "
+    "compressed without loss, for adding to a base"
 )
 _ADAPTER = (
-    "What post-training made of a model, as nearly as a LoRA adapter can hold it: for each linear "
+    "The difference that post-training made, approximated by a LoRA adapter: for each linear "
     f"weight the best product of thin matrices (ParamΔ, [Cao et al., ICLR 2025]({PAPER}); singular "
     f"values by [Halko, Martinsson and Tropp, 2011]({SKETCH}))"
 )
@@ -104,7 +104,7 @@ def model_card(plan: Plan, out: Path) -> str:
         *_sparsity(plan),
         *_origins(origins),
         "",
-        "The licenses of all of them bind whoever uses this model; look at each.",
+        "The licenses of all of them apply to this model; read each one.",
         "",
         f"{show_count(plan.parameters)} parameters: {mixed} tensors mixed, {copied} copied.",
         "",
@@ -120,7 +120,7 @@ def model_card(plan: Plan, out: Path) -> str:
             ("paramdelta", "verify", out.name, "--full"),
         ),
         "",
-        "`paramdelta.lock.json` holds the digests of what was read.",
+        "`paramdelta.lock.json` holds the digests of the files that were read.",
         "",
     ]
     return "\n".join(lines)
@@ -165,7 +165,7 @@ def delta_card(origins: Sequence[Origin], out: Path, base_sha256: str) -> str:
         "",
         *_origins(origins),
         "",
-        "The licenses of both bind whoever uses it; look at each.",
+        "The licenses of both apply; read each one.",
         "",
         "## Apply it",
         "",
@@ -174,9 +174,9 @@ def delta_card(origins: Sequence[Origin], out: Path, base_sha256: str) -> str:
             ("paramdelta", "mix", "--delta", out.name, "--new-base", "NEW_BASE", "--out", "DIR"),
         ),
         "",
-        "Onto the base that it was taken from, that gives post; with `--scale -1` onto post, base.",
+        "Applied to its own base this gives post; applied to post with `--scale -1`, base.",
         f"The base's numbers have the SHA-256 digest `{base_sha256}`;",
-        "`paramdelta.delta.json` says what was read.",
+        "`paramdelta.delta.json` lists the files that were read.",
         "",
     ]
     return "\n".join(lines)
@@ -284,17 +284,17 @@ def adapter_card(
     )
     limits = (
         f"It takes a --max-lora-rank of {', '.join(map(str, ranks))}, at least r, which is "
-        f"{made.rank} here; no modules_to_save and no biases, of which there are none here; one "
-        "scaling for all modules, which is 1. So its source says (vllm/lora/peft_helper.py, "
+        f"{made.rank} here; it takes no modules_to_save and no biases (none here), and one scaling "
+        "for all modules (1 here). This is from its source (vllm/lora/peft_helper.py, "
         "vllm/config/lora.py); paramdelta did not run it."
     )
     if made.embeddings:
-        limits += " Factors of embeddings it takes only for models whose class there says so."
+        limits += " It takes factors of embeddings only for models whose vLLM class supports them."
     held = (
         f"**It holds {_percent(made.kept_of_modules)} of the energy of its modules' Δ, "
         f"{_percent(made.kept_of_all)} of the whole Δ's.** Energy is ‖Δ‖²_F, measured against Δ "
-        f"with the factors as they are stored ({made.dtype}). How much of an ability that is, only "
-        "a test of the ability says."
+        f"with the factors as they are stored ({made.dtype}). Only a test shows how much of an "
+        "ability that is."
     )
     lost = [
         f"| {left.kind} | {len(left.tensors)} | {100 * left.energy / made.energy:.3g} % |"
@@ -310,7 +310,7 @@ def adapter_card(
         "",
         *_origins(origins),
         "",
-        "The licenses of both bind whoever uses it; look at each.",
+        "The licenses of both apply; read each one.",
         "",
         held,
         "",
@@ -325,7 +325,7 @@ def adapter_card(
         "",
         "PEFT: `PeftModel.from_pretrained(base, DIR)`, and `merge_and_unload()` for a plain model."
         + (
-            " Merge it: the output head is tied to an embedding, and unmerged it stays base's."
+            " Merge it: the output head is tied to an embedding, and otherwise stays base's."
             if made.tied
             else ""
         ),
@@ -354,7 +354,7 @@ def adapter_card(
     ]
     if made.unchanged:
         lines += [
-            f"{len(made.unchanged)} weights are those of base and have no factors.",
+            f"{len(made.unchanged)} weights are the same as in base and have no factors.",
             "",
         ]
     return "\n".join(lines)

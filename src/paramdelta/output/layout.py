@@ -88,7 +88,7 @@ def make_layout(
 ) -> Layout:
     """Pack tensors, in order, into files of at most ``shard_size`` bytes each.
 
-    A larger tensor gets a file of its own. ``parameters``: for the index. ``apart``: the number of
+    A larger tensor gets a separate file. ``parameters``: for the index. ``apart``: the number of
     a tensor that starts a new file in any case.
 
     Raises:

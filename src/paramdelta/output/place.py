@@ -187,8 +187,8 @@ def _check_parent(out: Path) -> None:
 
 
 def remove_old(folder: Path, mark: str) -> list[str]:
-    """Remove an old output, file by file of its own lock, which goes last. The names of the files
-    that stay.
+    """Remove the files of an old output that its own lock lists, the lock last. Returns the names
+    of the files that remain.
     """
     names = _written(folder, mark) & _files_in(folder)
     for name in sorted(names, key=lambda name: (name == mark, name)):

@@ -246,7 +246,7 @@ def read_text(path: Path, what: str) -> str:
         UsageError: it cannot be read, or is larger than `MOST`.
     """
     try:
-        file = File(path)  # not a FIFO, which may wait for ever, nor a device without an end
+        file = File(path)  # refuses a FIFO, which can block, and a device, which can be endless
         try:
             size = file.size()
             if size > MOST:
