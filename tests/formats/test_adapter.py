@@ -179,7 +179,7 @@ def test_adapters_to_an_altered_base_are_refused(tmp_path, start):
     ],
 )
 def test_real_variants_are_refused(tmp_path, config, reason):
-    """What PEFT itself writes for its variants is recognised."""
+    """What PEFT itself writes for its variants is recognized."""
     torch = pytest.importorskip("torch")
     peft = pytest.importorskip("peft")
     torch.manual_seed(0)

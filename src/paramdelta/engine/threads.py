@@ -26,7 +26,7 @@ def run(
 ) -> None:
     """Run every task of a job, except those that ``skip`` names: an earlier run did them.
 
-    ``commit`` makes the work of some receipts durable; it is called in a thread of its own, from
+    ``commit`` makes the work of some receipts durable; it is called in a separate thread, from
     time to time and at the end, also when the run fails.
 
     The first error of any worker stops all of them and is raised. Ctrl-C raises KeyboardInterrupt

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from paramdelta.documents import to_json
 from paramdelta.dtypes import DTYPES
 from paramdelta.engine.memory import Need
 from paramdelta.formats.checkpoint import Checkpoint
@@ -249,7 +250,7 @@ def description(plan: Plan, made: Made, outputs: Mapping[str, Mapping[str, Any]]
         "whole": sum(not tensor.pairs for tensor in plan.tensors),
         "versions": {"paramdelta": __version__},
     }
-    return json.dumps(about, indent=2, ensure_ascii=False) + "\n"
+    return to_json(about)
 
 
 def option_facts(plan: Plan) -> dict[str, Any]:

@@ -7,7 +7,6 @@ Source of names and keys: PEFT 0.21, ``tuners/lora/config.py`` and ``utils/save_
 """
 
 import hashlib
-import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -18,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from paramdelta.arithmetic.sketch import Aim, Array, factorise, held, missed
+from paramdelta.documents import to_json
 from paramdelta.dtypes import DTYPES
 from paramdelta.engine.memory import Need
 from paramdelta.errors import CheckpointError, MisfitError, UsageError
@@ -394,7 +394,7 @@ def description(
         "only_in_post": list(made.alone),
         "versions": {"paramdelta": __version__},
     }
-    return json.dumps(about, indent=2, ensure_ascii=False) + "\n"
+    return to_json(about)
 
 
 def _header(dtype: str, written: Sequence[tuple[Module, int | None]], size: int = 0) -> bytes:

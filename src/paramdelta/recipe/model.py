@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
+from paramdelta.documents import to_yaml
 from paramdelta.dtypes import parse_dtype
 from paramdelta.errors import UsageError
 from paramdelta.recipe import formula
@@ -210,9 +211,7 @@ class Recipe:
 
     def to_yaml(self) -> str:
         """The recipe as a YAML document that `read_recipe` reads back."""
-        import yaml
-
-        return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
+        return to_yaml(self.to_dict())
 
 
 def _scale(given: Any) -> float | Schedule:

@@ -47,7 +47,7 @@ class _Allowance:
         self._lock = threading.Lock()
 
     def take(self, size: int) -> bool:
-        """Whether so many bytes may wait as well."""
+        """Whether this many more bytes may wait."""
         with self._lock:
             enough = size <= self.left
             self.left -= size if enough else 0

@@ -151,7 +151,7 @@ class File:
                 if count < WINDOW:
                     self._passed[window] = count
             if count == WINDOW:
-                os.posix_fadvise(self._descriptor, start, WINDOW, os.POSIX_FADV_DONTNEED)
+                self._drop(start, WINDOW)
 
     def gather(self, buffer: memoryview, offsets: "npt.NDArray[np.int64]", among: range) -> None:
         """Fill the buffer with parts of equal size, one from each offset; raises as `read_into`.
@@ -199,7 +199,12 @@ class File:
             if ahead.wanted > 0:
                 return
             del self._ahead[stretch]
-        os.posix_fadvise(self._descriptor, stretch.start, len(stretch), os.POSIX_FADV_DONTNEED)
+        self._drop(stretch.start, len(stretch))
+
+    def _drop(self, start: int, length: int) -> None:
+        """Drop a range from the page cache; a length of 0 means to the end of the file."""
+        with contextlib.suppress(OSError):  # some file systems take no advice
+            os.posix_fadvise(self._descriptor, start, length, os.POSIX_FADV_DONTNEED)
 
     def read(self, offset: int, length: int) -> bytes:
         """``length`` bytes from ``offset``; raises as `read_into`."""
@@ -281,14 +286,15 @@ class File:
         """
         if not hasattr(os, "RWF_NOWAIT"):
             return True
-        os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_RANDOM)
         try:
+            os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_RANDOM)
             size, probes = self.size(), 9
             hits = sum(self._has_page(random.randrange(size)) for _ in range(probes))
         except (OSError, ValueError):  # the file system cannot say, or the file is empty
             return True
         finally:
-            os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_NORMAL)
+            with contextlib.suppress(OSError):
+                os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_NORMAL)
         return hits > probes // 2
 
     def _has_page(self, offset: int) -> bool:
@@ -303,7 +309,7 @@ class File:
         if self._descriptor < 0:
             return
         if self._passed or self._ahead:  # windows at the ends of tensors, scattered parts
-            os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+            self._drop(0, 0)
         os.close(self._descriptor)
         self._descriptor = -1
         if self._direct is not None:
@@ -464,6 +470,15 @@ def _version(found: os.stat_result) -> str:
     return f"{found.st_mtime_ns}-{found.st_ino}"
 
 
+def _is_loop(entry: "os.DirEntry[str]") -> bool:
+    """Whether an entry is a link that leads back to itself. It counts as dangling."""
+    try:
+        entry.is_dir()
+    except OSError as error:
+        return error.errno == errno.ELOOP
+    return False
+
+
 def _walk(folder: Path, prefix: str, depth: int) -> Iterator[tuple[str, Blob]]:
     """Names and blobs of the files below a folder, in the order of their names."""
     entries = sorted(
@@ -479,6 +494,8 @@ def _walk(folder: Path, prefix: str, depth: int) -> Iterator[tuple[str, Blob]]:
             got=str(len(entries)),
         )
     for entry in entries:
+        if _is_loop(entry):
+            continue
         if entry.is_dir():
             if depth > 1:
                 yield from _walk(folder / entry.name, f"{prefix}{entry.name}/", depth - 1)
