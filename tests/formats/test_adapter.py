@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from paramdelta.errors import CheckpointError
-from paramdelta.formats import adapter as module
-from paramdelta.formats.adapter import KEPT, LowRank, is_adapter
+from paramdelta.formats import lowrank as module
+from paramdelta.formats.adapter import is_adapter
+from paramdelta.formats.lowrank import KEPT, LowRank
 from paramdelta.formats.view import Tensor, Transposed, cache_of
 from tests import opening
 from tests.checkpoints import bf16, encode, llama, save
@@ -30,6 +31,17 @@ SMALL = {
     "vocab_size": 24,
     "attention_bias": True,
     "tie_word_embeddings": False,
+}
+
+EXPERTS = {
+    "hidden_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "num_local_experts": 3,
+    "vocab_size": 24,
+    "tie_word_embeddings": False,
+    "pad_token_id": None,
 }
 
 
@@ -53,6 +65,20 @@ def a_gpt2():
         tie_word_embeddings=False,
     )
     return transformers.GPT2LMHeadModel(config).double()
+
+
+def a_gpt_oss():
+    """A tiny gpt-oss in float64: its experts are joined and turned, ``down_proj`` square."""
+    transformers = pytest.importorskip("transformers")
+    config = transformers.GptOssConfig(**EXPERTS, head_dim=8, intermediate_size=16)
+    return transformers.GptOssForCausalLM(config).double()
+
+
+def a_mixtral():
+    """A tiny Mixtral in float64, whose experts are joined in memory."""
+    transformers = pytest.importorskip("transformers")
+    config = transformers.MixtralConfig(**EXPERTS, intermediate_size=16)
+    return transformers.MixtralForCausalLM(config).double()
 
 
 def convolutions():
@@ -80,6 +106,17 @@ def trained(model, folder: Path, safe=True, **config):
     return base, {name: value.numpy() for name, value in merged.items()}
 
 
+def applied(adapter, base, folder: Path):
+    """What an adapter makes of a base: all tensors of the trained model."""
+    views = opening.checkpoint(save(folder, base)).tensors
+    whole, deltas = adapter.applied(views)
+    result = base | {name: read(view, opening.fetch) for name, view in whole.items()}
+    for name, delta in deltas.items():
+        assert delta.shape == result[name].shape
+        result[name] = result[name] + read(delta, opening.fetch)
+    return result, deltas.keys() | whole.keys()
+
+
 def read(view, fetch):
     """All of a view."""
     return view.float64(0, view.elements, fetch).reshape(view.shape)
@@ -101,6 +138,43 @@ def read(view, fetch):
         (
             a_llama,
             {
+                "r": 3,
+                "target_modules": ["q_proj", "up_proj"],
+                "layers_to_transform": [1],
+                "layers_pattern": "layers",
+            },
+        ),
+        (a_llama, {"r": 3, "target_modules": ["q_proj", "down_proj", "lm_head"], "use_dora": True}),
+        (a_llama, {"r": 3, "target_modules": ["embed_tokens"], "use_dora": True}),
+        (
+            a_llama,
+            {
+                "r": 3,
+                "target_modules": ["q_proj", "k_proj", "up_proj"],
+                "use_dora": True,
+                "use_rslora": True,
+                "rank_pattern": {"k_proj": 2},
+                "alpha_pattern": {"q_proj": 5},
+            },
+        ),
+        (a_llama, {"r": 3, "target_modules": ["q_proj", "v_proj"], "lora_bias": True}),
+        (a_llama, {"r": 3, "target_modules": ["q_proj"], "bias": "all", "lora_bias": True}),
+        (a_llama, {"r": 3, "target_modules": ["q_proj"], "trainable_token_indices": [5, 0, 23]}),
+        (
+            a_llama,
+            {
+                "r": 3,
+                "target_modules": ["q_proj"],
+                "trainable_token_indices": {"embed_tokens": [7], "lm_head": [2, 3]},
+            },
+        ),
+        (
+            a_llama,
+            {"r": 3, "target_modules": ["q_proj"], "target_parameters": ["mlp.up_proj.weight"]},
+        ),
+        (
+            a_llama,
+            {
                 "r": 4,
                 "lora_alpha": 7,
                 "target_modules": ["q_proj", "k_proj", "up_proj"],
@@ -111,7 +185,23 @@ def read(view, fetch):
         ),
         (a_gpt2, {"r": 4, "target_modules": ["c_attn", "c_proj", "c_fc"]}),
         (a_gpt2, {"r": 4, "target_modules": ["c_proj", "wte", "lm_head"]}),
+        (a_gpt2, {"r": 4, "target_modules": ["c_attn", "c_proj"], "use_dora": True}),
         (convolutions, {"r": 2, "target_modules": ["one", "two", "dot"]}),
+        (convolutions, {"r": 2, "target_modules": ["one", "two"], "use_dora": True}),
+        (convolutions, {"r": 2, "target_modules": ["one", "dot"], "lora_bias": True}),
+        (
+            a_gpt_oss,
+            {
+                "r": 2,
+                "target_modules": ["q_proj"],
+                "target_parameters": ["experts.down_proj", "mlp.experts.gate_up_proj"],
+                "rank_pattern": {"experts.down_proj": 3},
+                "alpha_pattern": {"experts.gate_up_proj": 5},
+            },
+        ),
+        (a_gpt_oss, {"r": 2, "target_parameters": ["mlp.experts.down_proj"]}),
+        (a_mixtral, {"r": 2, "target_parameters": ["gate_up_proj", "down_proj", "gate.weight"]}),
+        (a_mixtral, {"r": 2, "target_parameters": ["mlp.experts.gate_up_proj"]}),
     ],
     ids=lambda value: getattr(value, "__name__", str(value)),
 )
@@ -124,18 +214,13 @@ def test_the_same_as_peft_merges(tmp_path, make, config, stored):
     base, merged = trained(make(), tmp_path / "adapter", safe, **config)
     assert (tmp_path / "adapter" / stored).is_file()
     found = opening.adapter(tmp_path / "adapter")
-    deltas = found.oriented({name: value.shape for name, value in base.items()})
-    assert deltas.keys() | found.replaced.keys() <= base.keys()
-    result = base | {n: read(tensor, opening.fetch) for n, tensor in found.replaced.items()}
-    for name, delta in deltas.items():
-        assert delta.shape == result[name].shape
-        result[name] = result[name] + read(delta, opening.fetch)
-    assert merged.keys() == base.keys()
+    result, names = applied(found, base, tmp_path / "base")
+    assert merged.keys() == result.keys() == base.keys()
     changed = 0
     for name, value in merged.items():
         np.testing.assert_allclose(result[name], value, rtol=1e-12, atol=1e-12)
         changed += not np.array_equal(base[name], value)
-    assert changed == len(deltas.keys() | found.replaced.keys() - _copies(base, merged))
+    assert changed == len(names - _copies(base, merged))
 
 
 def _copies(base, merged):
@@ -171,9 +256,6 @@ def test_adapters_to_an_altered_base_are_refused(tmp_path, start):
 @pytest.mark.parametrize(
     ("config", "reason"),
     [
-        ({"use_dora": True}, "DoRA"),
-        ({"lora_bias": True}, "lora_bias"),
-        ({"trainable_token_indices": [1, 2]}, "trainable_token_indices"),
         ({"layer_replication": [[0, 2], [1, 2]]}, "layer_replication"),
         ({"alora_invocation_tokens": [1], "task_type": "CAUSAL_LM"}, "aLoRA"),
     ],
@@ -422,12 +504,15 @@ def test_the_base_of_an_adapter(tmp_path, name, revision, base):
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        *(({"peft_type": kind}, "only LoRA") for kind in ("IA3", "LOHA", "LOKR", "ADALORA")),
+        *(({"peft_type": kind}, kind) for kind in ("IA3", "LOHA", "LOKR", "OFT", "VERA", "BOFT")),
         *(({"peft_type": kind}, "only LoRA") for kind in ("PROMPT_TUNING", None, 3, ["LORA"])),
-        ({"use_dora": True}, "DoRA"),
-        ({"lora_bias": True}, "lora_bias"),
-        ({"trainable_token_indices": {"embed_tokens": [1]}}, "trainable_token_indices"),
-        ({"target_parameters": ["mlp.experts.gate_up_proj"]}, "target_parameters"),
+        ({"use_dora": "yes"}, "use_dora makes"),
+        ({"lora_bias": 1}, "lora_bias makes"),
+        *(
+            ({"trainable_token_indices": said}, "trainable_token_indices makes")
+            for said in ([-1], [1, 1], [1.0], ["1"], [2**31], {"embed_tokens": 1}, "1", 7)
+        ),
+        *(({"target_parameters": said}, "target_parameters makes") for said in ("a", [1], [""])),
         ({"layer_replication": [[0, 4], [2, 5]]}, "layer_replication"),
         ({"megatron_config": {"tensor_model_parallel_size": 2}}, "Megatron"),
         ({"alora_invocation_tokens": [1, 2]}, "aLoRA"),
@@ -511,7 +596,7 @@ F = np.float32
                 f"{PREFIX}lora_A.weight",
             )
         ),
-        ({f"{PREFIX}{x}": np.ones(6, F) for x in ("a.bias", "a.base_layer.bias")}, "1 tensors", ""),
+        ({f"{PREFIX}{x}": np.ones(6, F) for x in ("a.bias", "a.base_layer.bias")}, "2 tensors", ""),
         ({}, "empty", ""),
     ],
     ids=lambda value: ",".join(value)[-60:] if isinstance(value, dict) else str(value)[-30:],
