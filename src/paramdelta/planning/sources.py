@@ -179,7 +179,7 @@ def _adapter(
     else:
         if adapter.needs_base:
             adapter = _under_names_of(adapter, base)
-        views, deltas = adapter.applied(base.views)
+        views, deltas = adapter.applied(_with_tied_head(base, adapter.needs_base))
     return Lineage(number, Source(adapter.checkpoint, views, deltas), base, adapter)
 
 
@@ -188,6 +188,17 @@ def _under_names_of(adapter: Adapter, base: Source) -> Adapter:
     own = dict.fromkeys(adapter.names, next(iter(base.views.values())))
     bridged, _ = names.bridged(own, base.views)
     return adapter.renamed(dict(zip(own, bridged, strict=True)))
+
+
+def _with_tied_head(base: Source, wanted: Sequence[str]) -> Mapping[str, View]:
+    """The tensors of a base, its tied head as well if an adapter changes that."""
+    views = dict(base.views)
+    for name in wanted:
+        if name not in views and names.is_tied(name, views, base.checkpoint.config):
+            pair = names.head_and_embedding([{name, *views}])
+            if pair is not None and pair[0] == name:
+                views[name] = views[pair[1]]
+    return views
 
 
 def _named_base(adapter: Adapter, role: str, opener: Opener, findings: Findings) -> Source:
