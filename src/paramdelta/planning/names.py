@@ -13,6 +13,7 @@ import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from typing import Any
 
 from paramdelta.errors import UsageError
@@ -339,6 +340,11 @@ def repeated(tensors: Mapping[str, View]) -> list[list[str]]:
                 groups.setdefault(replace(tensors[name], name=""), []).append(name)
             result += [group for group in groups.values() if len(group) > 1]
     return result
+
+
+def is_meant(name: str, pattern: str) -> bool:
+    """Whether a pattern (a name, a module or a glob) is for a tensor."""
+    return fnmatchcase(name, pattern) or name.startswith(f"{pattern}.")
 
 
 def is_head(name: str) -> bool:

@@ -142,7 +142,8 @@ def open_sources(recipe: Recipe, opener: Opener, findings: Findings) -> Sources:
             post = _stored_delta(opener.files(delta.address), f"post{tag}", findings)
             lineages.append(Lineage(number, post, None))
         elif is_adapter(opener.files(delta.address)):
-            lineages.append(_adapter(delta, number, tag, new, opener, findings))
+            taken = recipe.take_tensors
+            lineages.append(_adapter(delta, number, tag, new, taken, opener, findings))
         else:
             lineages.append(_two_models(delta, number, tag, opener, findings))
     return Sources(new, tuple(lineages), fetch_from(opener.reader))
@@ -162,15 +163,29 @@ def _two_models(delta: Delta, number: int, tag: str, opener: Opener, findings: F
 
 
 def _adapter(
-    delta: Delta, number: int, tag: str, new: Source, opener: Opener, findings: Findings
+    delta: Delta,
+    number: int,
+    tag: str,
+    new: Source,
+    taken: Sequence[str],
+    opener: Opener,
+    findings: Findings,
 ) -> Lineage:
-    """A Δ that is a LoRA adapter. It needs a base only for what it replaces or scales."""
+    """A Δ that is a LoRA adapter. It needs a base only for what it replaces or scales.
+
+    ``taken``: patterns for whole tensors that the output takes as they are.
+    """
     adapter = open_adapter(opener.files(delta.address), f"post{tag}")
+    wanted = [
+        name
+        for name in adapter.needs_base
+        if name in adapter.rows or not any(names.is_meant(name, pattern) for pattern in taken)
+    ]
     base = None
     if delta.base is not None:
         base = _model(str(delta.base), f"base{tag}", opener, findings)
-    elif adapter.needs_base:
-        base = _named_base(adapter, f"base{tag}", opener, findings)
+    elif wanted:
+        base = _named_base(adapter, wanted, f"base{tag}", opener, findings)
     if base is None:
         bridged, _ = names.bridged(adapter.deltas, new.views)
         old = {name: view.name for name, view in bridged.items()}
@@ -201,9 +216,15 @@ def _with_tied_head(base: Source, wanted: Sequence[str]) -> Mapping[str, View]:
     return views
 
 
-def _named_base(adapter: Adapter, role: str, opener: Opener, findings: Findings) -> Source:
-    """The base that an adapter names; raises UsageError if it cannot be opened."""
-    where = f"{adapter.checkpoint}: {', '.join(sorted(adapter.needs_base)[:3])}"
+def _named_base(
+    adapter: Adapter, wanted: Sequence[str], role: str, opener: Opener, findings: Findings
+) -> Source:
+    """The base that an adapter names, for the Δ of some tensors.
+
+    Raises:
+        UsageError: it names none, or it cannot be opened.
+    """
+    where = f"{adapter.checkpoint}: {', '.join(sorted(wanted)[:3])}"
     expected = "`base`, the model that it was trained on"
     if adapter.base is None:
         raise UsageError(

@@ -53,6 +53,13 @@ def plan_tensor(name: str, decided: Decisions, findings: Findings) -> OutputTens
     return cancelled(tensor) if tensor.linear else tensor
 
 
+def taken_tensor(name: str, view: View, decided: Decisions) -> OutputTensor:
+    """An output tensor that is one of post's."""
+    encoding = encoding_of(view, decided.recipe.dtype) if view.kind.mixable else Plain(view.dtype)
+    tensor = OutputTensor(name, encoding, view.shape, view, why="taken from post")
+    return _asked(tensor, decided.factors)
+
+
 def _copied(name: str, new: View, sources: Sources, findings: Findings) -> str:
     """Why a tensor is copied whatever the sources hold; "" if it is a weight."""
     if names.is_buffer(new):
