@@ -630,14 +630,15 @@ def extract_adapter(
     def write(sink: FolderSink) -> lowrank.MadeAdapter:
         job = lowrank.LowRankJob(parts, aim, number_type, where, sink)
         _once(job, chosen, watch)
-        made = job.finished()
-        config = lowrank.adapter_config(plan, parts, made)
+        made = job.finished(lowrank.base_name(plan))
+        config = lowrank.adapter_config(parts, made)
         files = {
             **small,
+            **lowrank.serving_files(plan, small),
             CONFIG: (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode(),
         }
         about = lowrank.description(plan, aim, made, _digested(sink, files))
-        card = adapter_card(plan, Path(out), made, lowrank.RANKS)
+        card = adapter_card(plan, Path(out), made, lowrank.RANKS, files)
         files |= {
             "README.md": card.encode(errors="replace"),
             lowrank.LORA: about.encode(),

@@ -3,7 +3,7 @@ again.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -192,21 +192,28 @@ def _cell(text: str) -> str:
     return text.replace("|", "\\|").replace("\n", " ")
 
 
-def adapter_card(plan: Plan, out: Path, made: "MadeAdapter", ranks: Sequence[int]) -> str:
-    """README.md of a Δ as a LoRA adapter; ``ranks``: those that vLLM can be told."""
+def adapter_card(
+    plan: Plan, out: Path, made: "MadeAdapter", ranks: Sequence[int], files: Collection[str]
+) -> str:
+    """README.md of a Δ as a LoRA adapter; ``ranks``: those that vLLM can be told.
+
+    ``files``: the other files of the folder.
+    """
     post, base = plan.lineages[0]
     sources = [post] if base is None else [post, base]
     cards = [front_matter(source) for source in sources]
     metadata: dict[str, Any] = {
-        "base_model": [sources[-1].location.name],
+        "base_model": [sources[-1].location.name if made.base.is_path else made.base.name],
         "base_model_relation": "adapter",
         "library_name": "peft",
         "tags": ["lora", "delta", "paramdelta"],
     }
     metadata |= {key: cards[0][key] for key in _KEPT if key in cards[0]}
     least = next((rank for rank in ranks if rank >= made.rank), None)
+    served = "BASE" if made.base.is_path else made.base.name
     vllm = (
-        f"`vllm serve BASE --enable-lora --max-lora-rank {least} --lora-modules {out.name}=DIR`"
+        f"`vllm serve {served} --enable-lora --max-lora-rank {least} "
+        f"--lora-modules {out.name}=DIR{_conversation(files)}`"
         if least is not None
         else f"Not with vLLM: its --max-lora-rank is at most {ranks[-1]}, and r is {made.rank}."
     )
@@ -251,11 +258,14 @@ def adapter_card(plan: Plan, out: Path, made: "MadeAdapter", ranks: Sequence[int
         *([""] if lost else []),
         "## Apply it",
         "",
-        "PEFT: `PeftModel.from_pretrained(base, DIR)`, and `merge_and_unload()` for a plain model."
+        "PEFT: `PeftModel.from_pretrained(base, DIR)`"
         + (
-            " Merge it: the output head is tied to an embedding, and unmerged it stays base's."
-            if made.tied
-            else ""
+            ". Do not call `merge_and_unload()`: PEFT 0.21 adds factors of an embedding that is "
+            "tied to the output head twice. `paramdelta mix` onto the base gives a plain model."
+            if made.peft_ties
+            else ", and `merge_and_unload()` for a plain model."
+            + " Merge it: the output head is tied to an embedding, and unmerged it stays base's."
+            * made.tied
         ),
         "",
         "Onto another base, exactly and streaming:",
@@ -286,6 +296,19 @@ def adapter_card(plan: Plan, out: Path, made: "MadeAdapter", ranks: Sequence[int
             "",
         ]
     return "\n".join(lines)
+
+
+def _conversation(files: Collection[str]) -> str:
+    """Options of `vllm serve` that let it converse as post does, with the files of the folder.
+
+    Without them it takes base's tokenizer, template and ends of a turn.
+    """
+    options = {
+        "tokenizer_config.json": " --tokenizer DIR",
+        "chat_template.jinja": " --chat-template DIR/chat_template.jinja",
+        "generation_config.json": " --generation-config DIR",
+    }
+    return "".join(option for name, option in options.items() if name in files)
 
 
 def _percent(share: float) -> str:
