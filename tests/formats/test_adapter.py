@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paramdelta.errors import CheckpointError
+from paramdelta.errors import CheckpointError, MisfitError
 from paramdelta.formats import lowrank as module
 from paramdelta.formats.adapter import is_adapter
 from paramdelta.formats.lowrank import KEPT, LowRank
@@ -629,6 +629,146 @@ def test_usual_patterns_are_used(tmp_path, pattern):
     """Names, ends of names and simple expressions give the rank and the factor."""
     config = {"r": 7, "rank_pattern": {pattern: 2}, "alpha_pattern": {pattern: 3}}
     assert opened(tmp_path / "a", config).deltas[f"{Q}.weight"].factor == 1.5
+
+
+# -- copies, and what a base must have -------------------------------------------------------------
+
+EMBED = "model.embed_tokens"
+
+
+def test_peft_stores_resized_modules_several_times(tmp_path):
+    """The copy under the plain name counts; the base's own (original_module) is left out."""
+    values = np.arange(8, dtype=F).reshape(4, 2)
+    names = {"": values, ".modules_to_save": values, ".original_module": np.zeros((4, 2), F)}
+    copies = {f"{PREFIX}{EMBED}{kind}.weight": value for kind, value in names.items()}
+    found = opened(tmp_path / "a", None, pair() | copies)
+    assert list(found.replaced) == [f"{EMBED}.weight"]
+    assert np.array_equal(read(found.replaced[f"{EMBED}.weight"], opening.fetch), values)
+    del copies[f"{PREFIX}{EMBED}.weight"]
+    found = opened(tmp_path / "b", None, pair() | copies)
+    assert np.array_equal(read(found.replaced[f"{EMBED}.weight"], opening.fetch), values)
+
+
+@pytest.mark.parametrize("other", [np.ones((4, 2), F), np.zeros((4, 3), F), np.zeros((4, 2))])
+def test_copies_that_differ_are_refused(tmp_path, other):
+    """In numbers, shape or dtype: it is not known which was trained."""
+    copies = {
+        f"{PREFIX}{EMBED}.weight": np.zeros((4, 2), F),
+        f"{PREFIX}{EMBED}.modules_to_save.weight": other,
+    }
+    with pytest.raises(CheckpointError, match="twice") as error:
+        opened(tmp_path / "a", None, pair() | copies)
+    assert error.value.code == "adapter-copies-differ"
+
+
+@pytest.mark.parametrize(
+    ("config", "tensors", "message"),
+    [
+        ({"use_dora": True}, pair(), "not whole"),
+        ({"lora_bias": True}, pair(), "not whole"),
+        ({"lora_bias": True}, pair() | {f"{PREFIX}{Q}.lora_B.bias": np.ones(5, F)}, "do not fit"),
+        (
+            {"trainable_token_indices": [1, 2]},
+            {f"{PREFIX}{EMBED}.token_adapter.trainable_tokens_delta": np.ones((3, 2), F)},
+            "trained rows",
+        ),
+        (
+            {"target_parameters": ["mlp.experts.down_proj", "mlp.experts.other"]},
+            pair("mlp.experts"),
+            "which parameters",
+        ),
+        ({"target_parameters": ["mlp.experts.x"]}, pair("mlp.experts.base_layer"), "which param"),
+        (
+            {"target_parameters": ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]},
+            pair("mlp.experts.base_layer") | pair("mlp.experts"),
+            "which parameters",
+        ),
+        ({"target_parameters": ["experts.x"], "r": 2}, pair("experts", rank=3), "do not fit"),
+    ],
+)
+def test_config_and_file_must_agree(tmp_path, config, tensors, message):
+    """What the config says of all layers, each has; and the shapes say which parameter it is."""
+    with pytest.raises(CheckpointError, match=message):
+        opened(tmp_path / "a", config, tensors)
+
+
+@pytest.mark.parametrize("shape", [None, (4, 3), (2, 2), (4, 2, 1)])
+def test_rows_and_lines_must_fit_the_base(tmp_path, shape):
+    """A base without the tensor, or of another shape, is not the one of the training."""
+    config = {"trainable_token_indices": [3]}
+    name = f"{PREFIX}{EMBED}.token_adapter.trainable_tokens_delta"
+    rows = opened(tmp_path / "a", config, {name: np.ones((1, 2), F)})
+    magnitude = {f"{PREFIX}{Q}.lora_magnitude_vector": np.ones(6, F)}
+    dora = opened(tmp_path / "b", {"use_dora": True}, pair() | magnitude)
+    tensors = {} if shape is None else dict.fromkeys((f"{EMBED}.weight", f"{Q}.weight"), shape)
+    base = opening.checkpoint(
+        save(tmp_path / "base", {n: np.ones(s, F) for n, s in tensors.items()} | {"x": np.ones(1)})
+    )
+    for found in (rows, dora):
+        with pytest.raises(MisfitError, match="its base does not have") as error:
+            found.applied(base.tensors)
+        assert error.value.code == "adapter-base-misfit"
+
+
+# -- MLX-LM ----------------------------------------------------------------------------------------
+
+
+def of_mlx(folder, tensors, **config):
+    """Write an adapter as MLX-LM does, and open it."""
+    folder.mkdir()
+    (folder / "adapters.safetensors").write_bytes(encode(tensors))
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    assert is_adapter(opening.files(folder))
+    return opening.adapter(folder)
+
+
+@pytest.mark.parametrize("kind", ["lora", "dora"])
+def test_an_adapter_of_mlx(tmp_path, kind):
+    """The formulas of mlx_lm's fuse: ``W + scale · (a b)ᵀ``, rescaled row by row with DoRA."""
+    chance = np.random.default_rng(0)
+    base = {
+        "q.weight": chance.normal(size=(6, 4)),
+        "embed_tokens.weight": chance.normal(size=(9, 4)),
+    }
+    tensors = {
+        "q.lora_a": chance.normal(size=(4, 2)),
+        "q.lora_b": chance.normal(size=(2, 6)),
+        "embed_tokens.lora_a": chance.normal(size=(9, 2)),
+        "embed_tokens.lora_b": chance.normal(size=(2, 4)),
+    }
+    expected = {
+        "q.weight": base["q.weight"] + 20 * (tensors["q.lora_a"] @ tensors["q.lora_b"]).T,
+        "embed_tokens.weight": base["embed_tokens.weight"]
+        + 20 * tensors["embed_tokens.lora_a"] @ tensors["embed_tokens.lora_b"],
+    }
+    if kind == "dora":
+        del tensors["embed_tokens.lora_a"], tensors["embed_tokens.lora_b"]
+        tensors["q.m"] = chance.uniform(1, 2, 6)
+        norms = np.linalg.norm(expected["q.weight"], axis=1)
+        expected["q.weight"] *= (tensors["q.m"] / norms)[:, None]
+        expected["embed_tokens.weight"] = base["embed_tokens.weight"]
+    config = {"fine_tune_type": kind, "lora_parameters": {"rank": 2, "scale": 20.0}}
+    found = of_mlx(tmp_path / "a", tensors, **config, model="org/base")
+    assert found.base == "org/base"
+    result, _ = applied(found, base, tmp_path / "base")
+    for name, value in expected.items():
+        np.testing.assert_allclose(result[name], value, rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "config", "message"),
+    [
+        ({"q.lora_a": np.ones((4, 2))}, {}, "not whole"),
+        ({"q.lora_a": np.ones((3, 4, 2)), "q.lora_b": np.ones((3, 2, 6))}, {}, "no matrices"),
+        ({}, {}, "empty"),
+        ({"q.lora_a": np.ones((4, 2)), "q.lora_b": np.ones((2, 6))}, {"scale": "x"}, "no scale"),
+    ],
+)
+def test_adapters_of_mlx_that_are_refused(tmp_path, tensors, config, message):
+    """Named as what they are, with MLX-LM's own remedy."""
+    said = {"fine_tune_type": "lora", "lora_parameters": {"rank": 2, "scale": 20.0} | config}
+    with pytest.raises(CheckpointError, match=message):
+        of_mlx(tmp_path / "a", tensors, **said)
 
 
 def test_names_are_only_names(tmp_path):

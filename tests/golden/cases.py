@@ -125,7 +125,9 @@ def _lora(build, folder: Path, out: Path, settings: dict[str, Any], **options: A
     config = json.loads((out / "adapter_config.json").read_text())
     del config["base_model_name_or_path"], config["revision"]
     ranks = {one.module: one.rank for one in made.kept}
-    return {"kept": made.kept_of_all, "ranks": ranks, "config": config}
+    text = json.dumps(config, sort_keys=True)
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    return {"kept": made.kept_of_all, "ranks": ranks, "config": digest}
 
 
 def mixes(build: Build, torch: bool = False, **options: Any) -> Case:

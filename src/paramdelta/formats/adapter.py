@@ -365,7 +365,8 @@ def _parameters(contents: Contents, config: AdapterConfig, where: str) -> dict[s
             continue
         inner = sorted(modules, key=len, reverse=True)
         ordered = sorted(names, reverse=True)  # gate_up_proj, down_proj
-        if not _are_of(ordered, [contents.factors[module] for module in inner]):
+        levels = [plain + ".base_layer" * number for number in reversed(range(len(inner)))]
+        if inner != levels or not _are_of(ordered, [contents.factors[m] for m in inner]):
             raise CheckpointError(
                 "it cannot be told which parameters the factors of a module are for",
                 code="unsupported-adapter",

@@ -292,9 +292,9 @@ def _model(address: str, role: str, opener: Opener, findings: Findings) -> Sourc
     if adapters.CONFIG in files and has_model(files):
         findings.add(
             Severity.WARNING,
-            "adapter-beside-model",
-            "the folder holds an adapter beside a whole model; the model is used, the adapter is "
-            "not",
+            "adapter-beside-weights",
+            "the folder holds an adapter beside the weights of a whole model; the weights are "
+            "used, and the adapter is not (transformers would load the adapter and its base)",
             checkpoint,
             remedy="if the adapter is meant, pass a folder that holds only the adapter",
         )
