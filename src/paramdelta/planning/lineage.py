@@ -1,7 +1,7 @@
-"""Whether two checkpoints share an ancestor: the cosine of a small sample of their weights.
+"""How checkpoints lie to one another, by a small sample of their weights.
 
 A continued or post-trained model keeps a cosine near 1 with its base. Two models that were trained
-separately have a cosine near 0.
+separately have a cosine near 0. The *shift* is what continued training changed: new base − base.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,6 +26,19 @@ class Likeness:
     tensors: int
 
 
+@dataclass(frozen=True)
+class Shift:
+    """The shift (new base − base) beside the Δ (post − base), over the sample.
+
+    ``ratio``: ‖shift‖ / ‖Δ‖. ``cosine``: of the two; 0 if one of them is zero. ``nearness``:
+    ‖new base − post‖ / ‖shift‖, below 1 if the new base is nearer to post than to base.
+    """
+
+    ratio: float
+    cosine: float
+    nearness: float
+
+
 def sample(tensors: Sequence[str], checkpoints: Sequence[Mapping[str, View]]) -> list[str]:
     """Choose matrices that all the checkpoints have in equal shape, spread over the model."""
     usable = []
@@ -33,7 +46,7 @@ def sample(tensors: Sequence[str], checkpoints: Sequence[Mapping[str, View]]) ->
         found = [c[name] for c in checkpoints if name in c]
         equal = len(found) == len(checkpoints) and len({t.shape for t in found}) == 1
         # Norms and biases say nothing: in every model they are near one and near zero.
-        if equal and all(t.kind.mixable for t in found) and _is_matrix(found[0]):
+        if equal and all(t.kind.mixable for t in found) and is_matrix(found[0]):
             usable.append(name)
     step = max(1, len(usable) / TENSORS)
     return [usable[int(i * step)] for i in range(min(TENSORS, len(usable)))]
@@ -61,6 +74,34 @@ def likeness(
     return Likeness(dot / (norm_one * norm_other) ** 0.5, (apart / norm_one) ** 0.5, len(names))
 
 
+def shift(
+    names: Sequence[str],
+    base: Mapping[str, View],
+    post: Mapping[str, View],
+    new: Mapping[str, View],
+    fetch: Fetch,
+) -> Shift | None:
+    """Compare shift and Δ on the named tensors; reads a few MB. None if the Δ is zero there."""
+    delta = moved = both = 0.0
+    for name in names:
+        start, end, other = (read_sample(each[name], fetch) for each in (base, post, new))
+        finite = np.isfinite(start) & np.isfinite(end) & np.isfinite(other)
+        start, end, other = start[finite], end[finite], other[finite]
+        with np.errstate(over="ignore", invalid="ignore"):
+            one, two = end - start, other - start
+            delta += float(one @ one)
+            moved += float(two @ two)
+            both += float(one @ two)
+    if delta == 0 or not np.isfinite([delta, moved, both]).all():
+        return None
+    apart = max(delta + moved - 2 * both, 0.0)
+    return Shift(
+        (moved / delta) ** 0.5,
+        both / (delta * moved) ** 0.5 if moved else 0.0,
+        (apart / moved) ** 0.5 if moved else float("inf"),
+    )
+
+
 def read_sample(view: View, fetch: Fetch) -> npt.NDArray[np.float64]:
     """A run of at most `ELEMENTS` numbers from the middle of a tensor, as float64."""
     count = min(view.elements, ELEMENTS)
@@ -79,5 +120,6 @@ def row_norms(view: View, rows: Sequence[int], fetch: Fetch) -> npt.NDArray[np.f
     return norms
 
 
-def _is_matrix(tensor: View) -> bool:
+def is_matrix(tensor: View) -> bool:
+    """Whether a tensor has two axes longer than 1. Norms and biases are alike in every model."""
     return len(tensor.shape) == 2 and min(tensor.shape) > 1

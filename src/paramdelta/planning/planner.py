@@ -12,7 +12,7 @@ from paramdelta.planning import companions
 from paramdelta.planning.alignment import align_names, join_repeats
 from paramdelta.planning.architecture import compare_architecture
 from paramdelta.planning.coefficients import choose_factors
-from paramdelta.planning.findings import Findings
+from paramdelta.planning.findings import Findings, check_allowed
 from paramdelta.planning.heads import settle_head
 from paramdelta.planning.leftovers import report_leftovers
 from paramdelta.planning.plan import OutputTensor, Plan
@@ -28,6 +28,7 @@ from paramdelta.planning.rows import (
     settle_vocabularies,
 )
 from paramdelta.planning.sources import Opener, open_sources
+from paramdelta.planning.statistics import check_statistics
 from paramdelta.planning.taken import check_rows, named_as_post, take_tensors
 from paramdelta.planning.tensors import Decisions, plan_tensor, taken_tensor
 from paramdelta.planning.tokenaxes import token_axes
@@ -50,6 +51,7 @@ def make_plan(recipe: Recipe, opener: Opener | None = None) -> Plan:
         with Reader() as reader:
             return make_plan(recipe, Opener(reader))
     findings = Findings()
+    check_allowed(recipe.allow)
 
     sources = open_sources(recipe, opener, findings)
     check_dtype(recipe.dtype, sources.new)
@@ -73,7 +75,8 @@ def make_plan(recipe: Recipe, opener: Opener | None = None) -> Plan:
     tensors += [taken_tensor(name, view, decided) for name, view in taken.views.items()]
 
     report_leftovers(recipe, sources, findings)
-    likeness = compare_relatives(sources, findings)
+    check_statistics(tensors, sources.new, sources.fetch, findings)
+    likeness, shifts = compare_relatives(sources, recipe, findings)
     for source in sources.others:
         compare_architecture(sources.new.checkpoint, source.checkpoint, findings)
     rows = report_rows(settlement, sources, axes, findings)
@@ -102,6 +105,7 @@ def make_plan(recipe: Recipe, opener: Opener | None = None) -> Plan:
         chosen,
         findings.all(recipe.allow),
         likeness,
+        shifts,
         rows,
     )
 

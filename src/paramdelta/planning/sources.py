@@ -9,6 +9,7 @@ from paramdelta.formats import adapter as adapters
 from paramdelta.formats.adapter import Adapter, has_model, is_adapter, open_adapter
 from paramdelta.formats.blockscaled import scaled_weights
 from paramdelta.formats.checkpoint import Checkpoint, open_checkpoint
+from paramdelta.formats.codes import read_codes
 from paramdelta.formats.delta import open_delta
 from paramdelta.formats.view import Fetch, View, fetch_from
 from paramdelta.planning import names
@@ -30,12 +31,14 @@ class Source:
 
     ``views``: whole tensors by name. ``deltas``: tensors that are a Δ by themselves, by name.
     ``is_stored``: the checkpoint is a stored Δ, which covers all of post and needs no base.
+    ``codes``: the format of quantized weights that are not read, by the names of their tensors.
     """
 
     checkpoint: Checkpoint
     views: Mapping[str, View]
     deltas: Mapping[str, View] = field(default_factory=dict)
     is_stored: bool = False
+    codes: Mapping[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
         return str(self.checkpoint)
@@ -318,4 +321,5 @@ def _whole(checkpoint: Checkpoint, findings: Findings) -> Source:
         findings.add(
             Severity.NOTE, "ignored", what + (f" and {rest} more" if rest > 0 else ""), checkpoint
         )
-    return Source(checkpoint, views)
+    codes = {part: each.format for each in read_codes(views) for part in each.parts}
+    return Source(checkpoint, views, codes=codes)
