@@ -667,6 +667,7 @@ def test_copies_that_differ_are_refused(tmp_path, other):
         ({"use_dora": True}, pair(), "not whole"),
         ({"lora_bias": True}, pair(), "not whole"),
         ({"lora_bias": True}, pair() | {f"{PREFIX}{Q}.lora_B.bias": np.ones(5, F)}, "do not fit"),
+        ({"lora_bias": True}, pair() | {f"{PREFIX}{Q}.lora_B.bias": np.ones(6, np.int64)}, "I64"),
         (
             {"trainable_token_indices": [1, 2]},
             {f"{PREFIX}{EMBED}.token_adapter.trainable_tokens_delta": np.ones((3, 2), F)},

@@ -257,7 +257,8 @@ def open_adapter(files: Files, role: str) -> Adapter:
         if BIAS in factors:
             bias = module + ".bias"
             scale = config.scaling.factor(module, factors[A].shape[0])
-            deltas[bias] = Scaled(bias, "F64", factors[BIAS].shape, factors[BIAS], scale)
+            own = _mixable(factors[BIAS], str(blob))
+            deltas[bias] = Scaled(bias, "F64", own.shape, own, scale)
         if MAGNITUDE in factors:
             magnitudes[name] = _mixable(factors[MAGNITUDE], str(blob))
     rows = {
