@@ -8,6 +8,9 @@ from typing import Any
 
 from paramdelta.errors import CheckpointError, UsageError
 from paramdelta.formats import magic
+from paramdelta.formats.gguf import model as gguf
+from paramdelta.formats.gguf.header import MAGIC
+from paramdelta.formats.gguf.header import read_header as read_gguf_header
 from paramdelta.formats.safetensors import header_length, parse_header
 from paramdelta.formats.torch_pickle import read_pickle
 from paramdelta.formats.view import Tensor, View
@@ -70,6 +73,11 @@ class Checkpoint:
         """Bytes of all tensors."""
         return sum(tensor.nbytes for tensor in self.tensors.values())
 
+    @property
+    def is_bare(self) -> bool:
+        """Whether it is one of weights alone, which state what small files would say (GGUF)."""
+        return bool(self.files.stated)
+
     def companion(self, name: str) -> Blob | None:
         """A file beside the weights, if it is there."""
         return self.files.get(name)
@@ -99,6 +107,8 @@ def open_checkpoint(files: Files, role: str) -> Checkpoint:
         blobs = [files.single]
     else:
         blobs, index = _weight_files(files)
+    if _is_gguf(files.reader, blobs[0]):
+        return _gguf_checkpoint(files, role, blobs)
     tensors: dict[str, View] = {}
     sources: list[SourceFile] = []
     ignored: list[str] = []
@@ -156,8 +166,39 @@ def read_weights(
     if format_ is magic.Reader.SAFETENSORS:
         source, tensors, _ = read_header(reader, blob)
         return source, tensors, ()
+    if format_ is magic.Reader.GGUF:
+        raise CheckpointError(
+            "this is a GGUF file under the name of another format",
+            code="gguf-misnamed",
+            where=str(blob),
+            remedy=f"rename it to end in {gguf.SUFFIX}",
+        )
     contents = read_pickle(reader, blob, branch)
     return SourceFile(blob, contents.sha256), contents.tensors, contents.ignored
+
+
+def header_digest(reader: Reader, blob: Blob) -> str:
+    """The digest of a weight file's header; raises as `read_weights`."""
+    if _is_gguf(reader, blob):  # it may be a part that says nothing by itself
+        return read_gguf_header(reader, blob).sha256
+    return read_weights(reader, blob)[0].header_sha256
+
+
+def _is_gguf(reader: Reader, blob: Blob) -> bool:
+    """Whether a file is GGUF, by its bytes; one that is named safetensors is not looked at."""
+    if blob.name.endswith(".safetensors"):
+        return False
+    return reader.get(blob, 0, min(len(MAGIC), blob.size)) == MAGIC
+
+
+def _gguf_checkpoint(files: Files, role: str, blobs: Sequence[Blob]) -> Checkpoint:
+    """A model in GGUF. What the metadata states stands for the small files that are absent."""
+    model = gguf.read_model(files.reader, blobs, files.location.url)
+    sources = tuple(SourceFile(blob, digest) for blob, digest in model.headers.items())
+    files = files.stating(model.stated)
+    return Checkpoint(
+        role, files.location, model.tensors, sources, files, files.json("config.json")
+    )
 
 
 def _blob(view: View) -> Blob:
@@ -200,6 +241,8 @@ def _weight_files(files: Files) -> tuple[list[Blob], Mapping[str, str]]:
             got=", ".join(found[:8]) + (" …" if len(found) > 8 else ""),
             remedy="name one file instead of the folder, or finish the download",
         )
+    if parts := gguf.choose(top, where):
+        return parts, {}
     other = magic.named(top)
     kind = next(iter(other.values()), None)
     raise CheckpointError(

@@ -120,6 +120,7 @@ class FolderSink:
         try:
             staging.parent.mkdir(parents=True, exist_ok=True)
             self._guard = Guard(self.place.guard, str(self.place.out))
+            self.place.check_unchanged()
             if self.fresh and os.path.lexists(staging):
                 if staging.is_symlink() or not staging.is_dir():
                     raise _strange(staging)

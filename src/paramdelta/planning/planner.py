@@ -16,6 +16,7 @@ from paramdelta.planning.findings import Findings, check_allowed
 from paramdelta.planning.heads import settle_head
 from paramdelta.planning.leftovers import report_leftovers
 from paramdelta.planning.plan import OutputTensor, Plan
+from paramdelta.planning.precision import report_precision
 from paramdelta.planning.quantization import (
     check_dtype,
     output_config,
@@ -77,6 +78,7 @@ def make_plan(recipe: Recipe, opener: Opener | None = None) -> Plan:
     report_leftovers(recipe, sources, findings)
     check_statistics(tensors, sources.new, sources.fetch, findings)
     likeness, shifts = compare_relatives(sources, recipe, findings)
+    report_precision(sources, likeness, findings)
     for source in sources.others:
         compare_architecture(sources.new.checkpoint, source.checkpoint, findings)
     rows = report_rows(settlement, sources, axes, findings)

@@ -136,6 +136,7 @@ def open_sources(recipe: Recipe, opener: Opener, findings: Findings) -> Sources:
         StorageError: something cannot be read or downloaded.
     """
     new = _model(str(recipe.new_base), "new base", opener, findings)
+    _check_new_base(new.checkpoint)
     lineages: list[Lineage] = []
     for number, delta in enumerate(recipe.deltas):
         tag = f" {number + 1}" if len(recipe.deltas) > 1 else ""
@@ -150,6 +151,20 @@ def open_sources(recipe: Recipe, opener: Opener, findings: Findings) -> Sources:
         else:
             lineages.append(_two_models(delta, number, tag, opener, findings))
     return Sources(new, tuple(lineages), fetch_from(opener.reader))
+
+
+def _check_new_base(checkpoint: Checkpoint) -> None:
+    """Raise UsageError if the new base is GGUF."""
+    if checkpoint.is_bare:
+        raise UsageError(
+            "a GGUF file cannot be the new base, only post or base: it has neither the config.json "
+            "nor the tokenizer files that the output gets, nor full precision",
+            code="gguf-new-base",
+            where=str(checkpoint),
+            expected="a checkpoint folder",
+            remedy="use the model's safetensors release, or convert the file with transformers: "
+            "from_pretrained(FOLDER, gguf_file=FILE), then save_pretrained",
+        )
 
 
 def _two_models(delta: Delta, number: int, tag: str, opener: Opener, findings: Findings) -> Lineage:
