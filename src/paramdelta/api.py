@@ -667,14 +667,15 @@ def extract_adapter(
     def write(sink: FolderSink) -> lowrank.MadeAdapter:
         job = lowrank.LowRankJob(parts, aim, number_type, where, sink)
         _once(job, chosen, watch)
-        made = job.finished()
-        config = lowrank.adapter_config(plan, parts, made)
+        made = job.finished(lowrank.base_name(plan))
+        config = lowrank.adapter_config(parts, made)
         files = {
             **small,
+            **lowrank.serving_files(plan, small),
             CONFIG: to_json(config).encode(),
         }
         about = lowrank.description(plan, aim, made, _digested(sink, files))
-        card = adapter_card(origins, Path(out), made, lowrank.RANKS)
+        card = adapter_card(origins, Path(out), made, lowrank.RANKS, files)
         files |= {
             "README.md": card.encode(errors="replace"),
             lowrank.LORA: about.encode(),

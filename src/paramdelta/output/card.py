@@ -6,7 +6,7 @@ a renderer does not act on them.
 
 import contextlib
 import shlex
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -62,7 +62,7 @@ def origins_of(sources: Sequence[Checkpoint]) -> tuple[Origin, ...]:
     """Read what a card says about its sources. Files that cannot be read count as absent."""
     found = []
     for source in sources:
-        stated = _front_matter(source)
+        stated = front_matter(source)
         values = {key: _plain(stated.get(key)) for key in _READ}
         metadata = {key: value for key, value in values.items() if value}
         found.append(
@@ -187,7 +187,7 @@ def _public(source: Checkpoint) -> str:
     return source.location.pinned if source.location.repo else source.location.name
 
 
-def _front_matter(source: Checkpoint) -> dict[str, Any]:
+def front_matter(source: Checkpoint) -> dict[str, Any]:
     """The metadata of a checkpoint's own card, {} if there is none that can be read."""
     first, *lines = _text(source, "README.md").splitlines() or [""]
     ends = (number for number, text in enumerate(lines) if text.rstrip() == "---")
@@ -258,14 +258,19 @@ def _commands(*lines: Sequence[str]) -> list[str]:
 
 
 def adapter_card(
-    origins: Sequence[Origin], out: Path, made: "MadeAdapter", ranks: Sequence[int]
+    origins: Sequence[Origin],
+    out: Path,
+    made: "MadeAdapter",
+    ranks: Sequence[int],
+    files: Collection[str],
 ) -> str:
     """README.md of a Δ as a LoRA adapter.
 
-    ``origins``: post, and base if there is one; ``ranks``: those that vLLM can be told.
+    ``origins``: post, and base if there is one; ``ranks``: those that vLLM can be told; ``files``:
+    the other files of the folder.
     """
     metadata: dict[str, Any] = {
-        "base_model": [origins[-1].name],
+        "base_model": [origins[-1].name if made.base.is_path else made.base.name],
         "base_model_relation": "adapter",
         "library_name": "peft",
         "tags": ["lora", "delta", "paramdelta"],
@@ -273,10 +278,11 @@ def adapter_card(
     kept = origins[0].metadata
     metadata |= {key: kept[key] for key in _KEPT if key in kept}
     least = next((rank for rank in ranks if rank >= made.rank), None)
+    served = "BASE" if made.base.is_path else made.base.name
     vllm = (
         code(
-            f"vllm serve BASE --enable-lora --max-lora-rank {least} --lora-modules "
-            + shlex.quote(f"{out.name}=DIR"),
+            f"vllm serve {shlex.quote(served)} --enable-lora --max-lora-rank {least} "
+            f"--lora-modules {shlex.quote(f'{out.name}=DIR')}{_conversation(files)}",
             1000,
         )
         if least is not None
@@ -323,11 +329,14 @@ def adapter_card(
         *([""] if lost else []),
         "## Apply it",
         "",
-        "PEFT: `PeftModel.from_pretrained(base, DIR)`, and `merge_and_unload()` for a plain model."
+        "PEFT: `PeftModel.from_pretrained(base, DIR)`"
         + (
-            " Merge it: the output head is tied to an embedding, and otherwise stays base's."
-            if made.tied
-            else ""
+            ". Do not call `merge_and_unload()`: PEFT 0.21 adds factors of an embedding that is "
+            "tied to the output head twice. `paramdelta mix` onto the base gives a plain model."
+            if made.peft_ties
+            else ", and `merge_and_unload()` for a plain model."
+            + " Merge it: the output head is tied to an embedding, and otherwise stays base's."
+            * made.tied
         ),
         "",
         "Onto another base, exactly and streaming:",
@@ -358,6 +367,19 @@ def adapter_card(
             "",
         ]
     return "\n".join(lines)
+
+
+def _conversation(files: Collection[str]) -> str:
+    """Options of `vllm serve` that let it converse as post does, with the files of the folder.
+
+    Without them it takes base's tokenizer, template and ends of a turn.
+    """
+    options = {
+        "tokenizer_config.json": " --tokenizer DIR",
+        "chat_template.jinja": " --chat-template DIR/chat_template.jinja",
+        "generation_config.json": " --generation-config DIR",
+    }
+    return "".join(option for name, option in options.items() if name in files)
 
 
 def _percent(share: float) -> str:

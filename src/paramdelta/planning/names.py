@@ -13,6 +13,7 @@ import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from typing import Any
 
 from paramdelta.errors import UsageError
@@ -348,7 +349,22 @@ def repeated(tensors: Mapping[str, View]) -> list[list[str]]:
     return result
 
 
-def head_and_embedding(checkpoints: Iterable[Mapping[str, View]]) -> tuple[str, str] | None:
+def is_meant(name: str, pattern: str) -> bool:
+    """Whether a pattern (a name, a module or a glob) is for a tensor."""
+    return fnmatchcase(name, pattern) or name.startswith(f"{pattern}.")
+
+
+def is_head(name: str) -> bool:
+    """Whether a tensor is called as output heads are."""
+    return any(name == head or name.endswith("." + head) for head, _ in _HEADS)
+
+
+def is_embedding(name: str) -> bool:
+    """Whether a tensor is called as the input embeddings are that a head can be tied to."""
+    return any(name == ending or name.endswith("." + ending) for _, ending in _HEADS)
+
+
+def head_and_embedding(checkpoints: Iterable[Iterable[str]]) -> tuple[str, str] | None:
     """Names of the output head and of the embedding that it can be tied to.
 
     None where none of the checkpoints stores a head: then there is nothing to decide.

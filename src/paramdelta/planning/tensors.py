@@ -61,6 +61,13 @@ def plan_tensor(name: str, decided: Decisions, findings: Findings) -> OutputTens
     return cancelled(tensor) if tensor.linear else tensor
 
 
+def taken_tensor(name: str, view: View, decided: Decisions) -> OutputTensor:
+    """An output tensor that is one of post's."""
+    encoding = encoding_of(view, decided.recipe.dtype) if view.kind.mixable else Plain(view.dtype)
+    asked, why = _asked([each.scales.get(name) for each in decided.factors], [], "taken from post")
+    return OutputTensor(name, encoding, view.shape, view, why=why, asked=asked)
+
+
 def _mixed(name: str, decided: Decisions, findings: Findings) -> tuple[View, list[Pair], str]:
     """The new base's operand of a weight, all Δs that it has, and why it has none."""
     sources, settlement = decided.sources, decided.settlement
