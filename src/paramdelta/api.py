@@ -661,19 +661,16 @@ def extract_adapter(
     with Reader() as reader:
         models = tuple(c for c in plan.companions if c.name not in lowrank.MODELS)
         small = contents(models, reader)
+    small |= lowrank.serving_files(plan, small)
+    called = lowrank.base_name(plan)
     origins = origins_of([source for source in plan.lineages[0] if source is not None])
     watch = _Watch(progress)
 
     def write(sink: FolderSink) -> lowrank.MadeAdapter:
         job = lowrank.LowRankJob(parts, aim, number_type, where, sink)
         _once(job, chosen, watch)
-        made = job.finished(lowrank.base_name(plan))
-        config = lowrank.adapter_config(parts, made)
-        files = {
-            **small,
-            **lowrank.serving_files(plan, small),
-            CONFIG: to_json(config).encode(),
-        }
+        made = job.finished(called)
+        files = {**small, CONFIG: to_json(lowrank.adapter_config(parts, made)).encode()}
         about = lowrank.description(plan, aim, made, _digested(sink, files))
         card = adapter_card(origins, Path(out), made, lowrank.RANKS, files)
         files |= {

@@ -455,7 +455,7 @@ def test_an_adapter_is_a_delta_already(tmp_path, lineage):
     """It is refused with a hint: storing its product would take more room."""
     (tmp_path / "lora").mkdir()
     (tmp_path / "lora" / "adapter_config.json").write_text("{}")
-    with pytest.raises(UsageError, match="by itself"):
+    with pytest.raises(UsageError, match="a Δ already"):
         extract((str(tmp_path / "lora"), str(lineage.base)), tmp_path / "d")
 
 

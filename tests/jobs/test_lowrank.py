@@ -81,7 +81,7 @@ def test_the_energy_printed_is_the_energy_measured(tmp_path, lineage, dtype, how
     assert result.made.kept_of_all == pytest.approx(1 - lost / everything, rel=1e-12)
     card = (tmp_path / "a" / "README.md").read_text(encoding="utf-8")
     for one in result.made.kept:
-        assert f"| {one.module} |" in card
+        assert f"| `{one.module}` |" in card
         assert f"| {one.rank} | {one.full} | {100 * one.kept:.4f} % |" in card
     assert f"{100 * result.made.kept_of_all:.4f} % of the whole" in card
     about = json.loads((tmp_path / "a" / lowrank.LORA).read_text(encoding="utf-8"))

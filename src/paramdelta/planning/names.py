@@ -39,6 +39,8 @@ _HEADS = (
     ("proj_out.weight", "embed_tokens.weight"),
     ("cls.predictions.decoder.weight", "word_embeddings.weight"),
 )
+_HEAD_ENDINGS = tuple({f".{head}" for head, _ in _HEADS})
+_EMBEDDING_ENDINGS = tuple({f".{embedding}" for _, embedding in _HEADS})
 _HEADS_AND_EMBEDDINGS = tuple({name for pair in _HEADS for name in pair})
 
 
@@ -356,12 +358,12 @@ def is_meant(name: str, pattern: str) -> bool:
 
 def is_head(name: str) -> bool:
     """Whether a tensor is called as output heads are."""
-    return any(name == head or name.endswith("." + head) for head, _ in _HEADS)
+    return ("." + name).endswith(_HEAD_ENDINGS)
 
 
 def is_embedding(name: str) -> bool:
     """Whether a tensor is called as the input embeddings are that a head can be tied to."""
-    return any(name == ending or name.endswith("." + ending) for _, ending in _HEADS)
+    return ("." + name).endswith(_EMBEDDING_ENDINGS)
 
 
 def head_and_embedding(checkpoints: Iterable[Iterable[str]]) -> tuple[str, str] | None:
