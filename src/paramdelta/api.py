@@ -147,7 +147,7 @@ def layout_for(plan: Plan, shard_size: int | str = SHARD_SIZE) -> Layout:
     """The weight files that a mix of this plan would write; raises UsageError."""
     made = sweep_of_one(plan)
     streams = [stored.stream for stored in made.stored]
-    return make_layout(streams, plan.parameters, parse_size(shard_size))
+    return make_layout(streams, plan.parameters, parse_size(shard_size), components=plan.components)
 
 
 def free_disk(out: str | Path) -> int:
@@ -357,7 +357,7 @@ def _run(
     first = made.plans[0]
     laid = whole or made
     streams = [stored.stream for stored in laid.stored]
-    layout = make_layout(streams, first.parameters, shard_bytes, laid.own)
+    layout = make_layout(streams, first.parameters, shard_bytes, laid.own, first.components)
     chosen = _budget(made, memory, workers)
     small = [_small_files(plan, place.out) for plan, place in zip(made.plans, places, strict=True)]
     if not fresh:
@@ -411,7 +411,7 @@ def _small_files(plan: Plan, out: Path) -> dict[str, bytes]:
 
 def _sizes(folder: Path) -> tuple[int, int]:
     """Bytes of a folder's weight files, and of those that are elsewhere too, by hard links."""
-    files = [path.stat() for path in folder.glob("*.safetensors")]
+    files = [path.stat() for path in folder.rglob("*.safetensors")]
     shared = sum(file.st_size for file in files if file.st_nlink > 1)
     return sum(file.st_size for file in files), shared
 

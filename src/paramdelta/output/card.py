@@ -11,6 +11,7 @@ import yaml
 
 from paramdelta.errors import ParamDeltaError
 from paramdelta.formats.checkpoint import Checkpoint
+from paramdelta.formats.components import DIFFUSERS, MODULES, PIPELINE, SENTENCES
 from paramdelta.output.lock import renamed
 from paramdelta.planning.plan import Plan
 from paramdelta.schemes.dare import Dare
@@ -158,10 +159,10 @@ def _public(source: Checkpoint) -> str:
 
 def front_matter(source: Checkpoint) -> dict[str, Any]:
     """The metadata of a checkpoint's own card, {} if there is none that can be read."""
-    if "README.md" not in source.files:
+    if "README.md" not in source.folder:
         return {}
     try:
-        match = _FRONT_MATTER.match(source.files.text("README.md"))
+        match = _FRONT_MATTER.match(source.folder.text("README.md"))
         data = yaml.safe_load(match[1]) if match else None
     except (ParamDeltaError, yaml.YAMLError):
         return {}
@@ -169,8 +170,10 @@ def front_matter(source: Checkpoint) -> dict[str, Any]:
 
 
 def _library(plan: Plan, cards: list[dict[str, Any]]) -> str:
-    if any(companion.name == "modules.json" for companion in plan.companions):
-        return "sentence-transformers"
+    if any(companion.name == MODULES for companion in plan.companions):
+        return SENTENCES
+    if any(companion.name == PIPELINE for companion in plan.companions):
+        return DIFFUSERS
     named = [card["library_name"] for card in cards if isinstance(card.get("library_name"), str)]
     return str(named[0]) if named else "transformers"
 
@@ -181,9 +184,9 @@ def _licence(source: Checkpoint, card: dict[str, Any]) -> str:
         licence = ", ".join(map(str, licence))
     if licence:
         return str(licence)
-    name = next((name for name in ("LICENSE", "LICENSE.txt") if name in source.files), None)
+    name = next((name for name in ("LICENSE", "LICENSE.txt") if name in source.folder), None)
     if name is not None:
-        first = source.files.text(name).strip().splitlines()[:1]
+        first = source.folder.text(name).strip().splitlines()[:1]
         return f"see its LICENSE ({first[0].strip()})" if first else "see its LICENSE"
     return "not stated"
 

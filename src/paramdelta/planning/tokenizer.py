@@ -13,6 +13,7 @@ from typing import Any
 
 from paramdelta.errors import CheckpointError
 from paramdelta.planning.bytelevel import is_tiktoken, tekken, tiktoken
+from paramdelta.planning.code import LARGEST, code_files, references
 from paramdelta.planning.facts import (
     FAST,
     ROLES,
@@ -64,6 +65,30 @@ def is_vocabulary_file(name: str) -> bool:
 def is_tokenizer_file(name: str) -> bool:
     """Whether a file of this name belongs to a tokenizer."""
     return is_vocabulary_file(name) or _OTHERS.fullmatch(name) is not None
+
+
+def vocabulary_names(files: Files) -> frozenset[str]:
+    """Files beside the weights that hold a tokenizer's vocabulary, by their names or because
+    tokenizer_config.json, or the code of the tokenizer that it names, speaks of them.
+    """
+    said = files.json(TOKENIZER)
+    others = [name for name in _top(files) if not is_tokenizer_file(name) and _may_be_named(name)]
+    found = {name for name in _top(files) if is_vocabulary_file(name)}
+    if others:
+        texts = {text for text in said.values() if isinstance(text, str)}
+        found |= texts & {*others}
+        code, _ = code_files(files, references(said))
+        sources = [files.text(name) for name in code if files[name].size <= LARGEST]
+        found |= {
+            n for n in others if any(re.search(rf"[\"']{re.escape(n)}[\"']", s) for s in sources)
+        }
+    return frozenset(found)
+
+
+def _may_be_named(name: str) -> bool:
+    """Whether a name is not that of a file which has another role."""
+    suffixes = (".safetensors", ".py", ".md", "config.json", ".jinja", ".index.json")
+    return not name.endswith(suffixes)
 
 
 def read_vocabulary(

@@ -1,6 +1,7 @@
 """The files of one checkpoint: what is there, and the contents of the small ones."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from paramdelta import documents
@@ -27,6 +28,7 @@ class Files(Mapping[str, Blob]):
         self.single = next(iter(found.values())) if _is_single(found, location) else None
         self._blobs = {} if self.single is not None else found
         self._objects: dict[str, dict[str, Any]] = {}
+        self._subs: dict[str, Files] = {}
 
     def __getitem__(self, name: str) -> Blob:
         return self._blobs[name]
@@ -38,7 +40,24 @@ class Files(Mapping[str, Blob]):
         return len(self._blobs)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_objects": {}}
+        return {**self.__dict__, "_objects": {}, "_subs": {}}
+
+    def sub(self, folder: str) -> "Files":
+        """The files below a folder (with a slash at its end), by their names there."""
+        if not folder:
+            return self
+        if folder not in self._subs:
+            inside = Files.__new__(Files)
+            url = f"{self.location.url.rstrip('/')}/{folder.rstrip('/')}"
+            inside.location = replace(self.location, url=url)
+            inside.reader, inside.single, inside._objects, inside._subs = self.reader, None, {}, {}
+            inside._blobs = {
+                name[len(folder) :]: blob
+                for name, blob in self._blobs.items()
+                if name.startswith(folder)
+            }
+            self._subs[folder] = inside
+        return self._subs[folder]
 
     def bytes(self, name: str, limit: int = MOST_JSON) -> bytes:
         """The contents of a file that is there; raises CheckpointError, StorageError."""
