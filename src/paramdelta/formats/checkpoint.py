@@ -275,6 +275,15 @@ def _weight_files(files: Files) -> _Found | None:
     complete = bool(numbered) and len(numbered) == len(found) == int(numbered[0]["count"])
     if complete or (len(found) == 1 and not numbered):  # complete, though the index is lost
         return _Found(tuple(top[name] for name in found), stem)
+    if all(name.startswith("consolidated") for name in found) and not safe:
+        raise CheckpointError(
+            "these are the weights in Meta's own format, cut for several processors",
+            code="unsupported-file",
+            where=files.location.url,
+            expected="safetensors, or what transformers saved",
+            got=", ".join(found[:8]),
+            remedy="use the release for transformers, or transformers' own conversion script",
+        )
     if numbered or not safe:
         single = singles[stem]
         raise CheckpointError(

@@ -120,6 +120,12 @@ def component_of(name: str, components: Sequence[Component]) -> Component:
     return max(found, key=lambda component: len(component.prefix))
 
 
+def component_of_file(name: str, components: Sequence[Component]) -> Component:
+    """The component that a weight file of an output belongs to, by its path."""
+    found = [component for component in components if name.startswith(component.folder)]
+    return max(found, key=lambda component: len(component.folder))
+
+
 def _is_there(folder: str, files: Files) -> bool:
     return any(name.startswith(folder) for name in files)
 

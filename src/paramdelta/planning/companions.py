@@ -37,6 +37,7 @@ from paramdelta.planning.facts import (
     value,
 )
 from paramdelta.planning.findings import Findings, Severity
+from paramdelta.planning.predictors import stated_layers
 from paramdelta.planning.settlement import Settlement
 from paramdelta.planning.sidefiles import SideFiles, side_files
 from paramdelta.planning.tokenaxes import size_places
@@ -94,13 +95,15 @@ class Facts:
     ``dtype``: the one floating-point dtype (safetensors name), None if there are several. ``tied``:
     whether the output head is the input embedding; None to leave config.json as it is. ``rows``:
     of embeddings and heads that have grown, by how many rows they had. ``quantised``: the
-    quantization_config of an output that is quantised.
+    quantization_config of an output that is quantised. ``predicts``: whether it has layers that
+    predict further tokens.
     """
 
     dtype: str | None
     tied: bool | None
     rows: Mapping[int, int]
     quantised: Mapping[str, Any] | None = None
+    predicts: bool = True
 
 
 @dataclass(frozen=True)
@@ -221,10 +224,8 @@ def _code(
     """The code that files of post name; reports code that is named and not there."""
     found: dict[str, Companion] = {}
     for giver, owner in (("new base", new), ("post", post)):
-        given = [c for c in chosen if c.giver == giver and c.name.endswith(".json")]
+        given = [c for c in chosen if c.giver == giver and c.name.endswith("config.json")]
         for each in given:
-            if "/" in each.name or is_vocabulary_file(each.name):
-                continue
             content = {**owner.read_json(each.name), **dict(each.changes)}
             names, missing = code_files(owner.files, references(content))
             for name in missing:
@@ -438,6 +439,8 @@ def _config(
     edits |= dict.fromkeys(stated, None)
     if facts.quantised is not None:
         edits[("quantization_config",)] = facts.quantised
+    if not facts.predicts:
+        edits |= dict.fromkeys(stated_layers(new.config), 0)
     edits[("_name_or_path",)] = None
     why = "architecture, positions and context length"
     if roles:

@@ -5,7 +5,8 @@ sample that shows whether the checkpoints are relatives, and rows that may be un
 written.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from paramdelta.dtypes import DTYPES
 from paramdelta.formats.components import Component, component_of
@@ -20,6 +21,7 @@ from paramdelta.planning.heads import settle_head
 from paramdelta.planning.leftovers import report_leftovers
 from paramdelta.planning.modules import Assembly, assemble
 from paramdelta.planning.plan import OutputTensor, Plan
+from paramdelta.planning.predictors import is_predictor, stated_layers
 from paramdelta.planning.quantization import (
     check_dtype,
     output_config,
@@ -89,6 +91,7 @@ def make_plan(recipe: Recipe, opener: Opener | None = None) -> Plan:
         tied=tied,
         rows=grown_rows(tensors, axes, sources),
         quantised=quantization,
+        predicts=_predicts(tensors, sources.new.checkpoint.config),
     )
     new, first = sources.new.checkpoint, sources.lineages[0]
     post, base = first.post.checkpoint, first.base.checkpoint if first.base is not None else None
@@ -114,6 +117,11 @@ def make_plan(recipe: Recipe, opener: Opener | None = None) -> Plan:
         assembly.components,
         account(opened, chosen.companions, assembly.components, chosen.left),
     )
+
+
+def _predicts(tensors: Sequence[OutputTensor], config: Mapping[str, Any]) -> bool:
+    """Whether the output has layers that predict further tokens."""
+    return bool(stated_layers(config)) and any(is_predictor(t.name, config) for t in tensors)
 
 
 def _main_views(new: Source, assembly: Assembly) -> dict[str, View]:

@@ -17,7 +17,7 @@ from paramdelta.planning.tokenizer import is_tokenizer_file
 from paramdelta.planning.vocabulary import MOST
 from paramdelta.storage.blob import Blob
 from paramdelta.storage.filekinds import is_license, is_weights, left_because
-from paramdelta.storage.files import Files
+from paramdelta.storage.files import POINTERS, Files
 from paramdelta.units import show_size
 
 UNNAMED = "in a folder that no configuration names"
@@ -47,6 +47,7 @@ def side_files(files: Files, checkpoint: Checkpoint, skip: Callable[[str], bool]
     """Sort the files of a folder. ``skip``: names that are another folder's matter.
 
     Raises:
+        CheckpointError: a file was not downloaded: a Git LFS pointer stands for it.
         StorageError: a file cannot be read.
     """
     weights = {source.blob for source in checkpoint.sources}
@@ -70,8 +71,10 @@ def side_files(files: Files, checkpoint: Checkpoint, skip: Callable[[str], bool]
             why = CONFIDENTIAL if _SECRETS.search(files.bytes(name)) else ""
         if why:
             left[blob] = why
-        else:
-            may[name] = blob
+            continue
+        if blob.size in POINTERS:
+            files.bytes(name)  # refuses a file that was not downloaded
+        may[name] = blob
     return SideFiles(may, left)
 
 

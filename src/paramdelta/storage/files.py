@@ -11,6 +11,8 @@ from paramdelta.storage.location import Location
 from paramdelta.storage.reader import Reader
 
 MOST_JSON = 64_000_000  # bytes; the index of a model with 100,000 tensors is under 10 MB
+POINTERS = range(100, 400)  # bytes of a Git LFS pointer, which stands for a file
+_POINTER = b"version https://git-lfs"
 KEPT = 1_000_000  # bytes; larger contents are not kept in memory
 
 
@@ -61,7 +63,15 @@ class Files(Mapping[str, Blob]):
 
     def bytes(self, name: str, limit: int = MOST_JSON) -> bytes:
         """The contents of a file that is there; raises CheckpointError, StorageError."""
-        return self.reader.small(self[name], limit)
+        data = self.reader.small(self[name], limit)
+        if data.startswith(_POINTER):
+            raise CheckpointError(
+                "this is a Git LFS pointer, not the file itself",
+                code="lfs-pointer",
+                where=str(self[name]),
+                remedy="run git lfs pull, or download the file again",
+            )
+        return data
 
     def text(self, name: str, limit: int = MOST_JSON) -> str:
         """The contents as text; bytes that are not UTF-8 are replaced. Raises as `bytes`."""
