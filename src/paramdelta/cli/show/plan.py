@@ -9,8 +9,8 @@ from paramdelta.cli.show.events import emit
 from paramdelta.cli.show.findings import finding_facts, show_findings
 from paramdelta.cli.show.recipe import formula_of, show_schedules
 from paramdelta.engine.memory import Budget
-from paramdelta.formats.view import View
 from paramdelta.formats.components import component_of_file
+from paramdelta.formats.view import View
 from paramdelta.output.layout import Layout
 from paramdelta.planning.account import Fate
 from paramdelta.planning.plan import Plan
