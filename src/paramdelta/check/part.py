@@ -89,6 +89,8 @@ def read_part(folder: Folder, kind: str, findings: Findings) -> Part:
 
 def find_parts(folder: Folder, findings: Findings) -> tuple[str, list[Part]]:
     """What the folder is, and its parts."""
+    if "paramdelta.delta.json" in folder:  # a difference of models is none itself
+        return "delta", [read_part(folder, "delta", findings)]
     if "model_index.json" in folder:
         return "diffusers", list(_components(folder, findings))
     if "modules.json" in folder:
@@ -97,8 +99,6 @@ def find_parts(folder: Folder, findings: Findings) -> tuple[str, list[Part]]:
     weights = any(name.endswith((".safetensors", ".bin")) for name in folder.direct)
     if "adapter_config.json" in folder and not _is_model(folder, config):
         return "adapter", [read_part(folder, "adapter", findings)]
-    if "paramdelta.delta.json" in folder:  # a difference of models is none itself
-        return "delta", [read_part(folder, "delta", findings)]
     if "_class_name" in config:
         return "diffusers component", [read_part(folder, "diffusers", findings)]
     if "config.json" in folder:

@@ -14,6 +14,7 @@ from paramdelta.planning.findings import Findings, Severity
 from paramdelta.planning.plan import OutputTensor
 from paramdelta.planning.quantization import encoding_of
 from paramdelta.planning.sources import Source, Sources
+from paramdelta.text import shown
 
 TAKEN = "module of post"
 
@@ -51,6 +52,7 @@ def assemble(sources: Sources, findings: Findings) -> tuple[Sources, Assembly]:
     new, post = sources.new.checkpoint, sources.lineages[0].post.checkpoint
     for source in sources.others:
         _compare(sources.new, source, findings)
+        _compare_configs(new, source.checkpoint, findings)
     if post.makeup.library != SENTENCES or new.makeup.library not in ("", SENTENCES):
         return sources, Assembly(new.components, {})
     mains = {c.is_main: c for c in post.components}
@@ -107,6 +109,32 @@ def _compare(new: Source, source: Source, findings: Findings) -> None:
         remedy="name the folder of the one model in it: "
         + ", ".join(_inner_address(pipeline, c) for c in pipeline.components[:4]),
     )
+
+
+_ABOUT = ("_name_or_path", "_diffusers_version", "transformers_version", "dtype", "torch_dtype")
+
+
+def _compare_configs(new: Checkpoint, other: Checkpoint, findings: Findings) -> None:
+    """Say where the configuration of a component differs, which may give its weights a meaning."""
+    for component in new.components:
+        name = f"{component.folder}config.json"
+        if component.is_main or component not in other.components or name not in other.folder:
+            continue
+        ours, theirs = new.folder.json(name), other.folder.json(name)
+        keys = [key for key in sorted(ours.keys() | theirs.keys()) if key not in _ABOUT]
+        different = [
+            f"{shown(key)}: {theirs.get(key)!r:.60} -> {ours.get(key)!r:.60}"
+            for key in keys
+            if ours.get(key) != theirs.get(key)
+        ]
+        if different:
+            findings.add(
+                Severity.WARNING,
+                "component-config-differs",
+                f"{name} follows the new base ({'; '.join(different[:6])})",
+                other,
+                remedy="check that these values do not change what the weights mean",
+            )
 
 
 def _inner_address(checkpoint: Checkpoint, component: Component) -> str:
