@@ -2,6 +2,7 @@
 
 import json
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -106,7 +107,7 @@ def test_what_travels(tmp_path, role):
     recipe = recipe_of(tmp_path)
     for name, content in ASSETS.items():
         put(tmp_path / role, name, content)
-    made = plan(recipe)
+    made = plan(replace(recipe, vocabulary="id"))
     found = fates(made, {"post": "post", "new": "new base"}[role])
     assert {name for name in ASSETS if found[name][0] is not Fate.TAKEN} == set()
     out = mix(made, tmp_path / "out").folder

@@ -26,7 +26,8 @@ REPOS = {
 OLD = {"model.norm.weight": np.arange(8, dtype=np.float32)}
 TRAINING = {"optimizer.pt": b"states", "training_args.bin": b"a pickle of code"}
 PICKLED = {  # repositories without safetensors
-    "org/old": {"pytorch_model.bin": torch_file(OLD), "other.pt": b"", **TRAINING},
+    "org/old": {"pytorch_model.bin": torch_file(OLD), "onnx/model.onnx": b"", **TRAINING},
+    "old": {"pytorch_model.bin": torch_file(OLD)},  # a name of one part, as gpt2
     "org/lone": {"model.pt": torch_file(OLD), "2_Dense/pytorch_model.bin": b"", **TRAINING},
 }
 
@@ -58,8 +59,8 @@ class Hub(BaseHTTPRequestHandler):
 
     def _answer(self, body):
         path = self.path.split("?")[0]
-        listing = re.fullmatch(r"/api/models/([^/]+/[^/]+)/(revision|tree)/([^/]+).*", path)
-        file = re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path)
+        listing = re.fullmatch(r"/api/models/([^/]+(?:/[^/]+)?)/(revision|tree)/([^/]+).*", path)
+        file = re.fullmatch(r"/([^/]+(?:/[^/]+)?)/resolve/([^/]+)/(.+)", path)
         repo, revision = (
             (listing[1], listing[3]) if listing else (file[1], file[2]) if file else (0, 0)
         )
@@ -145,7 +146,12 @@ def test_mix_from_the_hub_pins_revisions(hub, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("repo", "weights"), [("org/old", "pytorch_model.bin"), ("org/lone", "model.pt")]
+    ("repo", "weights"),
+    [
+        ("org/old", "pytorch_model.bin"),
+        ("org/lone", "model.pt"),
+        ("old", "pytorch_model.bin"),
+    ],
 )
 def test_pickles_are_downloaded_where_there_is_nothing_else(hub, repo, weights):
     """Only the weights: neither another file nor what training left; offline, the cache serves."""

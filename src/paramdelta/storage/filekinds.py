@@ -23,7 +23,7 @@ _VARIANT = re.compile(
 _SECRET = re.compile(
     r"\.?(.*[._-])?(secrets?|credentials?|passwords?|passwd|api[_-]?keys?|private[_-]?keys?|"
     r"(hf|hub|access|auth|api|bearer|wandb|github|gitlab|refresh|login|user)[_-]?tokens?|"
-    r"service[_-]?account|id_(rsa|dsa|ecdsa|ed25519)|netrc|htpasswd|env|kaggle)([._-].*)?|"
+    r"service[_-]?account|id_(rsa|dsa|ecdsa|ed25519)|netrc|htpasswd|kaggle)([._-].*)?|(.*\.)?env([._-].*)?|"
     r"\.?token(\.(txt|json|ya?ml))?|"
     r".*\.(pem|key|p12|pfx|jks|keystore|kdbx|ppk|gpg|pgp|asc|env|der|crt|cer)",
     re.IGNORECASE,

@@ -6,6 +6,7 @@ from paramdelta.errors import StorageError
 from paramdelta.storage.filekinds import wanted
 from paramdelta.storage.location import not_here
 
+TRIES = 3  # if a repository changes while it is read
 LARGEST = 256_000_000  # bytes of a file that is fetched and is no weights
 
 
@@ -32,27 +33,32 @@ def download(repo: str, revision: str | None, cached: bool = False) -> tuple[Pat
     )
 
     where = f"{repo}@{revision}" if revision else repo
-    commit = revision
-    patterns: list[str] | None = None
+    name = revision or "main"
+    commit: str | None = None
+    patterns: list[str] = []
+    online = False
     try:
-        if not cached:
-            try:
-                found = HfApi().model_info(repo, revision=revision, files_metadata=True)
-                commit = found.sha or revision  # the same one, whatever is pushed meanwhile
-                sizes = {file.rfilename: file.size for file in found.siblings or ()}
-                patterns = [_exactly(name) for name in wanted(sizes, LARGEST)]
-            except (RepositoryNotFoundError, RevisionNotFoundError, GatedRepoError):
-                raise
-            except (OfflineModeIsEnabled, HfHubHTTPError, OSError):
-                pass  # what an earlier download left may be enough
-        folder = Path(
-            snapshot_download(
-                repo,
-                revision=commit,
-                allow_patterns=patterns,
-                local_files_only=patterns is None,
+        for _ in range(TRIES):
+            if not cached:
+                try:
+                    found = HfApi().model_info(repo, revision=name, files_metadata=True)
+                    sizes = {file.rfilename: file.size for file in found.siblings or ()}
+                    commit, patterns = found.sha, [_exactly(n) for n in wanted(sizes, LARGEST)]
+                    online = True
+                except (RepositoryNotFoundError, RevisionNotFoundError, GatedRepoError):
+                    raise
+                except (OfflineModeIsEnabled, HfHubHTTPError, OSError):
+                    pass  # what an earlier download left may be enough
+            folder = Path(
+                snapshot_download(
+                    repo,
+                    revision=name,  # by its name, so that the cache knows it offline
+                    allow_patterns=patterns,  # offline none, for what is wanted is not known
+                    local_files_only=not online,
+                )
             )
-        )
+            if commit in (None, folder.name):
+                break  # else someone pushed between the two calls
     except GatedRepoError:
         raise StorageError(
             "access to this model must be asked for",
