@@ -451,9 +451,12 @@ def _config(
 
 
 def _places(fact: str, checkpoint: Checkpoint) -> list[tuple[str, ...]]:
-    """The keys under which config.json states a fact; its usual key if it does not."""
+    """The keys under which config.json states a fact; its usual key if it does not.
+
+    A model of diffusers takes no key that its class does not know.
+    """
     found = [s.keys for s in statements(fact, checkpoint.files) if s.file == CONFIG]
-    return found or [(fact,)]
+    return found or ([] if "_class_name" in checkpoint.config else [(fact,)])
 
 
 def _role_ids(role: str, post: Checkpoint, settlement: Settlement) -> Any:
