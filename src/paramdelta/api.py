@@ -616,6 +616,14 @@ def extract_adapter(
         )
     plan = plan_extract(*source) if isinstance(source, tuple) else source
     plan.check()
+    if any(component.prefix for component in plan.components):
+        raise UsageError(
+            "an adapter adapts one model, and this is a folder of several",
+            code="adapter-of-components",
+            where=str(plan.new_base),
+            remedy="name the folder of one of them: "
+            + ", ".join(component.folder for component in plan.components if component.prefix),
+        )
     parts = linear(plan, embeddings)
     number_type = stored or lowrank.common_dtype(parts)
     where = " − ".join(str(source) for source in plan.lineages[0] if source is not None)

@@ -34,7 +34,8 @@ def difference(loaded, roles):
     found = [{n: p.detach() for n, p in roles[k].named_parameters()} for k in KINDS]
     base, post, new = found
     return max(
-        float((p.detach() - (new[n] + post[n] - base[n])).abs().max()) for n, p in loaded.named_parameters()
+        float((p.detach() - (new[n] + post[n] - base[n])).abs().max())
+        for n, p in loaded.named_parameters()
     )
 
 

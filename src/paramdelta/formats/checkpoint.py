@@ -21,6 +21,7 @@ from paramdelta.formats.safetensors import header_length, parse_header
 from paramdelta.formats.torch_pickle import read_pickle
 from paramdelta.formats.view import Tensor, View
 from paramdelta.storage.blob import Blob
+from paramdelta.storage.filekinds import PICKLES, is_training, is_weights
 from paramdelta.storage.files import Files
 from paramdelta.storage.location import Location
 from paramdelta.storage.reader import Reader
@@ -31,10 +32,7 @@ INDEX = Component().index
 DELTA = "paramdelta.delta.json"  # in a folder that holds a stored Δ and no model (`delta`)
 PICKLE = "pytorch_model.bin"
 HEAD = 1 << 16  # bytes read at first: most headers fit
-_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pth.tar", ".pt.tar")
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.(safetensors|bin)")
-# What training leaves beside the weights: all of it pickles, none of it a model.
-_TRAINING = re.compile(r"(training_args|optimizer|scheduler|scaler|rng_state.*)\.(bin|pt|pth)")
 
 
 @dataclass(frozen=True)
@@ -214,7 +212,7 @@ def read_weights(
     kind.check(str(blob))
     format_ = kind.reader
     if format_ is None:
-        torch = blob.name.endswith(_PICKLES)
+        torch = blob.name.endswith(PICKLES)
         format_ = magic.Reader.TORCH if torch else magic.Reader.SAFETENSORS
     if format_ is magic.Reader.SAFETENSORS:
         source, tensors, _ = read_header(reader, blob)
@@ -257,7 +255,7 @@ def _weight_files(files: Files) -> _Found | None:
         found = safe
     else:
         singles = {MODEL: PICKLE, DIFFUSION: f"{DIFFUSION}.bin"}
-        found = [n for n in top if n.endswith(_PICKLES) and not _TRAINING.fullmatch(n)]
+        found = [n for n in top if n.endswith(PICKLES) and not is_training(n)]
     for stem, single in singles.items():
         index = f"{single}.index.json"
         if single in top:
@@ -305,30 +303,31 @@ def _needs_weights(files: Files) -> bool:
 
 def _no_weights(files: Files) -> CheckpointError:
     """The error for a folder without weights: what is there instead, and what to do."""
-    top = [name for name in files if "/" not in name]
-    other = magic.named(top)
-    kind = next(iter(other.values()), None)
     inner = sorted(
         {
-            name.rpartition("/")[0]
+            f"{name.rpartition('/')[0]}/"
             for name in files
-            if "/" in name
-            and name.endswith((".safetensors", *_PICKLES))
-            and not _TRAINING.fullmatch(name.rpartition("/")[2])
+            if "/" in name and is_weights(name) and not is_training(name)
         }
     )
-    remedy = kind.remedy if kind else None
-    if inner and kind is None:
-        shown_inner = ", ".join(shown(name) for name in inner[:4])
-        remedy = f"name the folder that holds the model: {shown_inner}" + (
-            " …" if len(inner) > 4 else ""
-        )
+    other = magic.named([name for name in files if not inner or "/" not in name])
+    kind = next(iter(other.values()), None)
+    what, remedy = "no weights here", None
+    if kind is not None:
+        what, remedy = f"{what} that can be read: this is {kind.what}", kind.remedy
+    elif inner:
+        remedy = "name the folder that holds the model: " + ", ".join(map(shown, inner[:4]))
+        remedy += " …" if len(inner) > 4 else ""
+    elif any(is_training(name) and is_weights(name) for name in files):
+        what += ": this is the state of a training run"
+        remedy = "save the model, for DeepSpeed with its zero_to_fp32.py, and name that folder"
+    found = [*other, *inner]
     return CheckpointError(
-        "no weights here" + (f" that can be read: this is {kind.what}" if kind else ""),
+        what,
         code="no-weights",
         where=files.location.url,
         expected=f"{WEIGHTS}, or {INDEX}",
-        got=", ".join(shown(name) for name in (*other, *(f"{n}/" for n in inner))) or "neither",
+        got=", ".join(map(shown, found[:8])) or "neither",
         remedy=remedy,
     )
 

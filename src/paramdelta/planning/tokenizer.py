@@ -131,7 +131,7 @@ def read_vocabulary(
         except NumberingError as error:
             return _opaque(files, f"{file}: {error}")
         return _completed(table, files, said, kind)
-    present = [file for file in _top(files) if is_vocabulary_file(file)]
+    present = sorted(vocabulary_names(files))
     if not present:
         return None
     who = f"{name}Tokenizer" if name else "a tokenizer of an unknown class"
@@ -180,7 +180,8 @@ def _class_of(name: str, files: Files) -> tuple[str, TokenizerClass] | None:
             return "", candidate
         found = next((file for file in candidate.files if file in files), None)
         if found is None and candidate.files[-1] == PIECE_FILES[-1]:
-            models = [n for n in _top(files) if n.endswith((".model", ".spm"))]
+            named = [n for n in vocabulary_names(files) if not is_vocabulary_file(n)]
+            models = [n for n in _top(files) if n.endswith((".model", ".spm"))] or named
             found = models[0] if len(models) == 1 else None
         if found is not None:
             return found, candidate
@@ -233,8 +234,9 @@ def _entries(decoder: Any) -> Iterable[tuple[str, Any]]:
 def _opaque(files: Files, why: str) -> Opaque:
     """A tokenizer that is the same only where all of its files are."""
     digest = hashlib.sha256()
+    words = vocabulary_names(files)
     for name in _top(files):
-        if is_vocabulary_file(name) or name in (ADDED, SPECIAL) or name.endswith(".py"):
+        if name in words or name in (ADDED, SPECIAL) or name.endswith(".py"):
             digest.update(json.dumps([name, len(files.bytes(name, MOST))]).encode())
             digest.update(files.bytes(name, MOST))
     added = files.json(TOKENIZER).get("added_tokens_decoder")

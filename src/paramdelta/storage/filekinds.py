@@ -100,7 +100,7 @@ def left_because(name: str) -> str:
     if last in _QUANTIZED:
         return "how the source is quantized, which the output is not or says elsewhere"
     if last.startswith("adapter_"):
-        return "an adapter beside the weights"
+        return "part of an adapter, which the output is not"
     if is_weights(last) and re.match(_STEMS + r"[.-]|.*\.safetensors$", last):
         return "other weights, which the loader of the folder does not read"
     if last == "README.md" and not folders:
@@ -114,6 +114,11 @@ def left_because(name: str) -> str:
     if _DATA.fullmatch(last):
         return "data or an archive"
     return ""
+
+
+def is_training(name: str) -> bool:
+    """Whether a file is what training leaves beside a model."""
+    return _TRAINING.fullmatch(name.rpartition("/")[2]) is not None
 
 
 def is_license(name: str) -> bool:
