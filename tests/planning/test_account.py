@@ -11,7 +11,8 @@ from paramdelta import Delta, Recipe, mix, plan
 from paramdelta.planning.account import Fate
 from paramdelta.planning.sidefiles import CONFIDENTIAL, UNNAMED
 from tests.assembled import KINDS, embedder, pipeline, put
-from tests.attacks.hostile import torch_file
+from tests.attacks.hostile import archive, state, torch_file
+from tests.attacks.hostile import plain as hostile_plain
 from tests.checkpoints import encode, llama, moved, save
 from tests.opening import files as listed
 
@@ -126,9 +127,14 @@ def test_pickles_that_run_code_stay(tmp_path):
 
     recipe = recipe_of(tmp_path)
     put(tmp_path / "post", "extra.bin", pickle.dumps(Evil()))
+    command = archive(state(b=b"cposix\nsystem\n"))
+    dropped = archive(state(b=b"cmodule\nThing\n0" + hostile_plain(1)))  # made, then thrown away
+    put(tmp_path / "post", "command.pt", command)
+    put(tmp_path / "post", "dropped.pt", dropped)
     made = plan(recipe)
-    assert fates(made)["extra.bin"][0] is Fate.LEFT
-    assert "run code" in fates(made)["extra.bin"][1]
+    for name in ("extra.bin", "command.pt", "dropped.pt"):
+        assert fates(made)[name][0] is Fate.LEFT
+    assert "module.Thing" in fates(made)["dropped.pt"][1]
 
 
 def test_side_weights_that_differ_are_a_warning(tmp_path):

@@ -8,9 +8,10 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from paramdelta.errors import ParamDeltaError
+from paramdelta.errors import CheckpointError
 from paramdelta.formats import magic
-from paramdelta.formats.checkpoint import Checkpoint, read_weights
+from paramdelta.formats.checkpoint import Checkpoint
+from paramdelta.formats.torch_pickle import foreign_code
 from paramdelta.planning.code import GENERATE, LARGEST
 from paramdelta.planning.facts import FAST, TEMPLATES
 from paramdelta.planning.tokenizer import is_tokenizer_file
@@ -117,7 +118,7 @@ def _pickle(files: Files, blob: Blob) -> str:
     if kind.reader is None:
         return "" if kind is magic.UNKNOWN else f"it is {kind.what}"
     try:
-        read_weights(files.reader, blob)
-    except ParamDeltaError as error:
-        return f"a pickle that could run code or holds no tensors ({error.what})"
-    return ""
+        foreign = foreign_code(files.reader, blob)
+    except CheckpointError as error:
+        return f"it cannot be read safely: {error.what}"
+    return f"a pickle that runs {min(foreign)[:80]} where torch loads it" if foreign else ""
