@@ -12,6 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import numpy as np
 import pytest
 
+from tests.assembled import modules
 from tests.attacks.hostile import torch_file
 from tests.checkpoints import encode, llama, moved
 
@@ -30,6 +31,25 @@ PICKLED = {  # repositories without safetensors
     "old": {"pytorch_model.bin": torch_file(OLD)},  # a name of one part, as gpt2
     "org/lone": {"model.pt": torch_file(OLD), "2_Dense/pytorch_model.bin": b"", **TRAINING},
 }
+DENSE = {"linear.weight": np.ones((4, 16), np.float32)}
+PARTS = {  # an embedder: what belongs to it, and what does not
+    "modules.json": json.dumps(modules(**{"main": "Transformer", "2_Dense": "Dense"})).encode(),
+    "config.json": b'{"model_type": "llama"}',
+    "model.safetensors": encode(BASE),
+    "2_Dense/config.json": b'{"in_features": 16, "out_features": 4}',
+    "2_Dense/model.safetensors": encode(DENSE),
+    "bpe.codes": b"a b",
+}
+UNWANTED = {
+    "consolidated.safetensors": b"again",
+    "pytorch_model.bin": b"again",
+    "2_Dense/pytorch_model.bin": b"again",
+    "checkpoint-500/model.safetensors": b"earlier",
+    "onnx/model.onnx": b"elsewhere",
+    "hf_token.txt": b"hf_x",
+    **TRAINING,
+}
+PICKLED["org/parts"] = PARTS | UNWANTED
 
 
 class Hub(BaseHTTPRequestHandler):
@@ -162,6 +182,17 @@ def test_pickles_are_downloaded_where_there_is_nothing_else(hub, repo, weights):
     assert set(server.downloaded) == {weights}
     result = run(environment | {"HF_HUB_OFFLINE": "1"}, "plan", *same)
     assert result.returncode == 0, result.stderr
+
+
+def test_folders_of_several_models_are_downloaded_whole(hub, tmp_path):
+    """The modules that modules.json names, and nothing that the output does not need."""
+    server, environment = hub
+    same = ["--post", "org/parts", "--base", "org/parts", "--new-base", "org/parts"]
+    result = run(environment, "mix", *same, "--vocabulary", "id", "--out", str(tmp_path / "out"))
+    assert result.returncode == 0, result.stderr
+    assert set(server.downloaded) == PARTS.keys()
+    assert (tmp_path / "out" / "2_Dense" / "model.safetensors").exists()
+    assert (tmp_path / "out" / "bpe.codes").exists()
 
 
 @pytest.mark.parametrize(
