@@ -352,5 +352,5 @@ def test_scale_0_is_a_copy_that_reads_nothing(lineage, tmp_path):
     assert made.bytes_to_read == read
     assert mix(made, tmp_path / "out").moved == read + made.bytes_to_write
     verify(tmp_path / "out", share=1.0)
-    with pytest.raises(MisfitError, match="other shapes"):
+    with pytest.raises(MisfitError, match="shapes differ"):
         plan(lineage.recipe()).check()

@@ -9,6 +9,8 @@ from time import perf_counter
 from typing import Any, TypeVar
 
 from paramdelta.arithmetic.sketch import Aim
+from paramdelta.check.inspection import Inspection
+from paramdelta.check.report import Report
 from paramdelta.dtypes import FP8_BLOCK, parse_dtype
 from paramdelta.engine import threads
 from paramdelta.engine.job import Job, Progress
@@ -34,6 +36,7 @@ from paramdelta.planning.explanation import Explanation
 from paramdelta.planning.linear import linear
 from paramdelta.planning.plan import Plan
 from paramdelta.planning.planner import make_plan
+from paramdelta.planning.relatives import SHIFT_CODES
 from paramdelta.planning.sweep import Sweep, make_sweep, sweep_of_one
 from paramdelta.recipe import Delta, Recipe
 from paramdelta.storage.blob import Blob
@@ -55,9 +58,10 @@ class Mix:
     """A finished mix.
 
     ``not_finite``: how many infinite or NaN numbers were met, by (tensor, checkpoint's role or
-    "result"). ``seconds``: wall time. ``moved``: bytes read and written by this run; ``resumed``:
-    output bytes that an earlier run had made. ``kept``: folders with files that came into a
-    replaced output meanwhile and were left.
+    "result"). ``seconds``: wall time, without the check. ``moved``: bytes read and written by this
+    run; ``resumed``: output bytes that an earlier run had made. ``kept``: folders with files that
+    came into a replaced output meanwhile and were left. ``report``: of `paramdelta.check`, if it
+    was asked for.
     """
 
     folder: Path
@@ -68,6 +72,7 @@ class Mix:
     resumed: int
     not_finite: dict[tuple[str, str], int]
     kept: tuple[Path, ...] = ()
+    report: Report | None = None
 
 
 @dataclass(frozen=True)
@@ -194,6 +199,8 @@ def mix(
     workers: int | None = None,
     overwrite: bool = False,
     fresh: bool = False,
+    check: bool = False,
+    strict: bool = False,
     progress: Callable[[Progress], None] | None = None,
 ) -> Mix:
     """Write the mix of a recipe, or of a plan made before, as a checkpoint folder.
@@ -203,9 +210,14 @@ def mix(
     ``memory`` bounds what is held beyond the interpreter and its libraries. ``overwrite`` replaces
     an earlier output of paramdelta; ``fresh`` throws an unfinished run away.
 
+    ``check``: look at the complete folder as a loader does, before it is put in place (see
+    `paramdelta.check`); what it refuses is not put in place. ``strict``: NaN and infinities are
+    refused as well, for which every number is read again. The command line checks by default.
+
     Raises:
         UsageError: options or output that cannot be meant.
-        MisfitError: the plan has refused findings; or an unfinished run of something else is there.
+        MisfitError: the plan has refused findings; the check has; or an unfinished run of something
+            else is there.
         StorageError: reading or writing failed; the same call resumes.
         Interrupted: Ctrl-C; the same call resumes.
     """
@@ -215,6 +227,7 @@ def mix(
     made = sweep_of_one(plan)
     watch = _Watch(progress)
     place = find_place(out, local_paths(plan), overwrite, LOCK)
+    inspection = Inspection(strict) if check or strict else None
     run = _run(
         made,
         [place],
@@ -223,10 +236,19 @@ def mix(
         workers,
         fresh,
         watch,
+        inspection=inspection,
     )
-    moved = run.written.read + run.written.written
-    resumed, found = run.written.resumed, run.written.not_finite[0]
-    return Mix(Path(out), plan, run.layout, perf_counter() - began, moved, resumed, found, run.kept)
+    return Mix(
+        Path(out),
+        plan,
+        run.layout,
+        perf_counter() - began - (inspection.seconds if inspection is not None else 0),
+        run.written.read + run.written.written,
+        run.written.resumed,
+        run.written.not_finite[0],
+        run.kept,
+        inspection.reports[0] if inspection is not None else None,
+    )
 
 
 def tensors(
@@ -278,6 +300,8 @@ def sweep(
     workers: int | None = None,
     overwrite: bool = False,
     fresh: bool = False,
+    check: bool = False,
+    strict: bool = False,
     planned: Callable[[Sweep], None] | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> Swept:
@@ -318,7 +342,8 @@ def sweep(
         sources = local_paths(made.plans[0])
         places = [find_place(outs[number], sources, overwrite, LOCK) for number in todo]
         part = made.only(todo)
-        run = _run(part, places, shard_bytes, memory, workers, fresh, progress, made)
+        inspection = Inspection(strict) if check or strict else None
+        run = _run(part, places, shard_bytes, memory, workers, fresh, progress, made, inspection)
         not_finite = dict(zip(todo, run.written.not_finite, strict=True))
         read, written = run.written.read, run.written.written
     return Swept(
@@ -350,9 +375,11 @@ def _run(
     fresh: bool,
     progress: Callable[[Progress], None] | None,
     whole: Sweep | None = None,
+    inspection: Inspection | None = None,
 ) -> _Run:
     """Write the outputs of a sweep to places on this machine. ``whole``: the sweep that ``made`` is
-    a part of, whose layout all outputs have.
+    a part of, whose layout all outputs have. ``inspection``: of every output before it is put in
+    place.
     """
     first = made.plans[0]
     laid = whole or made
@@ -367,7 +394,17 @@ def _run(
     for plan, place in zip(made.plans, places, strict=True):
         twin = sinks[0] if sinks else None
         identity = run_identity(plan, layout)
-        sinks.append(FolderSink(place, identity, mark=LOCK, fresh=fresh, twin=twin, own=laid.own))
+        sinks.append(
+            FolderSink(
+                place,
+                identity,
+                mark=LOCK,
+                fresh=fresh,
+                twin=twin,
+                own=laid.own,
+                inspect=inspection,
+            )
+        )
 
     def small_files(number: int, digests: Mapping[Blob, str | None]) -> dict[str, bytes]:
         files = small[number]
@@ -512,7 +549,7 @@ def plan_extract(
             remedy="pass it to mix as `post`",
         )
     delta = Delta(str(post), str(base))
-    return make_plan(
+    made = make_plan(
         Recipe(
             str(post),
             (delta,),
@@ -521,6 +558,9 @@ def plan_extract(
             maps=tuple(maps),
         )
     )
+    # There is no new base, so nothing is to be said of one.
+    told = tuple(found for found in made.findings if found.code not in SHIFT_CODES)
+    return replace(made, findings=told, shifts={})
 
 
 def extract(

@@ -8,9 +8,10 @@ import pytest
 
 from paramdelta.check import check
 from paramdelta.check.folder import open_folder
-from paramdelta.check.quantization import plain_shapes, read_codes, stated_bits, statements
+from paramdelta.check.quantization import stated_bits, statements
 from paramdelta.check.weights import Stored, read_weights
 from paramdelta.dtypes import DTYPES
+from paramdelta.formats.codes import plain_shapes, read_codes
 from paramdelta.planning.findings import Findings, Severity
 from tests.check.folders import edit, right
 

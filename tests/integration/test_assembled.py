@@ -170,12 +170,14 @@ def test_a_component_alone_keeps_its_file_name(tmp_path):
 
 
 def test_components_whose_configurations_differ(tmp_path):
-    """Another value of a key of unet/config.json is said with both."""
+    """A key of unet/config.json that gives weights another meaning is refused, with its place."""
     made = recipe_of(tmp_path, pipeline)
-    put(tmp_path / "post", "unet/config.json", {"_class_name": "unet", "sample_size": 16})
-    finding = next(f for f in plan(made).findings if f.code == "component-config-differs")
-    assert "sample_size" in finding.what
-    assert "unet/" in finding.what
+    config = {"_class_name": "unet", "sample_size": 16, "attention_head_dim": 4}
+    put(tmp_path / "new", "unet/config.json", config)
+    put(tmp_path / "post", "unet/config.json", config | {"attention_head_dim": 8})
+    (finding,) = plan(made).refused
+    assert "attention_head_dim" in finding.what
+    assert "/unet" in finding.where
 
 
 def test_a_dtype_is_written_into_every_configuration(tmp_path):

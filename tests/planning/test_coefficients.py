@@ -62,7 +62,7 @@ def test_uncovered_weights_are_refused():
         ({"match": "*.mlps.*", "value": 1}, "matches '*.mlps.*'", "did you mean '*.mlp.*'?"),
         ({"match": ["*.mlp.*", "*emb_tokens*"], "value": 1}, "emb_tokens", "'*embed_tokens*'"),
         ({"match": "model.norm", "value": 1}, "model.norm", "model.norm.weight"),
-        ({"preset": "experts-only"}, "is of experts-only", "match by name"),
+        ({"preset": "experts-only"}, "belongs to experts-only", "match by name"),
         ({"match": "*.mlp.*", "layers": {"2-4": 1}}, "there is no layer 4", None),
         ({"match": "*norm.weight", "layers": {"7": 1}}, "there is no layer 7", None),
         ({"match": "lm_head*", "layers": {"0": 1}}, "there is no layer 0", None),

@@ -11,8 +11,8 @@ from typing import Any
 
 from paramdelta.check.part import Part, is_id, text_configs
 from paramdelta.check.process import DONE, MISSING, run_child
-from paramdelta.check.quantization import Coded, is_scale, plain_shapes
 from paramdelta.check.weights import Stored
+from paramdelta.formats.codes import Coded, is_scale, plain_shapes
 from paramdelta.planning.findings import Findings, Severity
 
 SECONDS = 300  # for building all models of a folder

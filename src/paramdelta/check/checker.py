@@ -10,10 +10,7 @@ from paramdelta.check.part import Part, find_parts
 from paramdelta.check.process import DONE, MISSING, run_child
 from paramdelta.check.quantization import (
     FILES,
-    Coded,
     check_quantization,
-    positive_scales,
-    read_codes,
     stated_bits,
     statements,
 )
@@ -21,6 +18,7 @@ from paramdelta.check.report import Report, printable
 from paramdelta.check.template import check_template
 from paramdelta.check.values import Progress, check_values
 from paramdelta.check.vocabulary import check_vocabulary, read_tokens
+from paramdelta.formats.codes import Coded, positive_scales, read_codes
 from paramdelta.planning.findings import Findings, Severity
 
 LOAD_SECONDS = 3600

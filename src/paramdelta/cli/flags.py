@@ -35,6 +35,8 @@ def _flag(found: re.Match[str]) -> str:
         return f"{flag} {value}"
     if given is True:
         return flag
+    if given is False:
+        return _flags().get(f"no_{name}", found[0])
     values = given if isinstance(given, (tuple, list)) else (given,)
     return " ".join(f"{flag} {shlex.quote(str(each))}" for each in values)
 
@@ -54,4 +56,6 @@ def _flags() -> dict[str, str]:
         for parameter in command.params:
             if parameter.param_type_name == "option":
                 found.setdefault(parameter.name, max(parameter.opts, key=len))
+                for off in parameter.secondary_opts:
+                    found.setdefault(f"no_{parameter.name}", off)
     return found

@@ -5,13 +5,20 @@ from typing import Annotated
 
 import typer
 
-from paramdelta.cli.options import Json, OutputOptions, RecipeOptions, RunOptions
+from paramdelta.cli.options import (
+    CheckOptions,
+    Json,
+    OutputOptions,
+    RecipeOptions,
+    RunOptions,
+)
 
 
 def mix(
     recipe: RecipeOptions,
     output: OutputOptions,
     run: RunOptions,
+    looking: CheckOptions,
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="The folder to write.  [required]")
     ] = None,
@@ -42,6 +49,8 @@ def mix(
             workers=run.workers,
             overwrite=output.overwrite,
             fresh=output.fresh,
+            check=looking.check,
+            strict=looking.strict,
             progress=progress.mix,
         )
     show_mix(result, as_json)

@@ -178,6 +178,24 @@ class OutputOptions(Options):
     ] = False
 
 
+@dataclass(frozen=True)
+class CheckOptions(Options):
+    """Whether the output is looked at before it is put in place."""
+
+    check: Annotated[
+        bool,
+        typer.Option(
+            "--check/--no-check",
+            envvar="PARAMDELTA_CHECK",
+            help="Look at the output as a loader does, and do not put it in place if it would not "
+            "work.",
+        ),
+    ] = True
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Refuse an output with NaN or infinite numbers.")
+    ] = False
+
+
 def flat(command: Callable[..., None]) -> Callable[..., None]:
     """The command with single options in the place of its option objects.
 

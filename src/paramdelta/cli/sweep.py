@@ -5,13 +5,20 @@ from typing import Annotated
 
 import typer
 
-from paramdelta.cli.options import Json, OutputOptions, RecipeOptions, RunOptions
+from paramdelta.cli.options import (
+    CheckOptions,
+    Json,
+    OutputOptions,
+    RecipeOptions,
+    RunOptions,
+)
 
 
 def sweep(
     recipe: RecipeOptions,
     output: OutputOptions,
     run: RunOptions,
+    looking: CheckOptions,
     scale: Annotated[
         str | None,
         typer.Option(
@@ -63,6 +70,8 @@ def sweep(
             workers=run.workers,
             overwrite=output.overwrite,
             fresh=output.fresh,
+            check=looking.check,
+            strict=looking.strict,
             planned=lambda made: show_sweep_start(made, as_json),
             progress=progress.mix,
         )

@@ -28,11 +28,20 @@ def verify(
     base: Annotated[
         str | None, typer.Option(metavar="B", help="Of a stored Δ or an adapter: where base is.")
     ] = None,
+    check: Annotated[
+        bool,
+        typer.Option(
+            "--check/--no-check",
+            envvar="PARAMDELTA_CHECK",
+            help="Look at the folder as a loader does, too; see paramdelta check.",
+        ),
+    ] = True,
     as_json: Json = False,
 ) -> None:
     """Recompute an output from its sources by an independent path and compare the numbers.
 
-    Every file is compared with the content digest in the lock. Exits with 3 if anything differs.
+    Every file is compared with the content digest in the lock. Exits with 3 if anything differs,
+    or the folder would not work.
     """
     from paramdelta import api
     from paramdelta.cli.show.progress import reporter
@@ -58,3 +67,11 @@ def verify(
             progress=progress.mix,
         )
     show_verify(result, folder, as_json)
+    if check:
+        from paramdelta.check import check as look
+        from paramdelta.cli.show.check import show_check
+
+        report = look(folder, values=full)
+        show_check(report, as_json)
+        if not report.passed:
+            raise typer.Exit(3)

@@ -25,7 +25,10 @@ _SCALES = ("_scale_inv", "_scale")  # suffixes of the name of the weight
 _SCALE_DTYPES = ("F32", "BF16", "F16", "F64", "F8_E8M0")
 _MANTISSA = {"F8_E4M3": 3, "F8_E5M2": 2}  # bits
 # Scales of activations, which lie beside the weight.
-_RUNTIME = ("input_scale", "output_scale", "k_scale", "v_scale", "q_scale", "kv_scale")
+_RUNTIME = (
+    *("input_scale", "output_scale", "activation_scale", "input_global_scale"),
+    *("k_scale", "v_scale", "q_scale", "kv_scale", "input_zero_point"),
+)
 
 
 @dataclass(frozen=True)

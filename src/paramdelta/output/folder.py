@@ -12,7 +12,7 @@ import os
 import shutil
 import stat
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,8 @@ class FolderSink:
     ``identity``: what a run must have in common with the one that it resumes; see `Journal`.
     ``fresh``: discard an unfinished run. ``mark``: the file that outputs of this kind have.
     ``twin``: an output with the same tensors from number ``own``; where the system can, their files
-    become one on disk. ``kept``: files of a replaced output that were left, and where they are.
+    become one on disk. ``inspect``: called with the whole folder before it gets its place; may
+    raise. ``kept``: files of a replaced output that were left, and where they are.
     """
 
     def __init__(
@@ -52,7 +53,9 @@ class FolderSink:
         fresh: bool = False,
         twin: "FolderSink | None" = None,
         own: int | None = None,
+        inspect: Callable[[Path], None] | None = None,
     ) -> None:
+        self.inspect = inspect
         self.place = place
         self.identity = identity
         self.mark = mark
@@ -273,6 +276,8 @@ class FolderSink:
                 sync_folder(folder)
         except OSError as error:
             raise storage_error(error, self.place.out, "finish") from None
+        if self.inspect is not None:
+            self.inspect(staging)
         self.journal.close()
         old = self.place.publish()
         with contextlib.suppress(OSError):

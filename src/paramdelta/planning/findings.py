@@ -1,9 +1,12 @@
 """What the user should know before the mix: severity, place, remedy."""
 
+import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any
+
+from paramdelta.errors import UsageError
 
 
 class Severity(str, Enum):
@@ -12,6 +15,38 @@ class Severity(str, Enum):
     REFUSED = "refused"
     WARNING = "warning"
     NOTE = "note"
+
+
+ALLOWABLE = frozenset(
+    {
+        "architecture-differs",
+        "integer-changed",
+        "layers-moved",
+        "missing-in-base",
+        "missing-in-new-base",
+        "missing-in-post",
+        "only-in-post",
+        "post-only-tokens",
+        "shape-differs",
+        "tokenizer-unknown",
+        "tokens-without-rows",
+        "vocabulary-unrelated",
+    }
+)
+"""Codes of refused findings that `Recipe.allow` can accept."""
+
+
+def check_allowed(codes: Iterable[str]) -> None:
+    """Raise UsageError if a code is not the code of a finding that can be accepted."""
+    for code in codes:
+        if code not in ALLOWABLE:
+            near = difflib.get_close_matches(code, ALLOWABLE, 1)
+            raise UsageError(
+                f"{code!r} is not the code of a finding that can be accepted",
+                code="unknown-allow",
+                expected=f"one of {', '.join(sorted(ALLOWABLE))}",
+                remedy=f"did you mean {near[0]}?" if near else None,
+            )
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from paramdelta.formats.view import View
 from paramdelta.planning import names
 from paramdelta.planning.coefficients import coefficient
+from paramdelta.planning.constants import refuse_quantized
 from paramdelta.planning.findings import Findings, Severity
 from paramdelta.planning.pairs import LOOK
 from paramdelta.planning.predictors import is_predictor
@@ -33,7 +34,7 @@ def _report(
     name: str, view: View, each: Lineage, scale: float | Schedule, findings: Findings
 ) -> None:
     """Find one tensor of post that the new base does not have."""
-    if names.is_buffer(view) or not view.kind.mixable:
+    if names.is_buffer(view) or (not view.kind.mixable and view.name not in each.post.codes):
         findings.add(Severity.NOTE, "buffer-left", "constants are left out", each.post, tensor=name)
         return
     chosen = coefficient(scale, name, len(view.shape))
@@ -50,6 +51,10 @@ def _report(
             each.post,
             tensor=name,
         )
+        return
+    form = each.post.codes.get(view.name)
+    if form is not None:
+        refuse_quantized(form, name, each.post, findings)
         return
     both = each.base is not None and name in each.base.views
     findings.add(

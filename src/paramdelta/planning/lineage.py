@@ -1,7 +1,7 @@
-"""Whether two checkpoints share an ancestor: the cosine of a small sample of their weights.
+"""How checkpoints lie to one another, by a small sample of their weights.
 
 A continued or post-trained model keeps a cosine near 1 with its base. Two models that were trained
-separately have a cosine near 0.
+separately have a cosine near 0. The *shift* is what continued training changed: new base − base.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,6 +24,19 @@ class Likeness:
     cosine: float
     distance: float
     tensors: int
+
+
+@dataclass(frozen=True)
+class Shift:
+    """The shift (new base − base) beside the Δ (post − base), over the sample.
+
+    ``ratio``: ‖shift‖ / ‖Δ‖. ``cosine``: of the two; 0 if one of them is zero. ``nearness``:
+    ‖new base − post‖ / ‖shift‖, below 1 if the new base is nearer to post than to base.
+    """
+
+    ratio: float
+    cosine: float
+    nearness: float
 
 
 def sample(tensors: Sequence[str], checkpoints: Sequence[Mapping[str, View]]) -> list[str]:
@@ -59,6 +72,34 @@ def likeness(
     if norm_one == 0 or norm_other == 0 or not np.isfinite([norm_one, norm_other, apart]).all():
         return None
     return Likeness(dot / (norm_one * norm_other) ** 0.5, (apart / norm_one) ** 0.5, len(names))
+
+
+def shift(
+    names: Sequence[str],
+    base: Mapping[str, View],
+    post: Mapping[str, View],
+    new: Mapping[str, View],
+    fetch: Fetch,
+) -> Shift | None:
+    """Compare shift and Δ on the named tensors; reads a few MB. None if the Δ is zero there."""
+    delta = moved = both = 0.0
+    for name in names:
+        start, end, other = (read_sample(each[name], fetch) for each in (base, post, new))
+        finite = np.isfinite(start) & np.isfinite(end) & np.isfinite(other)
+        start, end, other = start[finite], end[finite], other[finite]
+        with np.errstate(over="ignore", invalid="ignore"):
+            one, two = end - start, other - start
+            delta += float(one @ one)
+            moved += float(two @ two)
+            both += float(one @ two)
+    if delta == 0 or not np.isfinite([delta, moved, both]).all():
+        return None
+    apart = max(delta + moved - 2 * both, 0.0)
+    return Shift(
+        (moved / delta) ** 0.5,
+        both / (delta * moved) ** 0.5 if moved else 0.0,
+        (apart / moved) ** 0.5 if moved else float("inf"),
+    )
 
 
 def read_sample(view: View, fetch: Fetch) -> npt.NDArray[np.float64]:

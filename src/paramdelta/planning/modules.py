@@ -10,11 +10,11 @@ from dataclasses import dataclass, replace
 from paramdelta.formats.checkpoint import Checkpoint
 from paramdelta.formats.components import SENTENCES, Component
 from paramdelta.formats.view import View
+from paramdelta.planning.architecture import compare_architecture
 from paramdelta.planning.findings import Findings, Severity
 from paramdelta.planning.plan import OutputTensor
 from paramdelta.planning.quantization import encoding_of
 from paramdelta.planning.sources import Source, Sources
-from paramdelta.text import shown
 
 TAKEN = "module of post"
 
@@ -111,30 +111,18 @@ def _compare(new: Source, source: Source, findings: Findings) -> None:
     )
 
 
-_ABOUT = ("_name_or_path", "_diffusers_version", "transformers_version", "dtype", "torch_dtype")
-
-
 def _compare_configs(new: Checkpoint, other: Checkpoint, findings: Findings) -> None:
-    """Say where the configuration of a component differs, which may give its weights a meaning."""
+    """Compare the configurations of the components that both have; see `compare_architecture`."""
     for component in new.components:
-        name = f"{component.folder}config.json"
-        if component.is_main or component not in other.components or name not in other.folder:
-            continue
-        ours, theirs = new.folder.json(name), other.folder.json(name)
-        keys = [key for key in sorted(ours.keys() | theirs.keys()) if key not in _ABOUT]
-        different = [
-            f"{shown(key)}: {theirs.get(key)!r:.60} -> {ours.get(key)!r:.60}"
-            for key in keys
-            if ours.get(key) != theirs.get(key)
-        ]
-        if different:
-            findings.add(
-                Severity.WARNING,
-                "component-config-differs",
-                f"{name} follows the new base ({'; '.join(different[:6])})",
-                other,
-                remedy="check that these values do not change what the weights mean",
-            )
+        if not component.is_main and component in other.components:
+            compare_architecture(_alone(new, component), _alone(other, component), findings)
+
+
+def _alone(checkpoint: Checkpoint, component: Component) -> Checkpoint:
+    """A checkpoint with the configuration and the address of one of its components."""
+    location = replace(checkpoint.location, address=_inner_address(checkpoint, component))
+    config = checkpoint.folder.sub(component.folder).json("config.json")
+    return replace(checkpoint, location=location, config=config)
 
 
 def _inner_address(checkpoint: Checkpoint, component: Component) -> str:

@@ -2,13 +2,13 @@
 
 from paramdelta.formats.delta import other_half
 from paramdelta.formats.view import View
+from paramdelta.planning.constants import refuse_quantized
 from paramdelta.planning.findings import Findings, Severity
 from paramdelta.planning.predictors import is_predictor
 from paramdelta.planning.sources import Lineage, Source
 from paramdelta.schemes.pair import Pair
 
 LOOK = "check that it is the right checkpoint"
-UNQUANTIZED = "use an unquantized (BF16, F16 or F32) release of the model"
 _COPIED = "copied from the new base"
 
 
@@ -45,6 +45,10 @@ def pairs_of(name: str, each: Lineage, scale: float, new: Source, findings: Find
                 tensor=name,
             )
             return found
+        if isinstance(source, Source) and source.codes:  # so it has codes in its place
+            form = next(iter(source.codes.values()))
+            refuse_quantized(form, name, source, findings)
+            return found
         findings.add(
             Severity.REFUSED,
             "missing-in-post" if post is None else "missing-in-base",
@@ -56,15 +60,9 @@ def pairs_of(name: str, each: Lineage, scale: float, new: Source, findings: Find
         )
         return found
     for view, owner in ((post, each.post), (base, each.base)):
-        if not view.kind.mixable:
-            findings.add(
-                Severity.REFUSED,
-                "quantized",
-                f"stored as {view.dtype} without known scales",
-                owner,
-                tensor=name,
-                remedy=UNQUANTIZED,
-            )
+        code = owner.codes.get(view.name) or (None if view.kind.mixable else view.dtype)
+        if code is not None:
+            refuse_quantized(code, name, owner, findings)
             return found
     return [Pair(each.number, post, base, scale), *found]
 

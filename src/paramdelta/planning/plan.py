@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -17,7 +17,7 @@ from paramdelta.planning.account import FileFate
 from paramdelta.planning.coefficients import Coefficient
 from paramdelta.planning.companions import Companion
 from paramdelta.planning.findings import Finding, Severity
-from paramdelta.planning.lineage import Likeness
+from paramdelta.planning.lineage import Likeness, Shift
 from paramdelta.planning.settlement import Case
 from paramdelta.recipe import Recipe
 from paramdelta.schemes.pair import Pair
@@ -148,6 +148,7 @@ class Plan:
     ``new_base`` gives shapes and names. ``lineages``: post and base of every Δ; the base is None
     where post needs none. The first post gives chat template and special-token roles. ``tensors``:
     in the order of the output. ``likeness``: cosine and distance on a sample, by pair of roles.
+    ``shifts``: how far the new base moved beside each Δ, by the role of post.
     ``vocabulary``: what becomes of the output's rows of tokens; empty if they correspond by number.
     ``components``: the models of the output, each with files of its own. ``account``: what becomes
     of every file of every source.
@@ -160,6 +161,7 @@ class Plan:
     companions: tuple[Companion, ...]
     findings: tuple[Finding, ...]
     likeness: Mapping[str, Likeness] = field(default_factory=dict)
+    shifts: Mapping[str, Shift] = field(default_factory=dict)
     vocabulary: tuple[Case, ...] = ()
     components: tuple[Component, ...] = WHOLE
     account: tuple[FileFate, ...] = ()
@@ -264,6 +266,7 @@ class Plan:
                 pair: {"cosine": like.cosine, "distance": like.distance}
                 for pair, like in self.likeness.items()
             },
+            "shifts": {role: asdict(shift) for role, shift in self.shifts.items()},
             "companions": [
                 {"name": c.name, "giver": c.giver, "why": c.why, "changes": dict(c.changes)}
                 for c in self.companions

@@ -16,7 +16,7 @@ from paramdelta.planning.account import account
 from paramdelta.planning.alignment import align_names, join_repeats
 from paramdelta.planning.architecture import compare_architecture
 from paramdelta.planning.coefficients import choose_factors
-from paramdelta.planning.findings import Findings
+from paramdelta.planning.findings import Findings, check_allowed
 from paramdelta.planning.heads import settle_head
 from paramdelta.planning.leftovers import report_leftovers
 from paramdelta.planning.modules import Assembly, assemble
@@ -34,6 +34,7 @@ from paramdelta.planning.rows import (
     settle_vocabularies,
 )
 from paramdelta.planning.sources import Opener, Source, open_sources
+from paramdelta.planning.statistics import check_statistics
 from paramdelta.planning.tensors import Decisions, plan_tensor
 from paramdelta.planning.tokenaxes import token_axes
 from paramdelta.recipe import Recipe
@@ -55,6 +56,7 @@ def make_plan(recipe: Recipe, opener: Opener | None = None) -> Plan:
         with Reader() as reader:
             return make_plan(recipe, Opener(reader))
     findings = Findings()
+    check_allowed(recipe.allow)
 
     sources = open_sources(recipe, opener, findings)
     check_dtype(recipe.dtype, sources.new)
@@ -78,7 +80,8 @@ def make_plan(recipe: Recipe, opener: Opener | None = None) -> Plan:
     tensors += assembly.tensors(recipe.dtype, len(sources.lineages))
 
     report_leftovers(recipe, sources, findings)
-    likeness = compare_relatives(sources, findings)
+    check_statistics(tensors, sources.new, sources.fetch, findings)
+    likeness, shifts = compare_relatives(sources, recipe, findings)
     for source in sources.others:
         compare_architecture(sources.new.checkpoint, source.checkpoint, findings)
     rows = report_rows(settlement, sources, axes, findings)
@@ -113,6 +116,7 @@ def make_plan(recipe: Recipe, opener: Opener | None = None) -> Plan:
         chosen.companions,
         findings.all(recipe.allow),
         likeness,
+        shifts,
         rows,
         assembly.components,
         account(opened, chosen.companions, assembly.components, chosen.left),

@@ -7,6 +7,7 @@ from paramdelta.errors import UsageError
 from paramdelta.formats.adapter import is_adapter, open_adapter
 from paramdelta.formats.blockscaled import scaled_weights
 from paramdelta.formats.checkpoint import Checkpoint, open_checkpoint
+from paramdelta.formats.codes import read_codes
 from paramdelta.formats.delta import open_delta
 from paramdelta.formats.view import Fetch, View, fetch_from
 from paramdelta.planning import names
@@ -23,12 +24,14 @@ class Source:
 
     ``views``: whole tensors by name. ``deltas``: tensors that are a Δ by themselves, by name.
     ``is_stored``: the checkpoint is a stored Δ, which covers all of post and needs no base.
+    ``codes``: the format of quantized weights that are not read, by the names of their tensors.
     """
 
     checkpoint: Checkpoint
     views: Mapping[str, View]
     deltas: Mapping[str, View] = field(default_factory=dict)
     is_stored: bool = False
+    codes: Mapping[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
         return str(self.checkpoint)
@@ -218,4 +221,5 @@ def _whole(checkpoint: Checkpoint, findings: Findings) -> Source:
             checkpoint,
             remedy="name one file instead of the folder, if they are not parts of one model",
         )
-    return Source(checkpoint, views)
+    codes = {part: each.format for each in read_codes(views) for part in each.parts}
+    return Source(checkpoint, views, codes=codes)

@@ -5,12 +5,11 @@ from dataclasses import dataclass, replace
 
 from paramdelta.encodings.plain import Plain
 from paramdelta.errors import UsageError
-from paramdelta.formats.view import View
-from paramdelta.planning import names
 from paramdelta.planning.cancellation import cancelled
 from paramdelta.planning.coefficients import Factors
-from paramdelta.planning.findings import Findings, Severity
-from paramdelta.planning.pairs import UNQUANTIZED, fits, pairs_of
+from paramdelta.planning.constants import why_copied
+from paramdelta.planning.findings import Findings
+from paramdelta.planning.pairs import fits, pairs_of
 from paramdelta.planning.plan import OutputTensor
 from paramdelta.planning.quantization import encoding_of
 from paramdelta.planning.rows import by_token, correspond_by_number
@@ -44,37 +43,14 @@ def plan_tensor(name: str, decided: Decisions, findings: Findings) -> OutputTens
         UsageError: the recipe cannot be applied to it.
     """
     new = decided.sources.new.views[name]
-    why = _copied(name, new, decided.sources, findings)
+    changes = {n for n, each in enumerate(decided.factors) if each.scales[name].scale != 0}
+    why = why_copied(name, decided.sources, changes, findings)
     if why:
         tensor = OutputTensor(name, Plain(new.dtype), new.shape, new, why=why)
     else:
         tensor = _mixed(name, decided, findings)
     tensor = _sparsified(_asked(tensor, decided.factors), decided)
     return cancelled(tensor) if tensor.linear else tensor
-
-
-def _copied(name: str, new: View, sources: Sources, findings: Findings) -> str:
-    """Why a tensor is copied whatever the sources hold; "" if it is a weight."""
-    if names.is_buffer(new):
-        what = "constants are copied, not mixed"
-        findings.add(Severity.NOTE, "buffer", what, sources.new, tensor=name)
-        return "constant buffer"
-    if new.kind.mixable:
-        return ""
-    config = sources.new.checkpoint.config
-    if new.dtype.startswith(("F8", "F6", "F4", "C")) or config.get("quantization_config"):
-        findings.add(
-            Severity.REFUSED,
-            "quantized",
-            f"weights are stored as {new.dtype} without known scales",
-            sources.new,
-            tensor=name,
-            remedy=UNQUANTIZED,
-        )
-    else:
-        what = "integer and boolean tensors are copied, not mixed"
-        findings.add(Severity.NOTE, "integer", what, sources.new, tensor=name)
-    return f"{new.dtype}, not a weight"
 
 
 def _mixed(name: str, decided: Decisions, findings: Findings) -> OutputTensor:

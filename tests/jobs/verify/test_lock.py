@@ -37,7 +37,7 @@ def written(tmp_path_factory):
     for seed, role in enumerate(("base", "post", "new")):
         save(folder / role, moved(llama(), seed), config_json={"model_type": "llama"})
     delta = Delta(folder / "post", folder / "base", "linear-only", dare={"drop": 0.5})
-    recipe = Recipe(str(folder / "new"), (delta,), scheme=Ties(0.5), allow=("x",))
+    recipe = Recipe(str(folder / "new"), (delta,), scheme=Ties(0.5), allow=("only-in-post",))
     out = mix(recipe, folder / "out").folder
     return out, json.loads((out / LOCK).read_text())
 

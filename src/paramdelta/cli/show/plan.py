@@ -72,6 +72,11 @@ def _show_sources(plan: Plan) -> None:
             f"  {pair}: cosine {like.cosine:.4f}, relative distance {like.distance:.4f}"
             f" (on {like.tensors} matrices)"
         )
+    for role, shift in plan.shifts.items():
+        typer.echo(
+            f"  the new base moved {shift.ratio:.2f} times as far from base as {role} did "
+            f"(cosine {shift.cosine:.2f}); less comes across the farther it moved"
+        )
 
 
 def _show_output(plan: Plan, budget: Budget, layout: Layout, free: int) -> None:

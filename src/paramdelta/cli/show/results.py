@@ -26,6 +26,7 @@ def show_mix(result: Mix, as_json: bool) -> None:
             bytes_moved=result.moved,
             bytes_resumed=result.resumed,
             not_finite=_not_finite_facts(result.not_finite),
+            **({"check": result.report.facts} if result.report is not None else {}),
         )
         return
     _show_not_finite(result.not_finite)
@@ -36,6 +37,9 @@ def show_mix(result: Mix, as_json: bool) -> None:
         f"{show_size(result.layout.size)} in {_files(len(result.layout.shards))}, "
         f"{show_duration(result.seconds)}, {show_size(rate)}/s read and written{resumed}"
     )
+    if result.report is not None:
+        typer.echo(f"  checked: {', '.join(result.report.checked)}")
+        show_findings(result.report.findings, notes=False)
 
 
 def show_sweep_start(made: Sweep, as_json: bool) -> None:

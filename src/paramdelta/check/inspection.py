@@ -1,0 +1,43 @@
+"""The check of an output before it is put in place."""
+
+from pathlib import Path
+from time import perf_counter
+
+from paramdelta.check.checker import check
+from paramdelta.check.report import Report
+from paramdelta.errors import MisfitError
+from paramdelta.planning.findings import Severity
+
+
+class Inspection:
+    """Checks one complete folder after the other.
+
+    ``reports``: the results. ``seconds``: wall time of all checks.
+
+    ``strict``: read every number, and refuse those that are not finite. Else numbers are not read:
+    the mix has counted what is not finite.
+    """
+
+    def __init__(self, strict: bool = False) -> None:
+        self.strict = strict
+        self.reports: list[Report] = []
+        self.seconds = 0.0
+
+    def __call__(self, folder: Path) -> None:
+        """Check a folder; raises MisfitError if anything is refused."""
+        began = perf_counter()
+        report = check(folder, strict=self.strict, values=self.strict)
+        self.seconds += perf_counter() - began
+        self.reports.append(report)
+        refused = [f for f in report.findings if f.severity is Severity.REFUSED]
+        if refused:
+            first, rest = refused[0], len(refused) - 1
+            more = f" ({rest} more: `paramdelta check` shows them)" if rest else ""
+            raise MisfitError(
+                f"the output would not work: {first.what}{more}",
+                code="check-failed",
+                where=f"{folder}: {first.where}" + (f": {first.sample()}" if first.tensors else ""),
+                got=first.code,
+                remedy=(f"{first.remedy}; or " if first.remedy else "")
+                + "`check=False` puts it in place as it is; nothing is computed again",
+            )

@@ -1,0 +1,92 @@
+"""Whether layer k of the new base is layer k of base: models are made deeper by repeating layers.
+
+Layers of a depth-upscaled model (SOLAR, LLaMA-Pro) have the names of others, so each would get the
+Δ of another layer. A sample of one matrix of every layer shows it.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+import numpy.typing as npt
+
+from paramdelta.formats.view import Fetch, View
+from paramdelta.planning.findings import Findings, Severity
+from paramdelta.planning.lineage import RELATED, read_sample
+from paramdelta.planning.presets import layer_of, stack_of
+from paramdelta.planning.sources import Source
+
+PROBES = 6  # layers that are compared where the depths are equal
+_Vector = npt.NDArray[np.float64]
+
+
+def find_moved_layers(base: Source, new: Source, fetch: Fetch, findings: Findings) -> None:
+    """Refuse a new base with a layer that is another layer of base.
+
+    Where the number of layers differs, every layer is compared, else a few. A layer counts as moved
+    if it is unlike its namesake and like another layer.
+    """
+    ours, theirs = _layers(new.views), _layers(base.views)
+    for stack, layers in ours.items():
+        own = theirs.get(stack, {})
+        both = sorted(layers.keys() & own.keys())
+        if both and len(layers) == len(own):
+            both = both[:: max(1, len(both) // PROBES)]
+        moved: dict[str, tuple[int, int]] = {}
+        samples: dict[str, dict[int, _Vector]] = {}
+        for number in both:
+            name = next((n for n in layers[number] if _alike(n, new, base)), None)
+            if name is None:
+                continue
+            vector = _unit(new.views[name], fetch)
+            if float(vector @ _unit(base.views[name], fetch)) >= RELATED:
+                continue
+            ending = name[len(stack) + len(str(number)) :]
+            if ending not in samples:
+                samples[ending] = {
+                    other: _unit(base.views[candidate], fetch)
+                    for other in own
+                    if (candidate := f"{stack}{other}{ending}") in base.views
+                    and base.views[candidate].shape == new.views[name].shape
+                }
+            likeness = {o: float(each @ vector) for o, each in samples[ending].items()}
+            best = max(likeness, key=lambda other: likeness[other])
+            if likeness[best] >= RELATED:
+                moved[name] = number, best
+        for name in moved:
+            number, best = next(iter(moved.values()))
+            findings.add(
+                Severity.REFUSED,
+                "layers-moved",
+                f"layer {number} of {stack}* is layer {best} of {base}; {len(moved)} of "
+                f"{len(both)} layers that were compared are other layers there",
+                new,
+                tensor=name,
+                remedy="give these layers scale 0 by rules of the scale, or mix onto the model "
+                "before it was made deeper",
+                allowed="the Δ of a layer is added to the layer of the same number",
+            )
+
+
+def _layers(views: Mapping[str, View]) -> dict[str, dict[int, list[str]]]:
+    """The matrices of each layer, by stack and number."""
+    found: dict[str, dict[int, list[str]]] = {}
+    for name, view in views.items():
+        number, stack = layer_of(name), stack_of(name)
+        matrix = len(view.shape) == 2 and min(view.shape) > 1 and view.kind.mixable
+        if number is not None and stack is not None and matrix:
+            found.setdefault(stack, {}).setdefault(number, []).append(name)
+    return found
+
+
+def _alike(name: str, new: Source, base: Source) -> bool:
+    """Whether base has a tensor of this name and shape."""
+    return name in base.views and base.views[name].shape == new.views[name].shape
+
+
+def _unit(view: View, fetch: Fetch) -> _Vector:
+    """The finite numbers of a sample of a tensor, with norm 1; zeros stay."""
+    vector = read_sample(view, fetch)
+    vector = np.where(np.isfinite(vector), vector, 0.0)
+    with np.errstate(over="ignore"):
+        norm = float(np.linalg.norm(vector))
+    return vector / norm if 0 < norm < float("inf") else np.zeros_like(vector)
