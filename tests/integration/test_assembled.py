@@ -220,3 +220,35 @@ def test_the_dtypes_of_components_are_their_own(tmp_path):
 
     out = mix(recipe_of(tmp_path, half), tmp_path / "out").folder
     assert json.loads((out / "config.json").read_text())["dtype"] == "bfloat16"
+
+
+def test_a_pipeline_with_another_vocabulary(tmp_path):
+    """Rows are mixed by number there, so the tokenizers must agree; it can be allowed."""
+    made = recipe_of(tmp_path, pipeline)
+    for role in KINDS:
+        index = json.loads((tmp_path / role / "model_index.json").read_text())
+        put(tmp_path / role, "model_index.json", {**index, "tokenizer": ["transformers", "T"]})
+        words = {"a": 0, "b": 1} if role != "post" else {"b": 0, "a": 1}
+        put(tmp_path / role, "tokenizer/tokenizer.json", {"model": {"type": "BPE", "vocab": words}})
+    assert {f.code for f in plan(made).refused} == {"component-vocabulary"}
+    assert not plan(replace(made, allow=("component-vocabulary",))).refused
+
+
+def test_routes_are_mixed(tmp_path):
+    """Each route of a router has its own model, and keeps its folder."""
+
+    def router(folder, seed):
+        put(folder, "modules.json", [{"idx": 0, "name": "0", "path": "", "type": "x.Router"}])
+        types = {"query_0_Static": "x.StaticEmbedding", "document_0_Dense": "x.Dense"}
+        put(folder, "router_config.json", {"types": types, "structure": {}})
+        for number, name in enumerate(types):
+            tensors = weights(10 * seed + number, embedding_weight=(16, 8))
+            put(folder, f"{name}/model.safetensors", encode(tensors, {"format": "pt"}))
+        return folder
+
+    out = mix(recipe_of(tmp_path, router), tmp_path / "out").folder
+    assert_mixed(
+        tmp_path, out, "query_0_Static/model.safetensors", "document_0_Dense/model.safetensors"
+    )
+    assert (out / "router_config.json").exists()
+    verify(out, share=1)

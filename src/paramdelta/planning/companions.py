@@ -338,17 +338,17 @@ def _inner_folders(
     weights = {component.folder for component in components if not component.is_main}
     found: dict[str, str] = {}
     for inner in listing.makeup.inner:
-        if inner in weights:
-            found[inner] = "new base" if inner in new.makeup.inner else "post"
-            continue
         ours, theirs = new.folder.sub(inner), post.folder.sub(inner)
+        if ours and theirs:
+            _compare_vocabulary(inner, new, post, base, findings)
+        if inner in weights:
+            found[inner] = "new base" if ours else "post"
+            continue
         theirs_kept = base is not None and _same_folder(theirs, base.folder.sub(inner))
         if not theirs or (ours and (theirs_kept or _same_folder(ours, theirs))):
             found[inner] = "new base"
         else:
             found[inner] = "post"
-        if ours and theirs:
-            _compare_vocabulary(inner, new, post, base, findings)
     return found
 
 
@@ -373,10 +373,10 @@ def _compare_vocabulary(
             findings.add(
                 Severity.REFUSED,
                 "component-vocabulary",
-                f"{inner} has another vocabulary than that of the new base, and rows of tokens in "
-                "a pipeline are mixed by their numbers",
+                f"{inner} has another vocabulary than that of the new base, and rows of tokens are "
+                "mixed by number in a folder of several models",
                 other,
-                remedy="mix the text encoder by itself: name its folder",
+                remedy="mix the model of this vocabulary by itself: name its folder",
                 allowed="rows are mixed by number",
             )
 

@@ -20,6 +20,7 @@ class Severity(str, Enum):
 ALLOWABLE = frozenset(
     {
         "architecture-differs",
+        "component-vocabulary",
         "integer-changed",
         "layers-moved",
         "missing-in-base",
