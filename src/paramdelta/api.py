@@ -247,7 +247,7 @@ def mix(
         run.written.resumed,
         run.written.not_finite[0],
         run.kept,
-        inspection.reports[0] if inspection is not None else None,
+        replace(inspection.reports[0], folder=str(out)) if inspection is not None else None,
     )
 
 

@@ -14,8 +14,8 @@ class Inspection:
 
     ``reports``: the results. ``seconds``: wall time of all checks.
 
-    ``strict``: read every number, and refuse those that are not finite. Else numbers are not read:
-    the mix has counted what is not finite.
+    ``strict``: read every number, and refuse those that are not finite. Else numbers are read only
+    if an earlier run wrote some of them: the mix has counted what is not finite in its own.
     """
 
     def __init__(self, strict: bool = False) -> None:
@@ -23,10 +23,10 @@ class Inspection:
         self.reports: list[Report] = []
         self.seconds = 0.0
 
-    def __call__(self, folder: Path) -> None:
+    def __call__(self, folder: Path, resumed: bool) -> None:
         """Check a folder; raises MisfitError if anything is refused."""
         began = perf_counter()
-        report = check(folder, strict=self.strict, values=self.strict)
+        report = check(folder, strict=self.strict, values=self.strict or resumed)
         self.seconds += perf_counter() - began
         self.reports.append(report)
         refused = [f for f in report.findings if f.severity is Severity.REFUSED]

@@ -40,8 +40,9 @@ class FolderSink:
     ``identity``: what a run must have in common with the one that it resumes; see `Journal`.
     ``fresh``: discard an unfinished run. ``mark``: the file that outputs of this kind have.
     ``twin``: an output with the same tensors from number ``own``; where the system can, their files
-    become one on disk. ``inspect``: called with the whole folder before it gets its place; may
-    raise. ``kept``: files of a replaced output that were left, and where they are.
+    become one on disk. ``inspect``: called with the whole folder before it gets its place, and
+    whether an earlier run made some of it; may raise. ``kept``: files of a replaced output that
+    were left, and where they are.
     """
 
     def __init__(
@@ -53,7 +54,7 @@ class FolderSink:
         fresh: bool = False,
         twin: "FolderSink | None" = None,
         own: int | None = None,
-        inspect: Callable[[Path], None] | None = None,
+        inspect: Callable[[Path, bool], None] | None = None,
     ) -> None:
         self.inspect = inspect
         self.place = place
@@ -69,6 +70,7 @@ class FolderSink:
         self._layout: Layout | None = None
         self._linked: set[int] = set()
         self._put: set[str] = set()
+        self._resumed = False
         self._guard: Guard | None = None
         self._made: os.stat_result | None = None  # the staging folder
         self.journal: Journal | None = None
@@ -90,6 +92,7 @@ class FolderSink:
         except BaseException:
             self.abort()
             raise
+        self._resumed = next(iter(journal.done), None) is not None
         return Durable(journal.done, journal.leaves)
 
     def begin_new(self) -> None:
@@ -115,6 +118,7 @@ class FolderSink:
         try:
             staging.parent.mkdir(parents=True, exist_ok=True)
             self._guard = Guard(self.place.guard, str(self.place.out))
+            self.place.check_unchanged()
             if self.fresh and os.path.lexists(staging):
                 if staging.is_symlink() or not staging.is_dir():
                     raise _strange(staging)
@@ -277,7 +281,7 @@ class FolderSink:
         except OSError as error:
             raise storage_error(error, self.place.out, "finish") from None
         if self.inspect is not None:
-            self.inspect(staging)
+            self.inspect(staging, self._resumed)
         self.journal.close()
         old = self.place.publish()
         with contextlib.suppress(OSError):

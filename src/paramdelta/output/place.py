@@ -44,6 +44,18 @@ class Place:
         """The journal of an unfinished run: beside the folder, for it must outlive its rename."""
         return self.staging.with_name(f".{self.out.name}.paramdelta-journal")
 
+    def check_unchanged(self) -> None:
+        """Raise MisfitError if the output is no longer as it was when the place was found.
+
+        To be called once nobody else can write there: another run may have finished meanwhile.
+        """
+        found = _identity(self.out)
+        is_empty = found is None or (
+            self.out.is_dir() and all(_is_staging(path.name) for path in self.out.iterdir())
+        )
+        if found != self.replaces and not (self.replaces is None and is_empty):
+            raise _appeared(self.out)
+
     def publish(self) -> Path | None:
         """Put the finished staging folder in place.
 

@@ -3,12 +3,14 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from paramdelta.formats.view import View
+from paramdelta.formats.view import Fetch, View
 from paramdelta.planning import names
 from paramdelta.planning.experts import relaid
 from paramdelta.planning.findings import Findings, Severity
+from paramdelta.planning.lineage import RELATED, is_matrix, likeness
 from paramdelta.planning.sources import Source, Sources
 
+PROBES = 4  # pairs of matrices whose numbers are compared before a rule is proposed
 AUTO = "auto"  # in place of a rule: apply the rules that are proposed
 
 
@@ -24,8 +26,12 @@ def align_names(sources: Sources, maps: Sequence[str], findings: Findings) -> So
     automatic = AUTO in maps
     aligned, used = [sources.new], set[str]()
     for source in sources.others:
-        views, by_view = _aligned(source, source.views, sources.new, rules, automatic, findings)
-        deltas, by_delta = _aligned(source, source.deltas, sources.new, rules, automatic, findings)
+        views, by_view = _aligned(
+            source, source.views, sources.new, rules, automatic, findings, sources.fetch
+        )
+        deltas, by_delta = _aligned(
+            source, source.deltas, sources.new, rules, automatic, findings, None
+        )
         aligned.append(replace(source, views=views, deltas=deltas))
         used |= by_view | by_delta
     for rule in rules:
@@ -52,19 +58,28 @@ def _aligned(
     rules: Sequence[names.Rule],
     automatic: bool,
     findings: Findings,
+    fetch: Fetch | None,
 ) -> tuple[dict[str, View], set[str]]:
-    """One source's tensors under the names of the new base, and the rules that were used."""
+    """One source's tensors under the names of the new base, and the rules that were used.
+
+    ``fetch``: reads the tensors, where they hold weights that are like those of the new base.
+    """
     result, used = names.renamed(own, rules, new.views)
     for text, count in used.items():
         findings.add(Severity.NOTE, "mapped", f"{count} names are read as {text}", source)
-    result, prefix = names.bridged(result, new.views)
-    if prefix is not None:
+    moved, prefix = names.bridged(result, new.views)
+    if prefix is not None and _alike(_gained(result, moved, new.views), result, new.views, fetch):
+        result = moved
         findings.add(Severity.NOTE, "prefix", f"tensor names are read as {prefix}…", source)
-    result, moved = relaid(result, new.views)
-    if moved:
+    result, changed = relaid(result, new.views)
+    if changed:
         what = "experts are read in the layout of the new base"
         findings.add(Severity.NOTE, "experts", what, source)
-    proposals = names.propose(result, new.views)
+    proposals = tuple(
+        proposal
+        for proposal in names.propose(result, new.views)
+        if _is_credible(proposal.pairs, result, new.views, fetch)
+    )
     shown = "; ".join(map(str, proposals))
     if proposals and automatic:
         result = names.applied(proposals, result, new.views)
@@ -79,6 +94,57 @@ def _aligned(
             remedy="pass `maps=('auto',)` to apply this, or a rule of your own",
         )
     return result, set(used)
+
+
+def _is_credible(
+    pairs: Sequence[tuple[str, str]],
+    own: Mapping[str, View],
+    new: Mapping[str, View],
+    fetch: Fetch | None,
+) -> bool:
+    """Whether tensors that a rule would pair are the same part of the model.
+
+    Names and shapes can agree by accident, as those of two layers of equal size. So the numbers of
+    a few matrices are compared, and where there are none, more than one module has to agree.
+    """
+    modules = {name.rpartition(".")[0] for name, _ in pairs}
+    matrices = any(is_matrix(new[counterpart]) for _, counterpart in pairs)
+    if fetch is None or not matrices:
+        return len(modules) > 1
+    return _alike(pairs, own, new, fetch)
+
+
+def _alike(
+    pairs: Sequence[tuple[str, str]],
+    own: Mapping[str, View],
+    new: Mapping[str, View],
+    fetch: Fetch | None,
+) -> bool:
+    """Whether a few matrices are like their counterparts; True where there is nothing to read."""
+    matrices = [
+        (own[name], new[counterpart])
+        for name, counterpart in pairs
+        if is_matrix(new[counterpart])
+        and own[name].shape == new[counterpart].shape
+        and own[name].kind.mixable
+        and new[counterpart].kind.mixable
+    ]
+    if fetch is None:
+        return True
+    for one, other in matrices[:: max(1, len(matrices) // PROBES)]:
+        found = likeness([""], {"": one}, {"": other}, fetch)
+        if found is not None and found.cosine < RELATED:
+            return False
+    return True
+
+
+def _gained(
+    before: Mapping[str, View], after: Mapping[str, View], new: Mapping[str, View]
+) -> list[tuple[str, str]]:
+    """Tensors that got a name of the new base: the old name and the new one."""
+    old = {id(view): name for name, view in before.items()}
+    pairs = [(old[id(view)], name) for name, view in after.items() if name in new]
+    return [pair for pair in pairs if pair[0] != pair[1]]
 
 
 def _joined(

@@ -46,7 +46,7 @@ def sample(tensors: Sequence[str], checkpoints: Sequence[Mapping[str, View]]) ->
         found = [c[name] for c in checkpoints if name in c]
         equal = len(found) == len(checkpoints) and len({t.shape for t in found}) == 1
         # Norms and biases say nothing: in every model they are near one and near zero.
-        if equal and all(t.kind.mixable for t in found) and _is_matrix(found[0]):
+        if equal and all(t.kind.mixable for t in found) and is_matrix(found[0]):
             usable.append(name)
     step = max(1, len(usable) / TENSORS)
     return [usable[int(i * step)] for i in range(min(TENSORS, len(usable)))]
@@ -120,5 +120,6 @@ def row_norms(view: View, rows: Sequence[int], fetch: Fetch) -> npt.NDArray[np.f
     return norms
 
 
-def _is_matrix(tensor: View) -> bool:
+def is_matrix(tensor: View) -> bool:
+    """Whether a tensor has two axes longer than 1. Norms and biases are alike in every model."""
     return len(tensor.shape) == 2 and min(tensor.shape) > 1

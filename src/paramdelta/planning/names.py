@@ -208,13 +208,14 @@ class Proposal:
     """A rule under which names without a counterpart would get one.
 
     ``agree``: tensors that then have one of the same shape; ``clash``: of another shape; ``of``:
-    those that the pattern speaks of.
+    those that the pattern matches. ``pairs``: the tensors and their counterparts, by name.
     """
 
     rule: Rule
     agree: int
     clash: int
     of: int
+    pairs: tuple[tuple[str, str], ...] = ()
 
     def __str__(self) -> str:
         return f"{self.rule.text} ({self.agree} of {self.of} agree in name and shape)"
@@ -233,11 +234,13 @@ def propose(own: Mapping[str, View], target: Mapping[str, View]) -> tuple[Propos
     pairs = _Pairs(left, free)
     found: list[Proposal] = []
     while len(found) < MOST_RULES and (best := pairs.strongest()) is not None:
-        found.append(best)
+        paired = []
         for name in list(pairs.left):
             new = best.rule.apply(name)
-            if new in pairs.free:
+            if new is not None and new in pairs.free:
                 pairs.remove(name, new)
+                paired.append((name, new))
+        found.append(replace(best, pairs=tuple(paired)))
     return tuple(found)
 
 
