@@ -33,16 +33,16 @@ from paramdelta.output.lock import LOCK, is_finished, lock_text, run_identity
 from paramdelta.output.place import Place, check_room, find_place, free_space
 from paramdelta.planning import explanation
 from paramdelta.planning.explanation import Explanation
+from paramdelta.planning.extraction import extraction_recipe
 from paramdelta.planning.linear import linear
 from paramdelta.planning.plan import Plan
 from paramdelta.planning.planner import make_plan
 from paramdelta.planning.relatives import SHIFT_CODES
+from paramdelta.planning.sources import Opener
 from paramdelta.planning.sweep import Sweep, make_sweep, sweep_of_one
-from paramdelta.recipe import Delta, Recipe
+from paramdelta.recipe import Recipe
 from paramdelta.storage.blob import Blob
 from paramdelta.storage.digest import TreeDigest
-from paramdelta.storage.files import Files
-from paramdelta.storage.location import locate
 from paramdelta.storage.reader import Reader
 from paramdelta.units import parse_size
 
@@ -535,29 +535,23 @@ def plan_extract(
     vocabulary: str = "auto",
     allow: Sequence[str] = (),
 ) -> Plan:
-    """How post and base correspond: the plan of a mix onto post, whose Δ `extract` stores.
+    """How post and base correspond: the plan of the mix whose Δ `extract` stores.
 
     Tensors that only post has are stored whole. Raises as `plan`, and UsageError for an adapter.
     """
     with Reader() as reader:
-        adapter = is_adapter(Files(locate(str(post)), reader))
-    if adapter:
-        raise UsageError(
-            "an adapter is a Δ by itself, and smaller than what extract would store",
-            code="adapter-extracted",
-            where=str(post),
-            remedy="pass it to mix as `post`",
+        opener = Opener(reader)
+        if is_adapter(opener.files(str(post))):
+            raise UsageError(
+                "an adapter is a Δ by itself, and smaller than what extract would store",
+                code="adapter-extracted",
+                where=str(post),
+                remedy="pass it to mix as `post`",
+            )
+        recipe = extraction_recipe(
+            str(post), str(base), opener, maps=maps, vocabulary=vocabulary, allow=allow
         )
-    delta = Delta(str(post), str(base))
-    made = make_plan(
-        Recipe(
-            str(post),
-            (delta,),
-            allow=(*allow, "missing-in-base"),
-            vocabulary=vocabulary,
-            maps=tuple(maps),
-        )
-    )
+        made = make_plan(recipe, opener)
     # There is no new base, so nothing is to be said of one.
     told = tuple(found for found in made.findings if found.code not in SHIFT_CODES)
     return replace(made, findings=told, shifts={})

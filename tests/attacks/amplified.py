@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 
+from tests.attacks import ggufs
 from tests.attacks.hostile import archive, legacy, plain, state, storage, tensor
 
 LIMIT = 10_000_000  # bytes of an input
@@ -358,4 +359,5 @@ AMPLIFIED: dict[str, tuple[str, Callable[[Path], Path]]] = {
     **{make.__name__: ("weights", make) for make in (*_HEADERS, *_PICKLES)},
     **{f"flood of {name}": ("weights", _flood(piece)) for name, piece in _FLOODS.items()},
     **{make.__name__: (action, make) for make, action in _FOLDERS},
+    **{name: ("weights", make) for name, make in ggufs.AMPLIFIED.items()},
 }

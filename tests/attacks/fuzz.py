@@ -15,6 +15,7 @@ import hashlib
 import json
 import random
 import re
+import struct
 import sys
 import tempfile
 import time
@@ -25,6 +26,7 @@ from pathlib import Path
 import numpy as np
 
 from tests.attacks.budget import ACTIONS, Cost, Worker
+from tests.attacks.ggufs import GOOD as GGUF
 from tests.attacks.hostile import GOOD, archive, legacy, plain, state, storage, tensor, torch_file
 from tests.checkpoints import encode
 
@@ -149,6 +151,13 @@ TARGETS = {
             (torch_file(GOOD), legacy(), archive(_BODIES[1])),
             (*_INSTRUCTIONS, *_NAMES, b"PK\1\2", b"PK\3\4", b"PK\5\6", b"PK\6\6", b"\xff" * 4),
             _as("pytorch_model.bin"),
+        ),
+        Target(
+            "gguf",
+            "weights",
+            (GGUF,),
+            (*(struct.pack("<Q", n) for n in (0, 1, 8, 2**31, 2**63)), b"blk.0.", bytes(3)),
+            _as("model.gguf"),
         ),
         Target("index", "folder", (json.dumps(_INDEX).encode(),), (*_JSON_WORDS, b"../"), _index),
         Target(

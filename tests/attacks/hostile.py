@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from tests.attacks import ggufs
 from tests.checkpoints import encode
 
 GOOD = {"a": np.ones((4, 4), np.float32), "b": np.ones(3, np.float32)}
@@ -627,4 +628,4 @@ ATTACKS: dict[str, Callable[[Path], None]] = {
         legacy_negative_count, legacy_keys, legacy_no_keys, legacy_big_endian,
         escaping_pickle_index, two_pickles,
     )
-}  # fmt: skip
+} | ggufs.ATTACKS  # fmt: skip

@@ -122,7 +122,7 @@ def test_many_blocks_and_other_dtypes(tmp_path):
     new = {"w": chance.normal(0, 0.02, shape).astype(np.float16)}
     folders = [save(tmp_path / n, t) for n, t in (("new", new), ("post", post), ("base", base))]
     result = extract((str(folders[1]), str(folders[2])), tmp_path / "delta")
-    assert result.made.found.elements == 700 * 301 > 3 * BLOCK
+    assert result.made.elements == 700 * 301 > 3 * BLOCK
     one, other = both(tmp_path, tmp_path / "delta", *folders, 0.3)
     assert one == other
 

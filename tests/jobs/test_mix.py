@@ -19,6 +19,7 @@ from paramdelta.output.memory import MemorySink
 from paramdelta.planning.plan import OutputTensor, Plan
 from paramdelta.planning.sweep import sweep_of_one
 from paramdelta.schemes.pair import Pair
+from tests import ggufs
 from tests.checkpoints import bf16, llama, moved, save
 from tests.footprint import grown_and_projected, sparse
 from tests.memory import linux
@@ -255,8 +256,26 @@ def shuffled(folder):
     return [folder / name for name in ("post", "base", "new")]
 
 
+def quantized(folder):
+    """A GGUF post: a matrix in Q4_K, and a query in Q8_0 whose rows are put back in order."""
+    shape = (8192, 8192)
+    tensors = {
+        "blk.0.ffn_up.weight": (ggufs.Q4_K, shape),
+        "blk.0.attn_q.weight": (ggufs.Q8_0, shape),
+    }
+    keys = ggufs.metadata("llama", heads=64, key_heads=64)
+    ggufs.sparse(folder / "post.gguf", keys, tensors)
+    for name in ("base", "new"):
+        entries = {
+            f"model.layers.0.{module}.weight": ("BF16", shape, 2)
+            for module in ("mlp.up_proj", "self_attn.q_proj")
+        }
+        sparse(folder / name / "model.safetensors", entries)
+    return [folder / "post.gguf", folder / "base", folder / "new"]
+
+
 @linux
-@pytest.mark.parametrize("build", [fp8, turned, shuffled])
+@pytest.mark.parametrize("build", [fp8, turned, shuffled, quantized])
 def test_memory_of_views_stays_under_the_projected(tmp_path, build):
     """FP8, turned matrices and rows in any order keep to the projected memory as well."""
     grown, projected = grown_and_projected(build(tmp_path), 256_000_000)

@@ -17,6 +17,9 @@ from paramdelta.formats.components import (
     Makeup,
     read_makeup,
 )
+from paramdelta.formats.gguf import model as gguf
+from paramdelta.formats.gguf.header import MAGIC
+from paramdelta.formats.gguf.header import read_header as read_gguf_header
 from paramdelta.formats.safetensors import header_length, parse_header
 from paramdelta.formats.torch_pickle import read_pickle
 from paramdelta.formats.view import Tensor, View
@@ -94,6 +97,11 @@ class Checkpoint:
         """Bytes of all tensors."""
         return sum(tensor.nbytes for tensor in self.tensors.values())
 
+    @property
+    def is_bare(self) -> bool:
+        """Whether it is one of weights alone, which state what small files would say (GGUF)."""
+        return bool(self.files.stated)
+
     def companion(self, name: str) -> Blob | None:
         """A file beside the weights, if it is there."""
         return self.files.get(name)
@@ -120,6 +128,9 @@ def open_checkpoint(files: Files, role: str) -> Checkpoint:
         )
     _check_is_weights(files, role)
     makeup = read_makeup(files)
+    whole = _weight_files(files) if makeup is SINGLE else None
+    if whole is not None and _is_gguf(files.reader, whole.blobs[0]):
+        return _gguf_checkpoint(files, role, whole.blobs)
     tensors: dict[str, View] = {}
     sources: list[SourceFile] = []
     ignored: list[str] = []
@@ -217,8 +228,39 @@ def read_weights(
     if format_ is magic.Reader.SAFETENSORS:
         source, tensors, _ = read_header(reader, blob)
         return source, tensors, ()
+    if format_ is magic.Reader.GGUF:
+        raise CheckpointError(
+            "this is a GGUF file under the name of another format",
+            code="gguf-misnamed",
+            where=str(blob),
+            remedy=f"rename it to end in {gguf.SUFFIX}",
+        )
     contents = read_pickle(reader, blob, branch)
     return SourceFile(blob, contents.sha256), contents.tensors, contents.ignored
+
+
+def header_digest(reader: Reader, blob: Blob) -> str:
+    """The digest of a weight file's header; raises as `read_weights`."""
+    if _is_gguf(reader, blob):  # it may be a part that says nothing by itself
+        return read_gguf_header(reader, blob).sha256
+    return read_weights(reader, blob)[0].header_sha256
+
+
+def _is_gguf(reader: Reader, blob: Blob) -> bool:
+    """Whether a file is GGUF, by its bytes; one that is named safetensors is not looked at."""
+    if blob.name.endswith(".safetensors"):
+        return False
+    return reader.get(blob, 0, min(len(MAGIC), blob.size)) == MAGIC
+
+
+def _gguf_checkpoint(files: Files, role: str, blobs: Sequence[Blob]) -> Checkpoint:
+    """A model in GGUF. What the metadata states stands for the small files that are absent."""
+    model = gguf.read_model(files.reader, blobs, files.location.url)
+    sources = tuple(SourceFile(blob, digest) for blob, digest in model.headers.items())
+    files = files.stating(model.stated)
+    return Checkpoint(
+        role, files.location, model.tensors, sources, files, files.json("config.json")
+    )
 
 
 def _blob(view: View) -> Blob:
@@ -267,7 +309,8 @@ def _weight_files(files: Files) -> _Found | None:
     # Other forms of the same weights, which no loader reads beside the usual ones.
     found = [n for n in found if not n.startswith(("consolidated", "adapter_"))] or found
     if not found:
-        return None
+        parts = gguf.choose(top, files.location.url)
+        return _Found(tuple(parts)) if parts else None
     stem = DIFFUSION if found[0].startswith(DIFFUSION) else MODEL
     numbered = [match for name in found if (match := _SHARD.fullmatch(name))]
     complete = bool(numbered) and len(numbered) == len(found) == int(numbered[0]["count"])

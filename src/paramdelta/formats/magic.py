@@ -1,8 +1,8 @@
 """What a file is, by its first bytes and not by its name.
 
-`identify` names the kind of a file. Two kinds can be read: safetensors, and what `torch.save`
-writes (a zip archive or, before torch 1.6, pickles). For each other kind there are words for what
-it is and what to do. Names of files lie: ``checkpoint.pth.tar`` is rarely a tar archive, and
+`identify` names the kind of a file. Three kinds can be read: safetensors, what `torch.save` writes
+(a zip archive or, before torch 1.6, pickles), and GGUF. For each other kind there are words for
+what it is and what to do. Names of files lie: ``checkpoint.pth.tar`` is rarely a tar archive, and
 ``model.safetensors`` can be a Git LFS pointer or an error page.
 
 Sources: the formats' own descriptions; for pickles and archives, what torch, NumPy, joblib, NeMo,
@@ -25,6 +25,7 @@ class Reader(Enum):
 
     SAFETENSORS = "safetensors"
     TORCH = "torch"
+    GGUF = "gguf"
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Kind:
                 f"this is {self.what}",
                 code="unsupported-file",
                 where=where,
-                expected="safetensors, or what torch.save writes",
+                expected="safetensors, what torch.save writes, or GGUF",
                 remedy=self.remedy,
             )
 
@@ -67,7 +68,7 @@ HTML = Kind("a web page, such as an error or a login page", _AGAIN + ", signed i
 XML = Kind("an XML document, such as an error of an object store", _AGAIN)
 JSON = Kind("a JSON document, not weights", "give the folder or the file with the weights")
 MESSAGE = Kind("plain text, not weights", "look at it: it may be an error message; " + _AGAIN)
-GGUF = Kind("a GGUF file (llama.cpp)", "use the model that it was converted from")
+GGUF = Kind("a GGUF file (llama.cpp)", reader=Reader.GGUF)
 GGML = Kind("a GGML file (llama.cpp before GGUF)", "use the model that it was converted from")
 ONNX = Kind("an ONNX model", _RELEASE + ": it is a program with weights inside")
 NUMPY = Kind("a NumPy array (.npy)", "it has no names: save a dict of arrays as safetensors")

@@ -9,11 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from paramdelta.errors import CheckpointError, MisfitError, UsageError
+from paramdelta.errors import CheckpointError, MisfitError
 from paramdelta.formats.checkpoint import Checkpoint, open_checkpoint
 from paramdelta.output.layout import Layout
 from paramdelta.planning.plan import Plan
-from paramdelta.recipe import Recipe, recipe_from_dict
+from paramdelta.recipe import Recipe
 from paramdelta.storage.blob import Blob
 from paramdelta.storage.digest import ALGORITHM
 from paramdelta.storage.files import MOST_JSON, Files, parse_json
@@ -164,16 +164,3 @@ def open_output(folder: Path) -> Checkpoint:
     """The weights of an output folder; raises as `open_checkpoint`."""
     with Reader() as reader:
         return open_checkpoint(Files(locate(str(folder)), reader), "output")
-
-
-def locked_recipe(lock: dict[str, Any], where: Path) -> Recipe:
-    """The recipe that a lock holds; raises CheckpointError."""
-    try:
-        return recipe_from_dict(lock["recipe"])
-    except UsageError as error:
-        raise CheckpointError(
-            "the lock cannot be read",
-            code="invalid-record",
-            where=str(where / LOCK),
-            got=str(error),
-        ) from None

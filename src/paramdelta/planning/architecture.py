@@ -77,7 +77,8 @@ def text_part(config: Mapping[str, Any]) -> Mapping[str, Any]:
 def compare_architecture(new: Checkpoint, source: Checkpoint, findings: Findings) -> None:
     """Refuse weights with another meaning; note that positions follow the new base, and the rest.
 
-    A text model beside a multimodal one is compared with the text part of that one.
+    A text model beside a multimodal one is compared with the text part of that one. Of a checkpoint
+    without config.json (GGUF), what the weights state is compared.
     """
     if not source.config or not new.config:
         return
@@ -86,7 +87,7 @@ def compare_architecture(new: Checkpoint, source: Checkpoint, findings: Findings
         ours, theirs = text_part(ours), text_part(theirs)
     now, then = dict(_flat(ours)), dict(_flat(theirs))
     positions, unknown = [], []
-    for path in dict.fromkeys((*then, *now)):
+    for path in then if source.is_bare else dict.fromkeys((*then, *now)):
         key = path.rpartition(".")[2]
         old, current = _value(then.get(path)), _value(now.get(path))
         if old == current or _HARMLESS.fullmatch(key):

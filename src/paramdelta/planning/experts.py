@@ -44,7 +44,9 @@ def relaid(own: Mapping[str, View], target: Mapping[str, View]) -> tuple[dict[st
 
     What does not fit in number or shape stays as it is: the findings on names will say so.
     """
-    wanted = {stem: layout for stem, layout in _layouts(target).items() if layout}
+    if not _layouts(name for name in target if not _alike(name, own, target)):
+        return dict(own), False
+    wanted = _layouts(target)
     in_turns = {n.removesuffix(_TURNS) for n in (*own, *target) if n.endswith(_TURNS)}
     wanted = {stem: layout for stem, layout in wanted.items() if stem not in in_turns}
     if not wanted:

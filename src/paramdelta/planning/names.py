@@ -11,7 +11,7 @@ import difflib
 import itertools
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -103,7 +103,7 @@ def parse_rule(text: str) -> Rule:
 
 
 def renamed(
-    own: Mapping[str, View], rules: Iterable[Rule], wanted: Iterable[str]
+    own: Mapping[str, View], rules: Sequence[Rule], wanted: Iterable[str]
 ) -> tuple[dict[str, View], Counter[str]]:
     """Names by the first rule that speaks of them, and how many names each rule changed.
 
@@ -112,9 +112,11 @@ def renamed(
     Raises:
         UsageError: two tensors would get one name.
     """
+    used: Counter[str] = Counter()
+    if not rules:
+        return dict(own), used
     wanted = set(wanted)
     result: dict[str, View] = {}
-    used: Counter[str] = Counter()
     for name, view in own.items():
         found = name
         for rule in rules if name not in wanted else ():
@@ -228,8 +230,10 @@ def propose(own: Mapping[str, View], target: Mapping[str, View]) -> tuple[Propos
     that it speaks of then meet one of their own shape and none meets another shape.
     """
     left = {name: view for name, view in own.items() if name not in target}
+    if not left:
+        return ()
     free = {name: view for name, view in target.items() if name not in own}
-    if not left or not free:
+    if not free:
         return ()
     pairs = _Pairs(left, free)
     found: list[Proposal] = []

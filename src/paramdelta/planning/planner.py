@@ -5,7 +5,9 @@ sample that shows whether the checkpoints are relatives, and rows that may be un
 written.
 """
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import gc
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from paramdelta.dtypes import DTYPES
@@ -21,6 +23,7 @@ from paramdelta.planning.heads import settle_head
 from paramdelta.planning.leftovers import report_leftovers
 from paramdelta.planning.modules import Assembly, assemble
 from paramdelta.planning.plan import OutputTensor, Plan
+from paramdelta.planning.precision import report_precision
 from paramdelta.planning.predictors import is_predictor, stated_layers
 from paramdelta.planning.quantization import (
     check_dtype,
@@ -55,6 +58,23 @@ def make_plan(recipe: Recipe, opener: Opener | None = None) -> Plan:
     if opener is None:
         with Reader() as reader:
             return make_plan(recipe, Opener(reader))
+    with _without_collection():
+        return _make_plan(recipe, opener)
+
+
+@contextlib.contextmanager
+def _without_collection() -> Iterator[None]:
+    """Pause the garbage collector: of the objects of a plan, all stay and few form cycles."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _make_plan(recipe: Recipe, opener: Opener) -> Plan:
     findings = Findings()
     check_allowed(recipe.allow)
 
@@ -82,6 +102,7 @@ def make_plan(recipe: Recipe, opener: Opener | None = None) -> Plan:
     report_leftovers(recipe, sources, findings)
     check_statistics(tensors, sources.new, sources.fetch, findings)
     likeness, shifts = compare_relatives(sources, recipe, findings)
+    report_precision(sources, likeness, findings)
     for source in sources.others:
         compare_architecture(sources.new.checkpoint, source.checkpoint, findings)
     rows = report_rows(settlement, sources, axes, findings)

@@ -123,7 +123,7 @@ def open_sources(recipe: Recipe, opener: Opener, findings: Findings) -> Sources:
         CheckpointError: damaged or hostile files.
         StorageError: something cannot be read or downloaded.
     """
-    new = _whole(opener.checkpoint(str(recipe.new_base), "new base"), findings)
+    new = _whole(_new_base(opener.checkpoint(str(recipe.new_base), "new base")), findings)
     lineages: list[Lineage] = []
     for number, delta in enumerate(recipe.deltas):
         tag = f" {number + 1}" if len(recipe.deltas) > 1 else ""
@@ -137,6 +137,21 @@ def open_sources(recipe: Recipe, opener: Opener, findings: Findings) -> Sources:
         else:
             lineages.append(_two_models(delta, number, tag, opener, findings))
     return Sources(new, tuple(lineages), fetch_from(opener.reader))
+
+
+def _new_base(checkpoint: Checkpoint) -> Checkpoint:
+    """The new base; raises UsageError if it is GGUF."""
+    if checkpoint.is_bare:
+        raise UsageError(
+            "a GGUF file cannot be the new base, only post or base: it has neither the config.json "
+            "nor the tokenizer files that the output gets, nor full precision",
+            code="gguf-new-base",
+            where=str(checkpoint),
+            expected="a checkpoint folder",
+            remedy="use the model's safetensors release, or convert the file with transformers: "
+            "from_pretrained(FOLDER, gguf_file=FILE), then save_pretrained",
+        )
+    return checkpoint
 
 
 def _two_models(delta: Delta, number: int, tag: str, opener: Opener, findings: Findings) -> Lineage:

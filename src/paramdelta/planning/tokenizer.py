@@ -118,6 +118,8 @@ def read_vocabulary(
             with _understood(files, FAST):
                 known[digest] = tokenizer_table(parse_json(data, str(files[FAST])))
         return _completed(known[digest].copy(), files, said)
+    if FAST in files.stated and FAST not in files:
+        return _completed(tokenizer_table(files.stated[FAST]), files, said)
     for file in _top(files):
         if (table := _self_describing(files, file, name, said)) is not None:
             return _completed(table, files, said)

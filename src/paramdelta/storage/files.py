@@ -1,5 +1,6 @@
 """The files of one checkpoint: what is there, and the contents of the small ones."""
 
+import copy
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
@@ -19,6 +20,9 @@ KEPT = 1_000_000  # bytes; larger contents are not kept in memory
 class Files(Mapping[str, Blob]):
     """A checkpoint's files by name, with slashes for subfolders. None beside a single weight file.
 
+    ``stated``: by the name of a JSON file, what the weights state themselves (GGUF); `json` takes
+    it where the file is absent.
+
     The place is listed once, and each small file is read once. A copy made by pickle reads again.
     """
 
@@ -29,6 +33,7 @@ class Files(Mapping[str, Blob]):
         found = reader.list(location.url)
         self.single = next(iter(found.values())) if _is_single(found, location) else None
         self._blobs = {} if self.single is not None else found
+        self.stated: Mapping[str, Mapping[str, Any]] = {}
         self._objects: dict[str, dict[str, Any]] = {}
         self._subs: dict[str, Files] = {}
 
@@ -49,10 +54,10 @@ class Files(Mapping[str, Blob]):
         if not folder:
             return self
         if folder not in self._subs:
-            inside = Files.__new__(Files)
+            inside = copy.copy(self)
             url = f"{self.location.url.rstrip('/')}/{folder.rstrip('/')}"
             inside.location = replace(self.location, url=url)
-            inside.reader, inside.single, inside._objects, inside._subs = self.reader, None, {}, {}
+            inside.single, inside.stated, inside._objects, inside._subs = None, {}, {}, {}
             inside._blobs = {
                 name[len(folder) :]: blob
                 for name, blob in self._blobs.items()
@@ -60,6 +65,12 @@ class Files(Mapping[str, Blob]):
             }
             self._subs[folder] = inside
         return self._subs[folder]
+
+    def stating(self, stated: Mapping[str, Mapping[str, Any]]) -> "Files":
+        """The same files with what their weights state."""
+        files = copy.copy(self)
+        files.stated = stated
+        return files
 
     def bytes(self, name: str, limit: int = MOST_JSON) -> bytes:
         """The contents of a file that is there; raises CheckpointError, StorageError."""
@@ -78,14 +89,14 @@ class Files(Mapping[str, Blob]):
         return self.bytes(name, limit).decode("utf-8", errors="replace")
 
     def json(self, name: str) -> dict[str, Any]:
-        """The JSON object of a file, {} if the file is absent.
+        """The JSON object of a file; if the file is absent, what is `stated` for it, else {}.
 
         Raises:
             CheckpointError: not a JSON object, or larger than `MOST_JSON`.
             StorageError: it cannot be read.
         """
         if name not in self:
-            return {}
+            return dict(self.stated.get(name, {}))
         if name in self._objects:
             return self._objects[name]
         blob = self[name]

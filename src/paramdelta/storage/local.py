@@ -15,6 +15,7 @@ import mmap
 import os
 import random
 import stat
+import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -36,6 +37,7 @@ _DIRECT = getattr(os, "O_DIRECT", 0) if _POSITIONAL else 0
 PAGE = 4096  # bytes; every file system accepts direct transfers of this alignment
 WINDOW = 8 << 20  # bytes dropped from the page cache at a time; no page is larger
 STEP = 256 << 10  # bytes per read where the data only has to reach the page cache
+FEW = 4096  # parts that are read one by one, unless compiled code is loaded anyway
 DEPTH = 4  # levels of folders that are listed
 MOST_FILES = 20_000  # that a folder may hold to be listed
 
@@ -163,8 +165,8 @@ class File:
         if self._passed is not None:
             self._read_ahead(among)
         size, done = len(buffer) // len(offsets), 0
-        if _POSITIONAL:
-            from paramdelta.storage.scattered import read_parts  # compiled code
+        if _POSITIONAL and (len(offsets) > FEW or "numba" in sys.modules):
+            from paramdelta.storage.scattered import read_parts  # compiled code: slow to load
 
             done = read_parts(self._descriptor, np.frombuffer(buffer, np.uint8), offsets)
         for number in range(done, len(offsets)):  # this path also reports what is wrong

@@ -15,13 +15,15 @@ from paramdelta.encodings.encoding import Encoding
 from paramdelta.formats import delta
 from paramdelta.formats.adapter import LowRank
 from paramdelta.formats.blockscaled import BlockScaled
+from paramdelta.formats.gguf.types import TYPES
+from paramdelta.formats.gguf.views import MinusOne, Quantized
 from paramdelta.formats.permuted import Permuted
 from paramdelta.formats.view import ABSENT, Part, Rows, Tensor, Transposed, View, Wide, Zeros
 from paramdelta.jobs.verify import comparison, reference
 from paramdelta.jobs.verify.stored import Stored
 from paramdelta.schemes.scheme import Scheme
 from paramdelta.storage.reader import Reader
-from tests import opening
+from tests import ggufs, opening
 from tests.checkpoints import encode
 
 
@@ -73,6 +75,19 @@ def stored_delta(path, rows=30, columns=7000):
     return delta.Difference("w", "F64", (rows, columns), held, 0, 2)
 
 
+def quantized(path, rows=7, columns=64):
+    """A matrix of ggml's blocks."""
+    held = ggufs.blocks(ggufs.Q5_1, (rows, columns))
+    (stored,) = tensors(path, w=np.frombuffer(held.data, np.uint8)).values()
+    return Quantized("w", "F32", (rows, columns), stored, TYPES[ggufs.Q5_1])
+
+
+def minus_one(path):
+    """A matrix that is stored plus one."""
+    values = np.random.default_rng(5).normal(1, 0.5, (7, 9)).astype(np.float32)
+    return MinusOne("w", "F32", (7, 9), tensors(path, w=values)["w"])
+
+
 LEAVES = {
     "stored": lambda path: tensors(
         path, w=np.random.default_rng(3).normal(size=(7, 9)).astype(np.float32)
@@ -86,6 +101,8 @@ LEAVES = {
         tensors(path, w=np.random.default_rng(4).normal(size=(9, 7)).astype(np.float32))["w"],
         (1, 0),
     ),
+    "quantized": quantized,
+    "minus one": minus_one,
     "zeros": lambda path: Zeros("w", "F32", (7, 9)),
 }
 

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from paramdelta.errors import MisfitError, UsageError
-from paramdelta.formats.checkpoint import read_weights
+from paramdelta.formats.checkpoint import header_digest
 from paramdelta.jobs.verify.lock import LockedFile, locked_file
 from paramdelta.jobs.verify.record import Record
-from paramdelta.jobs.verify.sources import planned
+from paramdelta.jobs.verify.sources import LocalOpener, planned
 from paramdelta.jobs.verify.verification import Options
+from paramdelta.planning.extraction import extraction_recipe
 from paramdelta.planning.plan import Plan
-from paramdelta.recipe import Delta, Recipe
 from paramdelta.storage.files import Files
 from paramdelta.storage.location import Location, locate
 from paramdelta.storage.reader import Reader
@@ -35,10 +35,16 @@ class Origin:
     allow: tuple[str, ...]
 
     def plan(self, download: bool) -> Plan:
-        """The plan of the mix onto post whose Δ was stored; raises as `planned`."""
-        allow = (*self.allow, "missing-in-base")
-        deltas = (Delta(self.post, self.base),)
-        recipe = Recipe(self.post, deltas, allow=allow, vocabulary=self.vocabulary, maps=self.maps)
+        """The plan of the mix whose Δ was stored; raises as `planned`."""
+        with Reader() as reader:
+            recipe = extraction_recipe(
+                self.post,
+                self.base,
+                LocalOpener(reader, download),
+                maps=self.maps,
+                vocabulary=self.vocabulary,
+                allow=self.allow,
+            )
         return planned(recipe, download)
 
 
@@ -99,5 +105,5 @@ def _is_it(files: Files, recorded: tuple[LockedFile, ...]) -> bool:
         one.name not in blobs or blobs[one.name].size != one.file.size for one in recorded
     ):
         return False
-    headers = (read_weights(files.reader, blobs[one.name])[0].header_sha256 for one in recorded)
+    headers = (header_digest(files.reader, blobs[one.name]) for one in recorded)
     return all(one.header_sha256 == header for one, header in zip(recorded, headers, strict=True))

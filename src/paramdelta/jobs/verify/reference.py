@@ -23,8 +23,10 @@ from paramdelta.errors import CheckpointError
 from paramdelta.formats import delta
 from paramdelta.formats.adapter import LowRank
 from paramdelta.formats.blockscaled import BlockScaled
+from paramdelta.formats.gguf.views import MinusOne, Quantized
 from paramdelta.formats.permuted import Permuted
 from paramdelta.formats.view import ABSENT, Part, Rows, Tensor, Transposed, View, Wide, Zeros
+from paramdelta.jobs.verify import ggml
 from paramdelta.jobs.verify.rounding import widened
 from paramdelta.jobs.verify.stored import Array, Places, Stored
 
@@ -71,6 +73,7 @@ def grain(view: View) -> int:
 @grain.register(Permuted)
 @grain.register(LowRank)
 @grain.register(delta.Difference)
+@grain.register(Quantized)
 def _(view: View) -> int:
     return MANY
 
@@ -123,6 +126,8 @@ def _(view: Tensor, starts: Places, length: int, stored: Stored) -> Array:
 @exact.register(Zeros)
 @exact.register(BlockScaled)
 @exact.register(delta.Difference)
+@exact.register(Quantized)
+@exact.register(MinusOne)
 def _(view: View, element: int, number: float, stored: Stored) -> Near:
     return Fraction(number), Fraction(0)
 
@@ -321,6 +326,43 @@ def _(view: BlockScaled, starts: Places, length: int, stored: Stored) -> Array:
     scales = wide_runs(view.scale, block.reshape(-1), 1, stored)
     with np.errstate(invalid="ignore", over="ignore"):
         return codes * scales.reshape(codes.shape)
+
+
+# -- GGUF ------------------------------------------------------------------------------------------
+
+
+@value.register
+def _(view: Quantized, start: int, stop: int, stored: Stored) -> Array:
+    each, size = view.type.elements, view.type.size
+    first, last = start // each, -(-stop // each)
+    blocks = stored.run(view.stored, first * size, last * size).reshape(-1, size)
+    return ggml.numbers(view.type.name, blocks).reshape(-1)[start - first * each :][: stop - start]
+
+
+@runs.register
+def _(view: Quantized, starts: Places, length: int, stored: Stored) -> Array:
+    each, size = view.type.elements, view.type.size
+    block, place = np.divmod(_elements(starts, length), each)
+    wanted, number = np.unique(block, return_inverse=True)
+    found = np.empty((wanted.size, each), np.float32)
+    for begin, end in _pieces(wanted.size, PIECE // each):
+        blocks = stored.runs(view.stored, wanted[begin:end] * size, size)
+        found[begin:end] = ggml.numbers(view.type.name, blocks)
+    return found[number.reshape(block.shape), place]
+
+
+@value.register
+def _(view: MinusOne, start: int, stop: int, stored: Stored) -> Array:
+    with np.errstate(invalid="ignore"):
+        result: Array = value(view.view, start, stop, stored) - np.float32(1)
+    return result
+
+
+@runs.register
+def _(view: MinusOne, starts: Places, length: int, stored: Stored) -> Array:
+    with np.errstate(invalid="ignore"):
+        result: Array = runs(view.view, starts, length, stored) - np.float32(1)
+    return result
 
 
 # -- products of matrices --------------------------------------------------------------------------

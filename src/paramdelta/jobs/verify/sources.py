@@ -11,7 +11,7 @@ from paramdelta.storage.reader import Reader
 from paramdelta.text import shown
 
 
-class _Opener(Opener):
+class LocalOpener(Opener):
     """Opens checkpoints; nothing is downloaded unless that was asked for."""
 
     def __init__(self, reader: Reader, download: bool) -> None:
@@ -39,7 +39,7 @@ def planned(recipe: Recipe, download: bool) -> Plan:
     """The plan of a recorded recipe; raises as `make_plan`, MisfitError, and no UsageError."""
     with Reader() as reader:
         try:
-            return make_plan(recipe, _Opener(reader, download))
+            return make_plan(recipe, LocalOpener(reader, download))
         except UsageError as error:
             raise CheckpointError(
                 "the recorded recipe cannot be planned",
