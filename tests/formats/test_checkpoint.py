@@ -1,5 +1,6 @@
 """Opening folders and files as users have them."""
 
+import json
 import os
 import shutil
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 
 from paramdelta.errors import CheckpointError, StorageError, UsageError
+from paramdelta.formats.checkpoint import INDEX
 from tests import opening
 from tests.checkpoints import encode, llama, save
 
@@ -137,3 +139,19 @@ def test_a_missing_file_is_not_looked_for_on_the_hub(tmp_path, monkeypatch):
     for name in ("model.safetensors", "post.gguf", "recipe.yaml", ".hidden"):
         with pytest.raises(UsageError, match="no such checkpoint"):
             opening.checkpoint(name)
+
+
+def test_a_constant_that_only_the_index_names(tmp_path):
+    """Older versions of transformers listed rotary frequencies that they did not save."""
+    folder = save(tmp_path / "m", llama(), shards=2)
+    path = folder / INDEX
+    index = json.loads(path.read_text())
+    shard = next(iter(index["weight_map"].values()))
+    constant = "model.layers.0.self_attn.rotary_emb.inv_freq"
+    index["weight_map"][constant] = shard
+    path.write_text(json.dumps(index))
+    assert opening.checkpoint(folder).ignored == (f"{constant} (in the index only)",)
+    index["weight_map"]["model.layers.0.mlp.extra.weight"] = shard
+    path.write_text(json.dumps(index))
+    with pytest.raises(CheckpointError, match="in no shard"):
+        opening.checkpoint(folder)

@@ -8,6 +8,7 @@ from typing import Any
 
 from paramdelta.errors import CheckpointError, UsageError
 from paramdelta.formats import magic
+from paramdelta.formats.buffers import is_constant
 from paramdelta.formats.components import (
     DIFFUSION,
     MODEL,
@@ -160,7 +161,7 @@ def open_checkpoint(files: Files, role: str) -> Checkpoint:
                 if view.name in own:
                     raise _duplicate(view.name, _blob(own[view.name]), blob)
                 own[view.name] = view
-        _check_index(inner, found.index, own)
+        ignored += _check_index(inner, found.index, own)
         for name, view in own.items():
             full = component.prefix + name
             if full in tensors:
@@ -425,16 +426,26 @@ def _weight_map(files: Files, index: str, suffix: str) -> dict[str, str]:
     return weight_map
 
 
-def _check_index(files: Files, index: Mapping[str, str], tensors: Mapping[str, View]) -> None:
-    """Every tensor that the index names must be in the shard that it names."""
+def _check_index(
+    files: Files, index: Mapping[str, str], tensors: Mapping[str, View]
+) -> tuple[str, ...]:
+    """Compare an index with the shards; constants that only the index names, as `ignored` has them.
+
+    Raises:
+        CheckpointError: a weight is not in the shard that the index names.
+    """
+    stale = []
     for name, shard in index.items():
         found = _blob(tensors[name]).name if name in tensors else None
-        if found != shard:
+        if found is None and is_constant(name):  # older versions listed what they did not save
+            stale.append(f"{name} (in the index only)")
+        elif found != shard:
             raise CheckpointError(
                 "the index and the shards disagree",
                 code="index-misfit",
                 where=f"{files.location.url}, tensor {name!r}",
                 expected=f"in {shard}",
                 got=f"in {found}" if found else "in no shard",
-                remedy="get the checkpoint again",
+                remedy="get the index and all shards again, from the same revision",
             )
+    return tuple(stale)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from paramdelta.errors import UsageError
-from paramdelta.planning import names
+from paramdelta.formats.buffers import is_buffer
 from paramdelta.planning.findings import Findings, Severity
 from paramdelta.planning.presets import is_of, layer_of, stack_of
 from paramdelta.planning.sources import Sources
@@ -60,7 +60,7 @@ def choose_factors(recipe: Recipe, sources: Sources, findings: Findings) -> tupl
     weights = [
         name
         for name, view in sources.new.views.items()
-        if view.kind.mixable and not names.is_buffer(view)
+        if view.kind.mixable and not is_buffer(view)
     ]
     chosen: list[Factors] = []
     for each, delta in zip(sources.lineages, recipe.deltas, strict=True):

@@ -9,8 +9,8 @@ from dataclasses import replace
 
 import numpy as np
 
+from paramdelta.formats.buffers import is_buffer
 from paramdelta.formats.view import Fetch, View
-from paramdelta.planning import names
 from paramdelta.planning.findings import Findings, Severity
 from paramdelta.planning.sources import Lineage, Source, Sources
 
@@ -29,7 +29,7 @@ def why_copied(name: str, sources: Sources, changes: Iterable[int], findings: Fi
         StorageError: it cannot be read.
     """
     new = sources.new.views[name]
-    if names.is_buffer(new):
+    if is_buffer(new):
         what = "constants are copied, not mixed"
         findings.add(Severity.NOTE, "buffer", what, sources.new, tensor=name)
         return "constant buffer"

@@ -1,8 +1,8 @@
 """Tensors of post and base that the output does not get."""
 
 from paramdelta.errors import parameter
+from paramdelta.formats.buffers import is_buffer
 from paramdelta.formats.view import View
-from paramdelta.planning import names
 from paramdelta.planning.coefficients import coefficient
 from paramdelta.planning.constants import refuse_quantized
 from paramdelta.planning.findings import Findings, Severity
@@ -40,7 +40,7 @@ def _report(
     name: str, view: View, each: Lineage, scale: float | Schedule, findings: Findings
 ) -> None:
     """Find one tensor of post that the new base does not have."""
-    if names.is_buffer(view) or (not view.kind.mixable and view.name not in each.post.codes):
+    if is_buffer(view) or (not view.kind.mixable and view.name not in each.post.codes):
         findings.add(Severity.NOTE, "buffer-left", "constants are left out", each.post, tensor=name)
         return
     chosen = coefficient(scale, name, len(view.shape))

@@ -9,8 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from paramdelta.formats.buffers import is_buffer
 from paramdelta.formats.view import Rows
-from paramdelta.planning.names import is_buffer, tie_of
+from paramdelta.planning.names import tie_of
 from paramdelta.planning.plan import OutputTensor, Plan
 from paramdelta.planning.presets import is_head, is_of
 from paramdelta.schemes.pair import Pair

@@ -9,7 +9,6 @@ and an output head that is tied to the input embedding and therefore not stored.
 import bisect
 import difflib
 import itertools
-import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,15 +17,6 @@ from typing import Any
 
 from paramdelta.errors import UsageError
 from paramdelta.formats.view import Tensor, View
-
-# Constants that some libraries store beside the weights. They are copied, never scaled.
-_CONSTANTS = {
-    *("position_ids", "token_type_ids", "inv_freq", "original_inv_freq", "cos_cached"),
-    *("sin_cached", "masked_bias", "causal_mask", "attn_mask", "tril", "mask"),
-    *("num_batches_tracked", "relative_position_index"),
-}
-_ROTARY = re.compile(r"(^|\.)rotary(_pos)?_emb\.")
-_MASK = re.compile(r"(^|\.)(attn|attention)\.bias$")
 
 # Output head and the input embedding that it can be tied to, in the names of the common families.
 _HEADS = (
@@ -42,21 +32,6 @@ _HEADS = (
 _HEAD_ENDINGS = tuple({f".{head}" for head, _ in _HEADS})
 _EMBEDDING_ENDINGS = tuple({f".{embedding}" for _, embedding in _HEADS})
 _HEADS_AND_EMBEDDINGS = tuple({name for pair in _HEADS for name in pair})
-
-
-def is_buffer(tensor: View) -> bool:
-    """Whether the name is that of a constant and not of a weight.
-
-    ``attn.bias`` is GPT-2's causal mask where it is square over its last two axes, and the bias of
-    a projection elsewhere.
-    """
-    name = tensor.name
-    last = name[name.rfind(".") + 1 :]
-    if last in _CONSTANTS:
-        return True
-    if last == "bias" and _MASK.search(name):
-        return len(tensor.shape) >= 2 and tensor.shape[-1] == tensor.shape[-2]
-    return "rotary" in name and _ROTARY.search(name) is not None
 
 
 @dataclass(frozen=True)
