@@ -28,13 +28,15 @@ do (for that see [the study](study.md)).
 
 - **plan**: nothing is refused and nothing warned of (but for what the last column says).
 - **mix**: it runs, and `verify` recomputes every element.
+- **check**: `paramdelta check` finds nothing in the output.
 - **load**: the Auto class loads the output with no missing, unexpected or mismatched key and no
   warning; architecture and positions are the new base's, chat template and eos ids post's.
 - **equal**: each stored tensor, and the state of the loaded model, is the float64 sum of the three,
   rounded once.
+- **forward**: the loaded model computes what a model computes that is given that sum, bit for bit.
 
-| family | loaded by | as | weights | plan | mix | load | equal | |
-| --- | --- | --- | --- | :-: | :-: | :-: | :-: | --- |
+| family | loaded by | as | weights | plan | mix | check | load | equal | forward | |
+| --- | --- | --- | --- | :-: | :-: | :-: | :-: | :-: | :-: | --- |
 """
 FORMATS = """
 ## Formats

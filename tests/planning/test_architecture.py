@@ -70,6 +70,11 @@ def test_keys_that_give_weights_their_meaning(tmp_path, key, old, new, section):
         ("top_k", 50, 20),
         ("hidden_act", "swish", "silu"),
         ("hidden_act", "gelu_pytorch_tanh", "gelu_new"),
+        ("freeze_lm_head", True, False),
+        ("moe_shared_expert_overlap", True, False),
+        ("scale_attention_softmax_in_fp32", True, False),
+        ("time_step_limit", [0.0, float("inf")], [0.0, {"__float__": "Infinity"}]),
+        ("clip", float("-inf"), {"__float__": "-Infinity"}),
     ],
 )
 def test_keys_that_do_not_matter(tmp_path, key, old, new):

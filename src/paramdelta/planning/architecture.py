@@ -16,6 +16,8 @@ from paramdelta.planning.findings import Findings, Severity
 _HARMLESS = re.compile(
     r".*(dropout|drop_path|drop_rate|layerdrop|pdrop|_init_|initializer|_loss|loss_|aux|jitter"
     r"|noise|label|gradient|checkpointing|_attn_implementation|capacity|suppress|_penalty).*"
+    r"|(freeze|add_router_probs|router_dtype|batch_prioritized|pad_head_dim|chunk_size_lm).*"
+    r"|.*(fp32|_overlap|before_dropping|ignore_padding).*"
     r"|(init|mask_time|mask_feature|return_|forced_|summary_|task_|unsloth|finetuning).*"
     r"|output_(attentions|hidden_states|past|\w+_logits)|.*(_std|_coef|_init|_cost|_weight)"
     r"|.*(_token_ids?|_token_index)"
@@ -85,7 +87,7 @@ def compare_architecture(new: Checkpoint, source: Checkpoint, findings: Findings
     ours, theirs = new.config, source.config
     if ours.get("model_type") != theirs.get("model_type"):
         ours, theirs = text_part(ours), text_part(theirs)
-    now, then = dict(_flat(ours)), dict(_flat(theirs))
+    now, then = dict(_flat(_decoded(ours))), dict(_flat(_decoded(theirs)))
     positions, unknown = [], []
     for path in then if source.is_bare else dict.fromkeys((*then, *now)):
         key = path.rpartition(".")[2]
@@ -148,6 +150,15 @@ def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield from _flat(value, f"{prefix}{key}.")
         else:
             yield prefix + key, value
+
+
+def _decoded(value: Any) -> Any:
+    """Infinities as numbers: transformers 5 writes ``{"__float__": "Infinity"}``."""
+    if isinstance(value, Mapping):
+        if value.keys() == {"__float__"} and value["__float__"] in ("Infinity", "-Infinity"):
+            return float(value["__float__"])
+        return {key: _decoded(item) for key, item in value.items()}
+    return [_decoded(item) for item in value] if isinstance(value, list) else value
 
 
 def _value(value: Any) -> Any:
