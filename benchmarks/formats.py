@@ -26,7 +26,7 @@ EXTENDED = 4096  # tokens that the new base has at its end and the others lack
 CASES = ("paramdelta", "fp8", "extended", "shuffled")
 
 
-def quantised(plain: Lineage, folder: Path) -> None:
+def quantized(plain: Lineage, folder: Path) -> None:
     """The lineage with FP8 matrices and float32 scales for each block of 128 × 128."""
     from safetensors.torch import load_file, save_file
 
@@ -88,7 +88,7 @@ def make(data: Path) -> None:
     tokens = [f"t{number}" for number in range(size)]
     shuffled = random.Random(0).sample(tokens, size)
     extended = tokens[:-EXTENDED] + [f"new{number}" for number in range(EXTENDED)]
-    quantised(plain, data / "fp8")
+    quantized(plain, data / "fp8")
     with_tokenizers(plain, data / "extended", extended, tokens[:-EXTENDED])
     with_tokenizers(plain, data / "shuffled", shuffled, tokens)
 

@@ -17,11 +17,11 @@ TARGET = Path(__file__).with_name("demo.svg")
 CODE = "import sys; sys.argv[0] = 'paramdelta'; from paramdelta.cli.app import main; main()"
 WIDTH = 108  # columns: no line of the demo is longer
 FONTS = re.compile(r"@font-face \{\{.*?\}\}\n", re.DOTALL)  # a picture loads nothing from elsewhere
-NOT_COLOUR = re.compile(r"\x1b\[[0-9;?]*[A-Za-ln-z]")
+NOT_COLOR = re.compile(r"\x1b\[[0-9;?]*[A-Za-ln-z]")
 
 
 def record() -> str:
-    """What the demo prints on a terminal, with its colours."""
+    """What the demo prints on a terminal, with its colors."""
     terminal, its_end = pty.openpty()
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-c", CODE, "demo"]
@@ -36,7 +36,7 @@ def record() -> str:
         if child.wait():
             raise SystemExit(f"the demo failed: exit code {child.returncode}")
     os.close(terminal)
-    return NOT_COLOUR.sub("", printed.decode().replace("\r", ""))
+    return NOT_COLOR.sub("", printed.decode().replace("\r", ""))
 
 
 def _read(terminal: int) -> bytes:

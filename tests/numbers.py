@@ -43,7 +43,7 @@ def fp8_values(dtype: str) -> np.ndarray:
 
 
 def ulp(exact: Fraction, dtype: str) -> Fraction:
-    """The distance of neighbouring numbers of a format at a value."""
+    """The distance of neighboring numbers of a format at a value."""
     digits, _, least = FORMATS[dtype]
     if exact == 0:
         return Fraction(2) ** (least - digits + 1)
@@ -76,7 +76,7 @@ def array(bits: list[int], dtype: str) -> np.ndarray:
 def patterns(dtype: str) -> st.SearchStrategy[int]:
     """Bit patterns of a dtype: any at all, and often the awkward ones.
 
-    Zeros of both signs, subnormals, ones, neighbours of powers of two, the largest, infinities,
+    Zeros of both signs, subnormals, ones, neighbors of powers of two, the largest, infinities,
     NaN; and numbers of about one size, as weights are.
     """
     width = 16 if dtype in ("F16", "BF16") else int(dtype[1:])

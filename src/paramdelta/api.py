@@ -1,6 +1,5 @@
 """What paramdelta does, as functions; the command line calls these."""
 
-import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,6 +10,7 @@ from typing import Any, TypeVar
 from paramdelta.arithmetic.sketch import Aim
 from paramdelta.check.inspection import Inspection
 from paramdelta.check.report import Report
+from paramdelta.documents import to_json
 from paramdelta.dtypes import FP8_BLOCK, parse_dtype
 from paramdelta.engine import threads
 from paramdelta.engine.job import Job, Progress
@@ -25,12 +25,12 @@ from paramdelta.jobs.mix import MixJob
 from paramdelta.jobs.outputs import Written, measured, write_outputs
 from paramdelta.jobs.tensors import check_framework, converted, iterate
 from paramdelta.jobs.verify.verification import Verification
-from paramdelta.output.card import adapter_card, delta_card, model_card
+from paramdelta.output.card import adapter_card, delta_card, model_card, origins_of
 from paramdelta.output.companions import contents
 from paramdelta.output.folder import FolderSink, tidy
 from paramdelta.output.layout import Layout, make_layout
 from paramdelta.output.lock import LOCK, is_finished, lock_text, run_identity
-from paramdelta.output.place import Place, check_room, find_place, free_space
+from paramdelta.output.place import Place, check_local, check_room, find_place, free_space
 from paramdelta.planning import explanation
 from paramdelta.planning.explanation import Explanation
 from paramdelta.planning.extraction import extraction_recipe
@@ -208,14 +208,14 @@ def mix(
     Whole or not at all: ``out`` appears when everything is on disk. A run that was killed is
     resumed by the same call. ``shard_size`` and ``memory`` are bytes or text such as "5GB";
     ``memory`` bounds what is held beyond the interpreter and its libraries. ``overwrite`` replaces
-    an earlier output of paramdelta; ``fresh`` throws an unfinished run away.
+    an earlier output of paramdelta; ``fresh`` discards an unfinished run.
 
     ``check``: look at the complete folder as a loader does, before it is put in place (see
     `paramdelta.check`); what it refuses is not put in place. ``strict``: NaN and infinities are
     refused as well, for which every number is read again. The command line checks by default.
 
     Raises:
-        UsageError: options or output that cannot be meant.
+        UsageError: invalid options or output path.
         MisfitError: the plan has refused findings; the check has; or an unfinished run of something
             else is there.
         StorageError: reading or writing failed; the same call resumes.
@@ -318,10 +318,11 @@ def sweep(
     one output, for all go forward together.
 
     Raises:
-        UsageError: scales, options or outputs that cannot be meant.
+        UsageError: invalid scales, options or output paths.
         MisfitError, StorageError, Interrupted: as `mix`; the same call resumes.
     """
     began = perf_counter()
+    check_local(out)
     out = Path(out)
     shard_bytes = parse_size(shard_size)
     made = make_sweep(recipe, scales)
@@ -489,15 +490,15 @@ def verify(
     base: str | Path | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> Verification:
-    """Make a share of an output again from its sources, by an independent path, and compare.
+    """Recompute a share of an output from its sources by an independent path, and compare.
 
-    ``folder``: what `mix`, `sweep`, `extract` or `extract_adapter` wrote. All of its files are
-    compared with the content digests that were noted when they were written. ``share``, above 0 and
-    at most 1: of the numbers of each tensor; at 1 the contents of the sources are compared with the
-    lock as well. ``seed`` repeats a sample; by default each is another. ``download``: whether
-    sources may be fetched that are not on this machine. ``post`` and ``base``: where the sources of
-    a stored Δ or of an adapter are, if that is neither beside it nor in the cache of the Hub; where
-    they are not found, checksums are all that is compared.
+    ``folder``: an output of `mix`, `sweep`, `extract` or `extract_adapter`. All of its files are
+    compared with the content digests that were recorded when they were written. ``share``: of the
+    numbers of each tensor, above 0 and at most 1; at 1 the contents of the sources are compared
+    with the lock as well. ``seed`` repeats a sample; by default each run takes a new one.
+    ``download``: whether to fetch sources that are not on this machine. ``post`` and ``base``:
+    where the sources of a stored Δ or of an adapter are, if they are neither beside it nor in the
+    cache of the Hub. If they are not found, only checksums are compared.
 
     Raises:
         UsageError: options that are not valid.
@@ -543,7 +544,7 @@ def plan_extract(
         opener = Opener(reader)
         if is_adapter(opener.files(str(post))):
             raise UsageError(
-                "an adapter is a Δ by itself, and smaller than what extract would store",
+                "an adapter is a Δ already, and smaller than a stored Δ",
                 code="adapter-extracted",
                 where=str(post),
                 remedy="pass it to mix as `post`",
@@ -567,14 +568,14 @@ def extract(
     overwrite: bool = False,
     progress: Callable[[Progress], None] | None = None,
 ) -> Extracted:
-    """Store a Δ as a folder of its own: exact, compressed, with post's companions.
+    """Store a Δ as a separate folder: exact, compressed, with post's companions.
 
     ``source``: post and base, or a plan of `plan_extract`. The other arguments are those of `mix`;
     ``shard_size`` bounds how much of post goes into a file. Whole or not at all; a run that was
-    stopped begins again.
+    stopped starts again.
 
     Raises:
-        UsageError: options or output that cannot be meant.
+        UsageError: invalid options or output path.
         MisfitError: post and base do not fit together, or are one and the same.
         StorageError: reading or writing failed.
         Interrupted: Ctrl-C; nothing is kept.
@@ -596,13 +597,14 @@ def extract(
     place = find_place(out, local_paths(plan), overwrite, DELTA)
     with Reader() as reader:
         small = contents(plan.companions, reader)
+    origins = origins_of([source for source in plan.lineages[0] if source is not None])
     watch = _Watch(progress)
 
     def write(sink: FolderSink) -> extraction.Made:
         job = extraction.ExtractJob(plan.tensors, shard_bytes, sink)
         _once(job, chosen, watch)
         made = job.made()
-        card = delta_card(plan, Path(out), made.base_sha256)
+        card = delta_card(origins, Path(out), made.base_sha256)
         about = extraction.description(plan, made, _digested(sink, small))
         files = {**small, "README.md": card.encode(errors="replace"), DELTA: about.encode()}
         for name, data in files.items():
@@ -627,16 +629,16 @@ def extract_adapter(
     overwrite: bool = False,
     progress: Callable[[Progress], None] | None = None,
 ) -> ExtractedAdapter:
-    """Store a Δ as a LoRA adapter, as nearly as one can hold it: PEFT's layout, post's companions.
+    """Store a Δ as the closest LoRA adapter, in PEFT's layout, with post's companions.
 
-    ``rank``: of every linear weight's factors, as far as the weight has so many; or ``energy``: the
-    least rank that keeps this share of its ‖Δ‖²_F, up to ``max_rank``. ``embeddings``: factors for
-    embeddings and output head as well. ``dtype`` of the factors: auto (post's BF16 or F16, else
-    F32), bf16, f16, f32 or f64. The other arguments are those of
-    `extract`. Whole or not at all.
+    ``rank``: of the factors of every linear weight, at most the rank of the weight; or ``energy``:
+    the smallest rank that keeps this share of its ‖Δ‖²_F, up to ``max_rank``. ``embeddings``:
+    factors for embeddings and output head as well. ``dtype`` of the factors: auto (post's BF16 or
+    F16, else F32), bf16, f16, f32 or f64. The other arguments are those of `extract`. Whole or not
+    at all.
 
     Raises:
-        UsageError: options or output that cannot be meant, or too little memory.
+        UsageError: invalid options or output path, or too little memory.
         MisfitError: as `extract`, or no linear weight has a Δ.
         CheckpointError: a Δ that is not finite.
         StorageError, Interrupted: as `extract`.
@@ -659,19 +661,18 @@ def extract_adapter(
     with Reader() as reader:
         models = tuple(c for c in plan.companions if c.name not in lowrank.MODELS)
         small = contents(models, reader)
+    small |= lowrank.serving_files(plan, small)
+    called = lowrank.base_name(plan)
+    origins = origins_of([source for source in plan.lineages[0] if source is not None])
     watch = _Watch(progress)
 
     def write(sink: FolderSink) -> lowrank.MadeAdapter:
         job = lowrank.LowRankJob(parts, aim, number_type, where, sink)
         _once(job, chosen, watch)
-        made = job.finished()
-        config = lowrank.adapter_config(plan, parts, made)
-        files = {
-            **small,
-            CONFIG: (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode(),
-        }
+        made = job.finished(called)
+        files = {**small, CONFIG: to_json(lowrank.adapter_config(parts, made)).encode()}
         about = lowrank.description(plan, aim, made, _digested(sink, files))
-        card = adapter_card(plan, Path(out), made, lowrank.RANKS)
+        card = adapter_card(origins, Path(out), made, lowrank.RANKS, files)
         files |= {
             "README.md": card.encode(errors="replace"),
             lowrank.LORA: about.encode(),

@@ -42,7 +42,7 @@ class DType:
         return self.bits // 8
 
     def nbytes(self, elements: int) -> int:
-        """Bytes of so many elements, rounded up to whole bytes."""
+        """Bytes of this many elements, rounded up to whole bytes."""
         return -(-elements * self.bits // 8)
 
 

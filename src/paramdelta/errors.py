@@ -15,11 +15,11 @@ Each error says what is wrong, where, what was expected, what was found and what
 
 from typing import Any
 
-from paramdelta.text import printable
+from paramdelta.text import line
 
 
 def parameter(name: str, value: object) -> str:
-    """A parameter and its value as they stand in the text of an error or finding."""
+    """A parameter and its value as they are written in an error or finding."""
     return f"`{name}={value!r}`" if "`" not in repr(value) else f"`{name}`"
 
 
@@ -79,7 +79,7 @@ class ParamDeltaError(Exception):
         ]
         lines = [self.what, *(f"  {name}: {text}" for name, text in parts if text)]
         # Names from files are in there: none may move the cursor or begin a line of its own.
-        return "\n".join(printable(line).replace("\n", "\n      ") for line in lines)
+        return "\n".join(map(line, lines))
 
 
 class UsageError(ParamDeltaError):

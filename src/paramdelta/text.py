@@ -38,6 +38,13 @@ def shown(text: str, most: int = SHOWN) -> str:
     return "".join(parts)
 
 
+def line(text: str) -> str:
+    """The whole text as one line, with every unsafe character as an escape."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else _escaped(c) for c in text)
+
+
 def printable(text: str) -> str:
     """The whole text, lines kept, with every other unsafe character as an escape."""
     if text.isprintable():
@@ -58,6 +65,12 @@ def code(text: str, most: int = SHOWN) -> str:
     fence = "`" * (1 + max(map(len, re.findall("`+", line)), default=0))
     pad = " " if line.startswith(("`", " ")) or line.endswith(("`", " ")) else ""
     return fence + pad + line.replace("|", "\\|") + pad + fence
+
+
+def block(text: str, language: str = "") -> str:
+    """A code block in Markdown. Lines are kept; the fence is longer than any run of backticks."""
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
+    return f"{fence}{language}\n{printable(text)}\n{fence}"
 
 
 def _escaped(character: str) -> str:

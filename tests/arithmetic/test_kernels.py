@@ -108,7 +108,7 @@ def test_wide_operands_are_rounded_once(wide, out):
 
 
 def near_ties(wide, out):
-    """Numbers half way between two of the narrower format, and their neighbours."""
+    """Numbers half way between two of the narrower format, and their neighbors."""
     kind = {"F32": np.float32, "F64": np.float64}[wide]
 
     def between(bits, step):
@@ -187,7 +187,7 @@ def test_identities_hold_bit_for_bit(dtype):
 
 
 @pytest.mark.parametrize("dtype", ["BF16", "F16", "F32"])
-def test_neighbours_make_no_difference(dtype):
+def test_neighbors_make_no_difference(dtype):
     """Alone or in a block that has to be made with care, three numbers give the same bits.
 
     Alone, most of them are added plainly; a spoiler whose sum is never exact forbids that.

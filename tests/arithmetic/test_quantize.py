@@ -83,7 +83,7 @@ def test_any_finite_values(values):
 
 @given(st.integers(0, 0x7D), st.floats(LEAST, 1e30), st.sampled_from((-1, 0, 1)))
 def test_half_way_between_two_codes(code, scale, step):
-    """A value half way goes to the even code; its neighbours in float64 go to their own side."""
+    """A value half way goes to the even code; its neighbors in float64 go to their own side."""
     scale = float(np.float32(scale))
     middle = float((POSITIVE[code] + POSITIVE[code + 1]) / 2) * scale  # exact: 5 bits times 24
     value = float(np.nextafter(middle, step * math.inf)) if step else middle

@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paramdelta.errors import CheckpointError
-from paramdelta.formats import adapter as module
-from paramdelta.formats.adapter import KEPT, LowRank, is_adapter
+from paramdelta.errors import CheckpointError, MisfitError
+from paramdelta.formats import lowrank as module
+from paramdelta.formats.adapter import is_adapter
+from paramdelta.formats.lowrank import KEPT, LowRank
 from paramdelta.formats.view import Tensor, Transposed, cache_of
 from tests import opening
 from tests.checkpoints import bf16, encode, llama, save
@@ -30,6 +31,17 @@ SMALL = {
     "vocab_size": 24,
     "attention_bias": True,
     "tie_word_embeddings": False,
+}
+
+EXPERTS = {
+    "hidden_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "num_local_experts": 3,
+    "vocab_size": 24,
+    "tie_word_embeddings": False,
+    "pad_token_id": None,
 }
 
 
@@ -53,6 +65,20 @@ def a_gpt2():
         tie_word_embeddings=False,
     )
     return transformers.GPT2LMHeadModel(config).double()
+
+
+def a_gpt_oss():
+    """A tiny gpt-oss in float64: its experts are joined and turned, ``down_proj`` square."""
+    transformers = pytest.importorskip("transformers")
+    config = transformers.GptOssConfig(**EXPERTS, head_dim=8, intermediate_size=16)
+    return transformers.GptOssForCausalLM(config).double()
+
+
+def a_mixtral():
+    """A tiny Mixtral in float64, whose experts are joined in memory."""
+    transformers = pytest.importorskip("transformers")
+    config = transformers.MixtralConfig(**EXPERTS, intermediate_size=16)
+    return transformers.MixtralForCausalLM(config).double()
 
 
 def convolutions():
@@ -80,6 +106,17 @@ def trained(model, folder: Path, safe=True, **config):
     return base, {name: value.numpy() for name, value in merged.items()}
 
 
+def applied(adapter, base, folder: Path):
+    """What an adapter makes of a base: all tensors of the trained model."""
+    views = opening.checkpoint(save(folder, base)).tensors
+    whole, deltas = adapter.applied(views)
+    result = base | {name: read(view, opening.fetch) for name, view in whole.items()}
+    for name, delta in deltas.items():
+        assert delta.shape == result[name].shape
+        result[name] = result[name] + read(delta, opening.fetch)
+    return result, deltas.keys() | whole.keys()
+
+
 def read(view, fetch):
     """All of a view."""
     return view.float64(0, view.elements, fetch).reshape(view.shape)
@@ -101,6 +138,43 @@ def read(view, fetch):
         (
             a_llama,
             {
+                "r": 3,
+                "target_modules": ["q_proj", "up_proj"],
+                "layers_to_transform": [1],
+                "layers_pattern": "layers",
+            },
+        ),
+        (a_llama, {"r": 3, "target_modules": ["q_proj", "down_proj", "lm_head"], "use_dora": True}),
+        (a_llama, {"r": 3, "target_modules": ["embed_tokens"], "use_dora": True}),
+        (
+            a_llama,
+            {
+                "r": 3,
+                "target_modules": ["q_proj", "k_proj", "up_proj"],
+                "use_dora": True,
+                "use_rslora": True,
+                "rank_pattern": {"k_proj": 2},
+                "alpha_pattern": {"q_proj": 5},
+            },
+        ),
+        (a_llama, {"r": 3, "target_modules": ["q_proj", "v_proj"], "lora_bias": True}),
+        (a_llama, {"r": 3, "target_modules": ["q_proj"], "bias": "all", "lora_bias": True}),
+        (a_llama, {"r": 3, "target_modules": ["q_proj"], "trainable_token_indices": [5, 0, 23]}),
+        (
+            a_llama,
+            {
+                "r": 3,
+                "target_modules": ["q_proj"],
+                "trainable_token_indices": {"embed_tokens": [7], "lm_head": [2, 3]},
+            },
+        ),
+        (
+            a_llama,
+            {"r": 3, "target_modules": ["q_proj"], "target_parameters": ["mlp.up_proj.weight"]},
+        ),
+        (
+            a_llama,
+            {
                 "r": 4,
                 "lora_alpha": 7,
                 "target_modules": ["q_proj", "k_proj", "up_proj"],
@@ -111,7 +185,23 @@ def read(view, fetch):
         ),
         (a_gpt2, {"r": 4, "target_modules": ["c_attn", "c_proj", "c_fc"]}),
         (a_gpt2, {"r": 4, "target_modules": ["c_proj", "wte", "lm_head"]}),
+        (a_gpt2, {"r": 4, "target_modules": ["c_attn", "c_proj"], "use_dora": True}),
         (convolutions, {"r": 2, "target_modules": ["one", "two", "dot"]}),
+        (convolutions, {"r": 2, "target_modules": ["one", "two"], "use_dora": True}),
+        (convolutions, {"r": 2, "target_modules": ["one", "dot"], "lora_bias": True}),
+        (
+            a_gpt_oss,
+            {
+                "r": 2,
+                "target_modules": ["q_proj"],
+                "target_parameters": ["experts.down_proj", "mlp.experts.gate_up_proj"],
+                "rank_pattern": {"experts.down_proj": 3},
+                "alpha_pattern": {"experts.gate_up_proj": 5},
+            },
+        ),
+        (a_gpt_oss, {"r": 2, "target_parameters": ["mlp.experts.down_proj"]}),
+        (a_mixtral, {"r": 2, "target_parameters": ["gate_up_proj", "down_proj", "gate.weight"]}),
+        (a_mixtral, {"r": 2, "target_parameters": ["mlp.experts.gate_up_proj"]}),
     ],
     ids=lambda value: getattr(value, "__name__", str(value)),
 )
@@ -124,18 +214,13 @@ def test_the_same_as_peft_merges(tmp_path, make, config, stored):
     base, merged = trained(make(), tmp_path / "adapter", safe, **config)
     assert (tmp_path / "adapter" / stored).is_file()
     found = opening.adapter(tmp_path / "adapter")
-    deltas = found.oriented({name: value.shape for name, value in base.items()})
-    assert deltas.keys() | found.replaced.keys() <= base.keys()
-    result = base | {n: read(tensor, opening.fetch) for n, tensor in found.replaced.items()}
-    for name, delta in deltas.items():
-        assert delta.shape == result[name].shape
-        result[name] = result[name] + read(delta, opening.fetch)
-    assert merged.keys() == base.keys()
+    result, names = applied(found, base, tmp_path / "base")
+    assert merged.keys() == result.keys() == base.keys()
     changed = 0
     for name, value in merged.items():
         np.testing.assert_allclose(result[name], value, rtol=1e-12, atol=1e-12)
         changed += not np.array_equal(base[name], value)
-    assert changed == len(deltas.keys() | found.replaced.keys() - _copies(base, merged))
+    assert changed == len(names - _copies(base, merged))
 
 
 def _copies(base, merged):
@@ -171,15 +256,12 @@ def test_adapters_to_an_altered_base_are_refused(tmp_path, start):
 @pytest.mark.parametrize(
     ("config", "reason"),
     [
-        ({"use_dora": True}, "DoRA"),
-        ({"lora_bias": True}, "lora_bias"),
-        ({"trainable_token_indices": [1, 2]}, "trainable_token_indices"),
         ({"layer_replication": [[0, 2], [1, 2]]}, "layer_replication"),
         ({"alora_invocation_tokens": [1], "task_type": "CAUSAL_LM"}, "aLoRA"),
     ],
 )
 def test_real_variants_are_refused(tmp_path, config, reason):
-    """What PEFT itself writes for its variants is recognised."""
+    """What PEFT itself writes for its variants is recognized."""
     torch = pytest.importorskip("torch")
     peft = pytest.importorskip("peft")
     torch.manual_seed(0)
@@ -422,12 +504,15 @@ def test_the_base_of_an_adapter(tmp_path, name, revision, base):
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        *(({"peft_type": kind}, "only LoRA") for kind in ("IA3", "LOHA", "LOKR", "ADALORA")),
+        *(({"peft_type": kind}, kind) for kind in ("IA3", "LOHA", "LOKR", "OFT", "VERA", "BOFT")),
         *(({"peft_type": kind}, "only LoRA") for kind in ("PROMPT_TUNING", None, 3, ["LORA"])),
-        ({"use_dora": True}, "DoRA"),
-        ({"lora_bias": True}, "lora_bias"),
-        ({"trainable_token_indices": {"embed_tokens": [1]}}, "trainable_token_indices"),
-        ({"target_parameters": ["mlp.experts.gate_up_proj"]}, "target_parameters"),
+        ({"use_dora": "yes"}, "use_dora makes"),
+        ({"lora_bias": 1}, "lora_bias makes"),
+        *(
+            ({"trainable_token_indices": said}, "trainable_token_indices makes")
+            for said in ([-1], [1, 1], [1.0], ["1"], [2**31], {"embed_tokens": 1}, "1", 7)
+        ),
+        *(({"target_parameters": said}, "target_parameters makes") for said in ("a", [1], [""])),
         ({"layer_replication": [[0, 4], [2, 5]]}, "layer_replication"),
         ({"megatron_config": {"tensor_model_parallel_size": 2}}, "Megatron"),
         ({"alora_invocation_tokens": [1, 2]}, "aLoRA"),
@@ -511,7 +596,7 @@ F = np.float32
                 f"{PREFIX}lora_A.weight",
             )
         ),
-        ({f"{PREFIX}{x}": np.ones(6, F) for x in ("a.bias", "a.base_layer.bias")}, "1 tensors", ""),
+        ({f"{PREFIX}{x}": np.ones(6, F) for x in ("a.bias", "a.base_layer.bias")}, "2 tensors", ""),
         ({}, "empty", ""),
     ],
     ids=lambda value: ",".join(value)[-60:] if isinstance(value, dict) else str(value)[-30:],
@@ -544,6 +629,147 @@ def test_usual_patterns_are_used(tmp_path, pattern):
     """Names, ends of names and simple expressions give the rank and the factor."""
     config = {"r": 7, "rank_pattern": {pattern: 2}, "alpha_pattern": {pattern: 3}}
     assert opened(tmp_path / "a", config).deltas[f"{Q}.weight"].factor == 1.5
+
+
+# -- copies, and what a base must have -------------------------------------------------------------
+
+EMBED = "model.embed_tokens"
+
+
+def test_peft_stores_resized_modules_several_times(tmp_path):
+    """The copy under the plain name counts; the base's own (original_module) is left out."""
+    values = np.arange(8, dtype=F).reshape(4, 2)
+    names = {"": values, ".modules_to_save": values, ".original_module": np.zeros((4, 2), F)}
+    copies = {f"{PREFIX}{EMBED}{kind}.weight": value for kind, value in names.items()}
+    found = opened(tmp_path / "a", None, pair() | copies)
+    assert list(found.replaced) == [f"{EMBED}.weight"]
+    assert np.array_equal(read(found.replaced[f"{EMBED}.weight"], opening.fetch), values)
+    del copies[f"{PREFIX}{EMBED}.weight"]
+    found = opened(tmp_path / "b", None, pair() | copies)
+    assert np.array_equal(read(found.replaced[f"{EMBED}.weight"], opening.fetch), values)
+
+
+@pytest.mark.parametrize("other", [np.ones((4, 2), F), np.zeros((4, 3), F), np.zeros((4, 2))])
+def test_copies_that_differ_are_refused(tmp_path, other):
+    """In numbers, shape or dtype: it is not known which was trained."""
+    copies = {
+        f"{PREFIX}{EMBED}.weight": np.zeros((4, 2), F),
+        f"{PREFIX}{EMBED}.modules_to_save.weight": other,
+    }
+    with pytest.raises(CheckpointError, match="twice") as error:
+        opened(tmp_path / "a", None, pair() | copies)
+    assert error.value.code == "adapter-copies-differ"
+
+
+@pytest.mark.parametrize(
+    ("config", "tensors", "message"),
+    [
+        ({"use_dora": True}, pair(), "not whole"),
+        ({"lora_bias": True}, pair(), "not whole"),
+        ({"lora_bias": True}, pair() | {f"{PREFIX}{Q}.lora_B.bias": np.ones(5, F)}, "do not fit"),
+        ({"lora_bias": True}, pair() | {f"{PREFIX}{Q}.lora_B.bias": np.ones(6, np.int64)}, "I64"),
+        (
+            {"trainable_token_indices": [1, 2]},
+            {f"{PREFIX}{EMBED}.token_adapter.trainable_tokens_delta": np.ones((3, 2), F)},
+            "trained rows",
+        ),
+        (
+            {"target_parameters": ["mlp.experts.down_proj", "mlp.experts.other"]},
+            pair("mlp.experts"),
+            "which parameters",
+        ),
+        ({"target_parameters": ["mlp.experts.x"]}, pair("mlp.experts.base_layer"), "which param"),
+        (
+            {"target_parameters": ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]},
+            pair("mlp.experts.base_layer") | pair("mlp.experts"),
+            "which parameters",
+        ),
+        ({"target_parameters": ["experts.x"], "r": 2}, pair("experts", rank=3), "do not fit"),
+    ],
+)
+def test_config_and_file_must_agree(tmp_path, config, tensors, message):
+    """What the config says of all layers, each has; and the shapes say which parameter it is."""
+    with pytest.raises(CheckpointError, match=message):
+        opened(tmp_path / "a", config, tensors)
+
+
+@pytest.mark.parametrize("shape", [None, (4, 3), (2, 2), (4, 2, 1)])
+def test_rows_and_lines_must_fit_the_base(tmp_path, shape):
+    """A base without the tensor, or of another shape, is not the one of the training."""
+    config = {"trainable_token_indices": [3]}
+    name = f"{PREFIX}{EMBED}.token_adapter.trainable_tokens_delta"
+    rows = opened(tmp_path / "a", config, {name: np.ones((1, 2), F)})
+    magnitude = {f"{PREFIX}{Q}.lora_magnitude_vector": np.ones(6, F)}
+    dora = opened(tmp_path / "b", {"use_dora": True}, pair() | magnitude)
+    tensors = {} if shape is None else dict.fromkeys((f"{EMBED}.weight", f"{Q}.weight"), shape)
+    base = opening.checkpoint(
+        save(tmp_path / "base", {n: np.ones(s, F) for n, s in tensors.items()} | {"x": np.ones(1)})
+    )
+    for found in (rows, dora):
+        with pytest.raises(MisfitError, match="its base does not have") as error:
+            found.applied(base.tensors)
+        assert error.value.code == "adapter-base-misfit"
+
+
+# -- MLX-LM ----------------------------------------------------------------------------------------
+
+
+def of_mlx(folder, tensors, **config):
+    """Write an adapter as MLX-LM does, and open it."""
+    folder.mkdir()
+    (folder / "adapters.safetensors").write_bytes(encode(tensors))
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    assert is_adapter(opening.files(folder))
+    return opening.adapter(folder)
+
+
+@pytest.mark.parametrize("kind", ["lora", "dora"])
+def test_an_adapter_of_mlx(tmp_path, kind):
+    """The formulas of mlx_lm's fuse: ``W + scale · (a b)ᵀ``, rescaled row by row with DoRA."""
+    chance = np.random.default_rng(0)
+    base = {
+        "q.weight": chance.normal(size=(6, 4)),
+        "embed_tokens.weight": chance.normal(size=(9, 4)),
+    }
+    tensors = {
+        "q.lora_a": chance.normal(size=(4, 2)),
+        "q.lora_b": chance.normal(size=(2, 6)),
+        "embed_tokens.lora_a": chance.normal(size=(9, 2)),
+        "embed_tokens.lora_b": chance.normal(size=(2, 4)),
+    }
+    expected = {
+        "q.weight": base["q.weight"] + 20 * (tensors["q.lora_a"] @ tensors["q.lora_b"]).T,
+        "embed_tokens.weight": base["embed_tokens.weight"]
+        + 20 * tensors["embed_tokens.lora_a"] @ tensors["embed_tokens.lora_b"],
+    }
+    if kind == "dora":
+        del tensors["embed_tokens.lora_a"], tensors["embed_tokens.lora_b"]
+        tensors["q.m"] = chance.uniform(1, 2, 6)
+        norms = np.linalg.norm(expected["q.weight"], axis=1)
+        expected["q.weight"] *= (tensors["q.m"] / norms)[:, None]
+        expected["embed_tokens.weight"] = base["embed_tokens.weight"]
+    config = {"fine_tune_type": kind, "lora_parameters": {"rank": 2, "scale": 20.0}}
+    found = of_mlx(tmp_path / "a", tensors, **config, model="org/base")
+    assert found.base == "org/base"
+    result, _ = applied(found, base, tmp_path / "base")
+    for name, value in expected.items():
+        np.testing.assert_allclose(result[name], value, rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "config", "message"),
+    [
+        ({"q.lora_a": np.ones((4, 2))}, {}, "not whole"),
+        ({"q.lora_a": np.ones((3, 4, 2)), "q.lora_b": np.ones((3, 2, 6))}, {}, "no matrices"),
+        ({}, {}, "empty"),
+        ({"q.lora_a": np.ones((4, 2)), "q.lora_b": np.ones((2, 6))}, {"scale": "x"}, "no scale"),
+    ],
+)
+def test_adapters_of_mlx_that_are_refused(tmp_path, tensors, config, message):
+    """Named as what they are, with MLX-LM's own remedy."""
+    said = {"fine_tune_type": "lora", "lora_parameters": {"rank": 2, "scale": 20.0} | config}
+    with pytest.raises(CheckpointError, match=message):
+        of_mlx(tmp_path / "a", tensors, **said)
 
 
 def test_names_are_only_names(tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import struct
+import time
 
 import numpy as np
 import pytest
@@ -195,3 +196,37 @@ def test_flipped_bytes_never_escape():
             except CheckpointError:
                 continue
             assert max(e.offset + e.nbytes for e in entries) == len(data)
+
+
+def entries(count, place):
+    """A header of so many tensors of 4 bytes, and the size of a file that holds it."""
+    items = (
+        b'"t.%d":{"dtype":"F32","shape":[1],"data_offsets":[%d,%d]}' % (n, place(n), place(n) + 4)
+        for n in range(count)
+    )
+    text = b"{" + b",".join(items) + b"}"
+    return text, 8 + len(text) + 4 * count
+
+
+HUGE = {
+    "overlapping": lambda: entries(100_000, lambda n: 0),
+    "overlapping in a small file": lambda: (entries(100_000, lambda n: 0)[0], 10_000_000),
+    "a hole at the end": lambda: entries(100_000, lambda n: 4 * n + 4 * (n == 99_999)),
+    "spaces": lambda: (b"{" + b" " * 20_000_000, 30_000_000),
+    "brackets": lambda: (b"{" + b"[" * 20_000_000, 30_000_000),
+    "commas": lambda: (b"{" + b"," * 20_000_000, 30_000_000),
+    "one long name": lambda: (b'{"' + b"a" * 20_000_000, 30_000_000),
+    "backslashes": lambda: (b'{"' + b"\\a" * 10_000_000, 30_000_000),
+    "metadata in metadata": lambda: (b'{"__metadata__":{"a":' + b'{"a":' * 4_000_000, 30_000_000),
+    "a long shape": lambda: (b'{"a":{"dtype":"F32","shape":[' + b"1," * 10_000_000, 30_000_000),
+}
+
+
+@pytest.mark.parametrize("kind", HUGE)
+def test_a_large_wrong_header_is_refused_fast(kind):
+    """In a time that a slow machine needs, and not that of 10,000 times as many steps."""
+    text, size = HUGE[kind]()
+    began = time.process_time()
+    with pytest.raises(CheckpointError):
+        parse_header(text, size, "x")
+    assert time.process_time() - began < 5

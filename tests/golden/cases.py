@@ -28,6 +28,7 @@ UNDIGESTED = {
     "paramdelta.lock.json",
     "paramdelta.delta.json",
     "paramdelta.lora.json",
+    "adapter_config.json",  # it names the base; `_lora` gives the rest of it
 }
 # The test runs the first; `record` requires the same bytes from all.
 SETTINGS: tuple[dict[str, Any], ...] = (
@@ -121,7 +122,12 @@ def _extracted_and_mixed(build, scale, folder: Path, out: Path, settings, **opti
 
 def _lora(build, folder: Path, out: Path, settings: dict[str, Any], **options: Any):
     made = extract_adapter(build(folder), out, **settings, **options).made
-    return {"kept": made.kept_of_all, "ranks": {one.module: one.rank for one in made.kept}}
+    config = json.loads((out / "adapter_config.json").read_text())
+    del config["base_model_name_or_path"], config["revision"]
+    ranks = {one.module: one.rank for one in made.kept}
+    text = json.dumps(config, sort_keys=True)
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    return {"kept": made.kept_of_all, "ranks": ranks, "config": digest}
 
 
 def mixes(build: Build, torch: bool = False, **options: Any) -> Case:

@@ -94,7 +94,7 @@ def _families(folder: Path) -> dict[str, dict[str, Outline]]:
 
 
 def _layouts(folder: Path) -> dict[str, dict[str, Outline]]:
-    from tests.integration.families import quantise
+    from tests.integration.families import quantize
     from tests.integration.test_layouts import LAYOUTS, save_layouts, save_towers
 
     found = {}
@@ -105,7 +105,7 @@ def _layouts(folder: Path) -> dict[str, dict[str, Outline]]:
             found[f"layout/{name}/{kind}"] = roles
     experts = folder / "Qwen3-MoE"
     for role in ("new", "post", "base"):
-        quantise(experts / f"{role}-original", "block")
+        quantize(experts / f"{role}-original", "block")
     found["layout/Qwen3-MoE/original-fp8"] = {
         role: outline_of(experts / f"{role}-original") for role in ("new", "post", "base")
     }
@@ -135,7 +135,7 @@ def _fp8(folder: Path) -> dict[str, dict[str, Outline]]:
         WIDE,
         Family,
         build_models,
-        quantise,
+        quantize,
     )
 
     wide = Family("AutoModelForCausalLM", transformers.LlamaConfig, WIDE)
@@ -151,7 +151,7 @@ def _fp8(folder: Path) -> dict[str, dict[str, Outline]]:
             for role, model in build_models(family).items():
                 model.to(torch.bfloat16).save_pretrained(place / role)
                 if scales != "plain":
-                    quantise(place / role, scales)
+                    quantize(place / role, scales)
             found[f"fp8/{name}/{scales}"] = _roles(place)
     return found
 

@@ -121,7 +121,7 @@ class Family:
     sizes. ``roles``: what the config of post, base or new base has differently. ``tokens``: tokens
     that post calls otherwise, by id. ``chat``: post's chat template; None for a model without a
     tokenizer. ``processor``: an image processor or feature extractor beside the weights. ``fp8``:
-    by role, how its weights are quantised (see `quantise`). ``kept``: patterns of the tensors that
+    by role, how its weights are quantized (see `quantize`). ``kept``: patterns of the tensors that
     stay the new base's, by a rule of the scale. ``warned``: codes of warnings that are right to
     come.
     """
@@ -600,7 +600,7 @@ def save_family(family: Family, folder: Path) -> Recipe:
         if family.processor is not None:
             family.processor().save_pretrained(target)
         if role in family.fp8:
-            quantise(target, family.fp8[role])
+            quantize(target, family.fp8[role])
     scale = Schedule([Rule(match=each, value=0) for each in family.kept] + [Rule(value=1)])
     return Recipe(
         str(folder / "new"),
@@ -608,7 +608,7 @@ def save_family(family: Family, folder: Path) -> Recipe:
     )
 
 
-def quantise(folder: Path, scales: str) -> None:
+def quantize(folder: Path, scales: str) -> None:
     """Store a checkpoint's projections in FP8 (E4M3), as releases do; the rest stays as it is.
 
     ``scales``: "block" is DeepSeek-V3's format, one float32 to be multiplied for 128 × 128 weights;
@@ -683,7 +683,7 @@ def rounded(value: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """float64 rounded once, to nearest even.
 
     torch goes from float64 to 16 bits by way of float32, which rounds twice. So float32 is made to
-    err towards an odd last bit: then it is never mistaken for half way between two short numbers.
+    err toward an odd last bit: then it is never mistaken for half way between two short numbers.
     """
     if dtype in (torch.float64, torch.float32):
         return value.to(dtype)
@@ -867,7 +867,7 @@ def companion_problems(family: Family, folder: Path, model: Any) -> list[str]:
         if out.get(key) != config.get(key)
     ]
     if "quantization_config" in out:
-        problems.append("config.json: has a quantization_config though nothing is quantised")
+        problems.append("config.json: has a quantization_config though nothing is quantized")
     if model.dtype != family.dtype:
         problems.append(f"loaded as {model.dtype}, not {family.dtype}")
     with overheard() as said:
@@ -994,7 +994,7 @@ def _plain(dtype: torch.dtype) -> Callable[[Any, Path], None]:
 def _scaled(scales: str) -> Callable[[Any, Path], None]:
     def save(model: Any, folder: Path) -> None:
         model.to(torch.bfloat16).save_pretrained(folder)
-        quantise(folder, scales)
+        quantize(folder, scales)
 
     return save
 
@@ -1052,7 +1052,7 @@ def check_write(name: str, folder: Path) -> list[str]:
         for role, model in build_models(family).items():
             model.save_pretrained(folder / role)
             if dtype == "fp8-block":
-                quantise(folder / role, "block")
+                quantize(folder / role, "block")
         states = {role: read_state(folder / role) for role in ROLES}
         problems = _mixed(folder, states, dtype)
         model, said = load(family.auto, folder / "out")
@@ -1074,14 +1074,14 @@ def _mixed(
     if dtype == "fp8-block":
         dtypes = {name: value.dtype for name, value in states["new"].items()}
         expected = expected_state(states, dtypes)  # FP8 is float64 here
-        return differences(read_state(out), {n: _requantised(v) for n, v in expected.items()})
+        return differences(read_state(out), {n: _requantized(v) for n, v in expected.items()})
     torch_dtype = {None: torch.bfloat16, "F64": torch.float64, "F32": torch.float32}
     torch_dtype |= {"F16": torch.float16, "BF16": torch.bfloat16}
     dtypes = dict.fromkeys(states["new"], torch_dtype[dtype])
     return differences(read_state(out), expected_state(states, dtypes))
 
 
-def _requantised(value: torch.Tensor) -> torch.Tensor:
+def _requantized(value: torch.Tensor) -> torch.Tensor:
     """A float64 matrix in FP8 with fresh scales of 128 × 128 blocks, and back; others as they are.
 
     As `_fp8` does it, but in float64 and rounded once.

@@ -46,7 +46,7 @@ def test_family(tmp_path, name):
 @pytest.mark.parametrize("scales", ["block", "row", "tensor"])
 @pytest.mark.parametrize("roles", ["new", "post", "post base"])
 def test_some_in_fp8(tmp_path, roles, scales):
-    """FP8 and BF16 among the three: the output is BF16 and its config speaks of no quantisation."""
+    """FP8 and BF16 among the three: the output is BF16 and its config speaks of no quantization."""
     family = replace(FAMILIES["DeepSeek-V3"], fp8=dict.fromkeys(roles.split(), scales))
     outcome = check(family, tmp_path)
     assert outcome.passed, outcome.problems

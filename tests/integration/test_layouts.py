@@ -19,7 +19,7 @@ from tests.integration.families import (  # noqa: E402
     differences,
     expected_state,
     load,
-    quantise,
+    quantize,
     read_state,
     widened,
 )
@@ -129,10 +129,10 @@ def test_output_has_the_new_bases_layout(tmp_path, name, layouts):
 
 
 @pytest.mark.parametrize("layouts", [("original", "other"), ("other", "original")])
-def test_quantised_experts_against_joined_ones(tmp_path, layouts):
+def test_quantized_experts_against_joined_ones(tmp_path, layouts):
     """FP8 experts one by one, each with its scales, against joined ones in BF16; either way round.
 
-    The reference is computed from the loaded models, the quantised ones loaded in float64.
+    The reference is computed from the loaded models, the quantized ones loaded in float64.
     """
     theirs, ours = layouts
     family = save_layouts("Qwen3-MoE", tmp_path)
@@ -140,7 +140,7 @@ def test_quantised_experts_against_joined_ones(tmp_path, layouts):
     folders |= {role: tmp_path / f"{role}-{theirs}" for role in ("post", "base")}
     for folder in folders.values():
         if folder.name.endswith("original"):
-            quantise(folder, "block")
+            quantize(folder, "block")
     delta = Delta(str(folders["post"]), str(folders["base"]))
     recipe = Recipe(str(folders["new"]), (delta,))
     assert [f for f in plan(recipe).findings if f.severity.value != "note"] == []

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import paramdelta.demo
 from paramdelta import (
     CheckpointError,
     Delta,
@@ -80,7 +81,7 @@ def test_the_energy_printed_is_the_energy_measured(tmp_path, lineage, dtype, how
     assert result.made.kept_of_all == pytest.approx(1 - lost / everything, rel=1e-12)
     card = (tmp_path / "a" / "README.md").read_text(encoding="utf-8")
     for one in result.made.kept:
-        assert f"| {one.module} |" in card
+        assert f"| `{one.module}` |" in card
         assert f"| {one.rank} | {one.full} | {100 * one.kept:.4f} % |" in card
     assert f"{100 * result.made.kept_of_all:.4f} % of the whole" in card
     about = json.loads((tmp_path / "a" / lowrank.LORA).read_text(encoding="utf-8"))
@@ -140,10 +141,18 @@ def test_peft_merges_it_as_paramdelta_mixes_it(tmp_path, make, how):
     made = extract_adapter(places, tmp_path / "a", **how).made
     adapted = peft.PeftModel.from_pretrained(copy.deepcopy(model), tmp_path / "a")
     loaded = {n for n, _ in adapted.named_parameters() if "lora_" in n}
-    assert len(loaded) == 2 * len(made.kept)
-    with torch.no_grad():
-        merged = adapted.merge_and_unload().state_dict()
+    assert len(loaded) == 2 * (len(made.kept) + made.peft_ties)
     mix(Recipe(places[1], (Delta(str(tmp_path / "a")),)), tmp_path / "mix")
+    with torch.no_grad():
+        tokens = torch.arange(8)[None]
+        unmerged = adapted.eval()(tokens).logits
+        ours = type(model).from_pretrained(tmp_path / "mix").eval()(tokens).logits
+        same = torch.allclose(unmerged, ours, atol=1e-5)
+        assert same == (made.peft_ties or not made.tied)
+        merged = adapted.merge_and_unload().state_dict()
+    if made.peft_ties:  # PEFT adds the factors twice, as the card says
+        assert "Do not call `merge_and_unload()`" in (tmp_path / "a" / "README.md").read_text()
+        return
     ours = load_file(tmp_path / "mix" / "model.safetensors")
     base = wide(tmp_path / "base")
     shapes = {name: tensor.shape for name, tensor in base.items()}
@@ -198,11 +207,72 @@ def test_the_config_says_how_to_load_it(tmp_path, lineage):
     assert config["rank_pattern"] == config["alpha_pattern"] == ranks
     assert config["r"] == config["lora_alpha"] == max(ranks.values())
     assert config["target_modules"] == list(ranks)
-    assert config["base_model_name_or_path"] == "base"
+    assert config["base_model_name_or_path"] == str(lineage.base)
     made = extract_adapter(sources(lineage), tmp_path / "b", rank=2).made
     config = json.loads((tmp_path / "b" / CONFIG).read_text())
     assert (config["r"], config["rank_pattern"]) == (2, {})
     assert "--max-lora-rank 8 " in (tmp_path / "b" / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("config", "card", "name", "code"),
+    [
+        ({}, "", None, "base-is-path"),
+        ({"_name_or_path": "org/base"}, "", "org/base", "base-by-name"),
+        ({"_name_or_path": "/home/me/base"}, "", None, "base-is-path"),
+        ({}, "---\nbase_model: org/other\n---\n", "org/other", "base-by-name"),
+        ({}, "---\nbase_model: [org/other]\n---\n", "org/other", "base-by-name"),
+        ({}, "---\nbase_model: [a/b, c/d]\n---\n", None, "base-is-path"),
+        ({}, "---\nbase_model: ../../etc\n---\n", None, "base-is-path"),
+    ],
+)
+def test_the_base_is_named_so_that_it_is_found(tmp_path, config, card, name, code):
+    """By a Hub id that base or post names, else by a whole path; where it is from is said."""
+    base = save(tmp_path / "base", llama(), config_json=SMALL | config)
+    post = save(tmp_path / "post", moved(llama(), 1), config_json=SMALL, README_md=card)
+    made = extract_adapter((str(post), str(base)), tmp_path / "a", rank=2).made
+    config = json.loads((tmp_path / "a" / CONFIG).read_text())
+    assert config["base_model_name_or_path"] == (name or str(base))
+    assert code in [finding.code for finding in made.findings]
+    text = (tmp_path / "a" / "README.md").read_text()
+    assert str(tmp_path) not in text
+    assert f"vllm serve {name or 'BASE'} " in text
+
+
+def test_what_a_server_needs_lies_beside_it(tmp_path):
+    """Template and ends of a turn are stated in files that a folder without config.json has."""
+    base = save(tmp_path / "base", llama(), config_json=SMALL)
+    post = save(
+        tmp_path / "post",
+        moved(llama(), 1),
+        config_json=SMALL | {"eos_token_id": [7, 9]},
+        generation_config_json={"temperature": 0.5, "pad_token_id": 3},
+        tokenizer_config_json={"chat_template": "{{ messages }}", "tokenizer_class": "X"},
+    )
+    extract_adapter((str(post), str(base)), tmp_path / "a", rank=2)
+    settings = json.loads((tmp_path / "a" / "generation_config.json").read_text())
+    assert settings == {"temperature": 0.5, "pad_token_id": 3, "eos_token_id": [7, 9]}
+    assert (tmp_path / "a" / "chat_template.jinja").read_text() == "{{ messages }}"
+    assert not (tmp_path / "a" / "config.json").exists()
+    card = (tmp_path / "a" / "README.md").read_text()
+    options = "--tokenizer DIR --chat-template DIR/chat_template.jinja --generation-config DIR"
+    assert options in card
+
+
+@pytest.mark.hf
+def test_an_adapter_converses_as_post_does(tmp_path):
+    """What transformers reads from the folder is post's: the rendered chat, the ends of a turn."""
+    transformers = pytest.importorskip("transformers")
+    shipped = Path(paramdelta.demo.__file__).parent / "lineage"
+    extract_adapter((str(shipped / "post"), str(shipped / "base")), tmp_path / "a", rank=2)
+    chat = [{"role": "user", "content": "hello"}]
+    found = []
+    for folder in (shipped / "post", tmp_path / "a"):
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+        ids = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)
+        settings = transformers.GenerationConfig.from_pretrained(folder)
+        found.append((ids, settings.eos_token_id, settings.pad_token_id))
+    assert found[0] == found[1]
 
 
 def test_memory_and_threads_do_not_change_the_bytes(tmp_path, lineage):
@@ -228,7 +298,8 @@ def test_what_it_cannot_hold_is_told(tmp_path):
     new, old = wide(tmp_path / "post"), wide(tmp_path / "base")
     wanted = sum(((new[name] - tensor) ** 2).sum() for name, tensor in old.items())
     assert made.energy == pytest.approx(wanted)
-    assert [f.code for f in made.findings] == ["not-in-adapter"] * 3 + ["only-in-post"]
+    codes = [f.code for f in made.findings]
+    assert codes == ["not-in-adapter"] * 3 + ["base-is-path", "only-in-post"]
     card = (tmp_path / "a" / "README.md").read_text()
     assert "| norms, biases and other vectors | 5 |" in card
     assert "| tensors that only post has | 1 |" in card

@@ -351,10 +351,10 @@ def test_sizes_of_a_grown_vocabulary(tmp_path, files):
     assert sizes == [33, 33, 32]
 
 
-def test_nothing_says_that_the_output_is_quantised(tmp_path, files):
+def test_nothing_says_that_the_output_is_quantized(tmp_path, files):
     """In no section of config.json, and in no file of another tool."""
-    quantised = {"quantization_config": {"quant_method": "fp8"}}
-    files["new"]["config_json"] |= quantised | {"text_config": {"compression_config": {}}}
+    quantized = {"quantization_config": {"quant_method": "fp8"}}
+    files["new"]["config_json"] |= quantized | {"text_config": {"compression_config": {}}}
     files["new"]["hf_quant_config_json"] = {"quantization": {"quant_algo": "FP8"}}
     files["post"]["quantize_config_json"] = {"bits": 4}
     assert statements("quantization", out_files(tmp_path, files)) == ()

@@ -126,7 +126,7 @@ def test_wide_elements_come_first(tmp_path):
     assert [t.name for t in made.tensors] == ["c", "b", "a"]
 
 
-def test_quantised_weights_are_refused(tmp_path):
+def test_quantized_weights_are_refused(tmp_path):
     """FP8 weights cannot be mixed yet and are not pretended to be."""
     recipe = three(tmp_path)
     path = tmp_path / "post" / "model.safetensors"

@@ -108,7 +108,7 @@ def test_a_name_that_is_taken_is_refused(tmp_path):
 
 
 def test_the_dtype_is_part_of_the_digest(tmp_path):
-    """With and without requantisation, an output is not the same."""
+    """With and without requantization, an output is not the same."""
     new = fp8(0, a=(4, 4))
     one = plan(recipe(tmp_path, new, fp8(1, a=(4, 4))))
     other = plan(Recipe(one.recipe.new_base, one.recipe.deltas))

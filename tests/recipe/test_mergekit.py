@@ -64,7 +64,7 @@ def test_task_arithmetic(imported, tmp_path):
         (("org/one", "org/two"), "org/one", "org/two"),
     ],
 )
-def test_the_paramdelta_trick_is_recognised(imported, models, post, new):
+def test_the_paramdelta_trick_is_recognized(imported, models, post, new):
     """Post and new base at weight 1 over the old base: new + (post − base), and it is said."""
     made = imported(f"""
         merge_method: task_arithmetic
@@ -78,7 +78,7 @@ def test_the_paramdelta_trick_is_recognised(imported, models, post, new):
     assert ("does not say which" in reasons(made)) == ("org/one" in models)
 
 
-def test_linear_is_normalised(imported):
+def test_linear_is_normalized(imported):
     """Σ w Θ / Σ w with the first model, or base_model, in the place of the new base."""
     text = """
         merge_method: linear

@@ -10,7 +10,7 @@ algorithms using rounding to odd", IEEE Trans. Comp. 2008).
   as float64. F16, BF16 and F32 results are the correctly rounded exact sum.
 - `mix_codes`: the same for FP8 operands, which are decoded on the way.
 - `begin`, `add`, `finish`: any number of Δs at any scale, in double-double accumulators.
-- `subtract`: a Δ by itself, in float64.
+- `subtract`: a Δ alone, in float64.
 - `quantize`: float64 to FP8 with a scale for each block.
 
 Arrays are one-dimensional and contiguous, of equal length (`quantize` takes matrices); BF16 is

@@ -50,3 +50,15 @@ def accumulate(up: Any, first: int, down: Any, out: Any, row: int, column: int) 
                 for j in range(begin, end):
                     out[row + i, column + j] += u0 * down[k, j]
             k += 1
+
+
+@compiled
+def add_squares(block: Any, squares: Any, columns: bool) -> None:
+    """Add the squares of a matrix to a sum for each row, or for each column, in order.
+
+    ``block``: float64 (M, N). ``squares``: float64 (M,), or (N,).
+    """
+    height, width = block.shape
+    for i in range(height):
+        for j in range(width):
+            squares[j if columns else i] += block[i, j] * block[i, j]

@@ -14,12 +14,13 @@ from paramdelta.check.quantization import (
     stated_bits,
     statements,
 )
-from paramdelta.check.report import Report, printable
+from paramdelta.check.report import MOST, Report, printable
 from paramdelta.check.template import check_template
 from paramdelta.check.values import Progress, check_values
 from paramdelta.check.vocabulary import check_vocabulary, read_tokens
 from paramdelta.formats.codes import Coded, positive_scales, read_codes
 from paramdelta.planning.findings import Findings, Severity
+from paramdelta.text import shown
 
 LOAD_SECONDS = 3600
 
@@ -79,7 +80,7 @@ def check(
         str(folder),
         kind,
         tuple(checked),
-        tuple(map(printable, skipped)),
+        tuple(shown(text, MOST) for text in skipped),
         tuple(map(printable, findings.all(()))),
         sum(len(part.weights.tensors) for part in parts),
         sum(part.weights.nbytes for part in parts),

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from paramdelta.check.process import DONE, FAILED, MISSING
+from paramdelta.documents import parse_json
 
 RENDER_MEMORY = 1 << 30  # bytes
 RENDER_SECONDS = 3
@@ -30,7 +31,7 @@ class _Undone(Exception):
 
 def main(task: str, folder: Path) -> None:
     """Run one task."""
-    request = json.loads((folder / "request.json").read_text(encoding="utf-8"))
+    request = parse_json((folder / "request.json").read_bytes())
     answer = _answer(_TASKS[task], request)
     (folder / "answer.json").write_text(json.dumps(answer, default=str), encoding="utf-8")
 
@@ -293,7 +294,7 @@ def _load(request: Answer) -> Answer:
 
 def _load_transformers(folder: str) -> Answer:
     transformers, torch = _libraries()
-    content = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
+    content = parse_json((Path(folder) / "config.json").read_bytes())
     kind = _class(transformers, content)
     model, info = kind.from_pretrained(
         folder, output_loading_info=True, use_safetensors=True, local_files_only=True,
@@ -361,7 +362,7 @@ def _load_adapter(folder: str) -> Answer:
     base = PeftConfig.from_pretrained(folder).base_model_name_or_path
     if not base or not Path(base).is_dir():
         raise _Undone(f"its base model {base!r} is not on this machine")
-    content = json.loads((Path(base) / "config.json").read_text(encoding="utf-8"))
+    content = parse_json((Path(base) / "config.json").read_bytes())
     kind = _class(transformers, content)
     model = kind.from_pretrained(base, local_files_only=True, use_safetensors=True)
     PeftModel.from_pretrained(model, folder, local_files_only=True, use_safetensors=True)

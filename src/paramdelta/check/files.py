@@ -214,7 +214,7 @@ def check_adapter(part: Part, findings: Findings) -> None:
                     tensor=f"{name} {list(tensor.shape)}, {list(tensors[other].shape)}",
                     remedy="save the adapter again",
                 )
-        elif "lora_B" in name or "lora_embedding_B" in name:
+        elif ("lora_B" in name or "lora_embedding_B" in name) and not name.endswith(".bias"):
             other = name.replace("lora_B", "lora_A").replace("lora_embedding_B", "lora_embedding_A")
             if other not in tensors:
                 _unpaired(place, name, findings)

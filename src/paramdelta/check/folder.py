@@ -4,7 +4,6 @@ Whoever made the folder may be hostile. Only regular files are opened; a link is
 it stays inside, or leads to the blobs of the same Hub cache. Every read has a limit.
 """
 
-import json
 import os
 import stat
 from collections.abc import Mapping
@@ -12,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from paramdelta.documents import parse_json
 from paramdelta.errors import CheckpointError, StorageError
 from paramdelta.planning.findings import Findings, Severity
 
@@ -134,9 +134,7 @@ class Folder:
         if text is None:
             return None
         try:
-            return json.loads(text.removeprefix("\ufeff"))
-        except RecursionError:
-            _report_invalid(findings, self.place(name), "it is nested too deeply")
+            return parse_json(text.encode())
         except ValueError as error:
             _report_invalid(findings, self.place(name), f"it is not JSON: {error}")
         return None

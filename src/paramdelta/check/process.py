@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import paramdelta
+from paramdelta.documents import parse_json
 
 DONE, FAILED, MISSING = "done", "failed", "missing"  # how a task ended
 _OFFLINE = {
@@ -53,7 +54,7 @@ def run_child(task: str, request: dict[str, Any], seconds: float) -> dict[str, A
             return {"outcome": FAILED, "why": f"it was not done after {seconds:.0f} seconds"}
         answer = folder / "answer.json"
         if answer.is_file() and answer.stat().st_size <= MAX_ANSWER:
-            result = json.loads(answer.read_text(encoding="utf-8"))
+            result = parse_json(answer.read_bytes())
             assert isinstance(result, dict)
             return result
         return {"outcome": FAILED, "why": _why(ended)}

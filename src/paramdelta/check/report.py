@@ -1,13 +1,12 @@
 """What a check gives: what was looked at, and what was found."""
 
-import unicodedata
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any
 
 from paramdelta.planning.findings import Finding, Severity
+from paramdelta.text import shown
 
 MOST = 600  # characters of one text
-_Text = TypeVar("_Text", str, Finding)
 
 
 @dataclass(frozen=True)
@@ -57,22 +56,12 @@ class Report:
         }
 
 
-def printable(value: _Text) -> _Text:
-    """A text from foreign files, or a finding with such texts, as it can be printed anywhere.
-
-    Control and formatting characters (which can move the cursor or turn the direction of writing)
-    and lone surrogates become escapes; what is very long is cut.
-    """
-    if isinstance(value, Finding):
-        return replace(
-            value,
-            what=printable(value.what),
-            where=printable(value.where),
-            tensors=tuple(map(printable, value.tensors)),
-            remedy=printable(value.remedy) if value.remedy is not None else None,
-        )
-    text = value if len(value) <= MOST else value[: MOST - 1] + "…"
-    return "".join(
-        character if unicodedata.category(character)[0] != "C" else ascii(character)[1:-1]
-        for character in text
+def printable(finding: Finding) -> Finding:
+    """A finding whose texts, which hold names from foreign files, can be printed anywhere."""
+    return replace(
+        finding,
+        what=shown(finding.what, MOST),
+        where=shown(finding.where, MOST),
+        tensors=tuple(shown(name, MOST) for name in finding.tensors),
+        remedy=shown(finding.remedy, MOST) if finding.remedy is not None else None,
     )

@@ -5,10 +5,11 @@ Exit codes: 0 done, 2 usage, 3 the inputs do not fit together (or an output is n
 """
 
 import copy
+import gc
 import io
-import os
 import sys
-from typing import Annotated
+import traceback
+from typing import Annotated, Any
 
 import typer
 
@@ -16,8 +17,12 @@ from paramdelta.cli import check, demo, extract, mix, plan, recipe, sweep, verif
 from paramdelta.cli.flags import with_flags
 from paramdelta.cli.options import flat
 from paramdelta.cli.show.events import emit
-from paramdelta.errors import ParamDeltaError
+from paramdelta.cli.show.terminal import say
+from paramdelta.errors import ParamDeltaError, StorageError, UsageError
+from paramdelta.storage.local import storage_error
 from paramdelta.version import __version__
+
+_INTERRUPTED = 130
 
 app = typer.Typer(
     name="paramdelta",
@@ -49,7 +54,7 @@ app.add_typer(recipes, name="recipe")
 
 def _version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"paramdelta {__version__}")
+        say(f"paramdelta {__version__}")
         raise typer.Exit
 
 
@@ -66,26 +71,72 @@ def _root(
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line and exit; a ParamDeltaError ends as its message and its exit code."""
+    """Run the command line and exit; every error ends as its message and its exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    gc.set_threshold(50_000, 20, 50)  # what a command imports and plans stays: collect less often
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal that lacks a character shows "?"
+    sys.exit(_run(arguments))
+
+
+def _run(arguments: list[str]) -> int:
+    """Run the command line; the exit code."""
+    as_json = "--json" in arguments
     try:
-        app(arguments)
+        code = app(arguments, standalone_mode=False)
+        if code == _INTERRUPTED:
+            say("interrupted", err=True)
+        return code or 0
     except ParamDeltaError as error:
-        error = flagged(error)
-        if "--json" in arguments:
-            emit("error", exit_code=error.exit_code, **error.to_dict())
-        else:
-            typer.echo(f"error: {error}", err=True)
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        typer.echo("interrupted", err=True)
-        sys.exit(130)
-    except BrokenPipeError:  # the reader of a pipe has gone: nothing is left to say
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
+        return _report(flagged(error), as_json)
+    except MemoryError:
+        return _report(
+            StorageError(
+                "not enough memory",
+                code="out-of-memory",
+                remedy="close other programs, or give the machine more memory",
+            ),
+            as_json,
+        )
+    except OSError as error:
+        where = error.filename if isinstance(error.filename, str) else "unknown"
+        return _report(storage_error(error, where, "use"), as_json)
+    except (KeyboardInterrupt, typer.Abort):
+        say("interrupted", err=True)
+        return _INTERRUPTED
+    except Exception as error:  # noqa: BLE001 - a mistake in a command line, or a fault of ours
+        if type(error).__name__ == "NoArgsIsHelpError":
+            say(*str(error).splitlines(), err=True)
+            return UsageError.exit_code
+        if hasattr(error, "format_message"):
+            return _report(_misused(error), as_json)
+        if as_json:
+            got = "".join(traceback.format_exception_only(error)).strip()
+            emit("error", exit_code=1, kind="InternalError", code="internal-error", what=got)
+        # Its text may come from a file.
+        say(*traceback.format_exc().splitlines(), err=True)
+        say("this is a fault of paramdelta: please report it", err=True)
+        return 1
+
+
+def _report(error: ParamDeltaError, as_json: bool) -> int:
+    if as_json:
+        emit("error", exit_code=error.exit_code, **error.to_dict())
+    else:
+        say(*f"error: {error}".splitlines(), err=True)
+    return error.exit_code
+
+
+def _misused(error: Any) -> UsageError:
+    """An error of the library that parses the command line, as one of ours."""
+    usage = " ".join(error.ctx.get_usage().split()) if error.ctx is not None else None
+    return UsageError(
+        " ".join(error.format_message().split()),
+        code="invalid-command-line",
+        expected=usage and usage.removeprefix("Usage: "),
+        remedy=f"see {error.ctx.command_path} --help" if error.ctx is not None else None,
+    )
 
 
 def flagged(error: ParamDeltaError) -> ParamDeltaError:

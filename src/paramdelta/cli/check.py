@@ -13,22 +13,20 @@ def check(
         Path, typer.Argument(metavar="DIR", help="The folder of a model, made by anyone.")
     ],
     strict: Annotated[
-        bool, typer.Option("--strict", help="Refuse NaN and infinities, not only warn.")
+        bool, typer.Option("--strict", help="Refuse NaN and infinities instead of warning.")
     ] = False,
     load: Annotated[
         bool,
-        typer.Option(
-            "--load", help="Load it with the library that it is for, and generate a few tokens."
-        ),
+        typer.Option("--load", help="Load it with its library, and generate a few tokens."),
     ] = False,
     headers: Annotated[
-        bool, typer.Option("--headers", help="Do not read the numbers, only headers and files.")
+        bool, typer.Option("--headers", help="Read only headers and small files, not the numbers.")
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Look at a folder as a loader does, knowing nothing of how it was made.
+    """Check a folder as a loader would, whoever made it.
 
-    Runs offline and runs no code of the folder. Exits with 3 if anything is refused.
+    Works offline and runs no code of the folder. Exits with 3 if anything is refused.
     """
     from paramdelta.check import check as look
     from paramdelta.cli.show.check import show_check

@@ -32,9 +32,10 @@ def demo(
     from paramdelta.cli.show.plan import show_start
     from paramdelta.cli.show.progress import reporter
     from paramdelta.cli.show.results import show_mix, show_verify
+    from paramdelta.cli.show.terminal import say
     from paramdelta.demo import tour
 
-    typer.secho("Act 1: the mix", bold=True)
+    say("Act 1: the mix", bold=True)
     plan = api.plan(tour.recipe(recipe.value, scale))
     show_start(plan, as_json=False)
     with reporter("mixing", as_json=False) as progress:
@@ -42,15 +43,18 @@ def demo(
     show_mix(result, as_json=False)
     show_verify(api.verify(out, share=1.0), out, as_json=False)
 
-    typer.secho("\nAct 2: the same questions to all", bold=True)
+    say()
+    say("Act 2: the same questions to all", bold=True)
     questions = tour.questions(recipe.value)
     show_conversation(questions, tour.ask(out, questions))
 
-    typer.secho("\nAct 3: what came across", bold=True)
+    say()
+    say("Act 3: what came across", bold=True)
     show_scores(tour.score(out))
-    typer.secho("\nNow with your own models:", bold=True)
-    typer.echo(
-        "  paramdelta plan --post POST --base OLD_BASE --new-base NEW_BASE\n"
-        "  paramdelta mix  --post POST --base OLD_BASE --new-base NEW_BASE --out DIR\n"
-        "where each is a folder or a Hub id such as org/name@revision."
+    say()
+    say("Now with your own models:", bold=True)
+    say(
+        "  paramdelta plan --post POST --base OLD_BASE --new-base NEW_BASE",
+        "  paramdelta mix  --post POST --base OLD_BASE --new-base NEW_BASE --out DIR",
+        "where each is a folder or a Hub id such as org/name@revision.",
     )

@@ -1,4 +1,4 @@
-"""`paramdelta extract`: store a Δ as a folder of its own."""
+"""`paramdelta extract`: store a Δ as a separate folder."""
 
 from enum import Enum
 from pathlib import Path
@@ -30,12 +30,14 @@ def extract(
         ),
     ] = Form.delta,
     rank: Annotated[
-        int | None, typer.Option(metavar="R", help="Of an adapter: rank of every linear weight.")
+        int | None,
+        typer.Option(metavar="R", help="For an adapter: the rank of every linear weight."),
     ] = None,
     energy: Annotated[
         float | None,
         typer.Option(
-            metavar="SHARE", help="Instead: the least rank that keeps this share of its Δ's energy."
+            metavar="SHARE",
+            help="Instead: the smallest rank that keeps this share of the Δ's energy.",
         ),
     ] = None,
     max_rank: Annotated[
@@ -49,7 +51,8 @@ def extract(
     dtype: Annotated[
         str | None,
         typer.Option(
-            metavar="TYPE", help="Of the adapter: auto (post's, if of 16 bits, else f32), bf16, …"
+            metavar="TYPE",
+            help="Of the adapter: auto (post's if it has 16 bits, else f32), bf16, …",
         ),
     ] = None,
     shard_size: Annotated[
@@ -66,7 +69,7 @@ def extract(
 ) -> None:
     """Store Δ = Θ_post − Θ_base once: exact and compressed, for --delta of plan and mix.
 
-    With --as lora the nearest LoRA adapter, and how near it is. All or nothing; a run that was
+    With --as lora: the closest LoRA adapter, and how close it is. All or nothing; a run that was
     stopped starts again.
     """
     from paramdelta import api

@@ -1,4 +1,4 @@
-"""Options of the command line in the place of Python's parameters in messages.
+"""Replaces Python's parameters in messages by options of the command line.
 
 The library speaks of parameters: "pass `overwrite=True`", "leave `dtype` out". With backticks they
 stand out, and here they become "pass --overwrite" and "leave --dtype out".

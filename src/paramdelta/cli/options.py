@@ -88,9 +88,7 @@ class RecipeOptions(Options):
     ] = None
     delta: Annotated[
         str | None,
-        typer.Option(
-            metavar="Δ", help="A Δ that extract stored, in the place of --post and --base."
-        ),
+        typer.Option(metavar="Δ", help="A Δ that extract stored, instead of --post and --base."),
     ] = None
     new_base: Annotated[
         str | None, typer.Option(metavar="N", help="The base that the Δ is added to.")
@@ -159,7 +157,7 @@ class RunOptions(Options):
     ] = "256MB"
     workers: Annotated[
         int | None,
-        typer.Option(metavar="N", min=1, max=256, help="Threads.  [default: as processors]"),
+        typer.Option(metavar="N", min=1, max=256, help="Threads.  [default: one per processor]"),
     ] = None
 
 
@@ -174,7 +172,7 @@ class OutputOptions(Options):
     ] = False
     fresh: Annotated[
         bool,
-        typer.Option("--fresh", help="Throw an unfinished run away instead of resuming it."),
+        typer.Option("--fresh", help="Discard an unfinished run instead of resuming it."),
     ] = False
 
 
@@ -197,7 +195,7 @@ class CheckOptions(Options):
 
 
 def flat(command: Callable[..., None]) -> Callable[..., None]:
-    """The command with single options in the place of its option objects.
+    """The command with single options instead of its option objects.
 
     A parameter of the command itself replaces the option of an object with the same name.
     """

@@ -24,7 +24,8 @@ def import_(
         Path, typer.Argument(metavar="MERGEKIT.yml", help="A configuration of mergekit 0.1.5.")
     ],
     out: Annotated[
-        Path | None, typer.Option(metavar="RECIPE.yaml", help="Write it there, not here.")
+        Path | None,
+        typer.Option(metavar="RECIPE.yaml", help="Write the recipe to this file."),
     ] = None,
     layers: Annotated[
         int | None,
@@ -37,7 +38,7 @@ def import_(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Turn a mergekit configuration into a recipe, and say what that does not express.
+    """Convert a mergekit configuration to a recipe, and list what the recipe does not express.
 
     Methods: task_arithmetic, linear, ties, dare_linear and dare_ties.
     """

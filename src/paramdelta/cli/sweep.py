@@ -23,8 +23,7 @@ def sweep(
         str | None,
         typer.Option(
             metavar="α,…",
-            help="Factors, each for an output of its own; each multiplies every Δ's own scale.  "
-            "[required]",
+            help="Factors, one for each output; each multiplies every Δ's own scale.  [required]",
         ),
     ] = None,
     out: Annotated[
@@ -49,15 +48,15 @@ def sweep(
         raise UsageError(
             f"missing {missing}",
             code="missing-option",
-            expected="--scale 0.5,0.75,1.0 --out DIR, say",
+            expected="for example --scale 0.5,0.75,1.0 --out DIR",
         )
     try:
         scales = [float(text) for text in scale.split(",")]
     except ValueError:
         raise UsageError(
-            "these are not scales",
+            "invalid scales",
             code="invalid-scale",
-            expected="numbers with commas: 0.5,0.75,1.0",
+            expected="numbers separated by commas: 0.5,0.75,1.0",
             got=scale,
         ) from None
     with reporter("sweeping", as_json) as progress:

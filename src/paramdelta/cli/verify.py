@@ -23,10 +23,10 @@ def verify(
         bool, typer.Option("--download", help="Fetch sources that are not on this machine.")
     ] = False,
     post: Annotated[
-        str | None, typer.Option(metavar="P", help="Of a stored Δ or an adapter: where post is.")
+        str | None, typer.Option(metavar="P", help="For a stored Δ or an adapter: where post is.")
     ] = None,
     base: Annotated[
-        str | None, typer.Option(metavar="B", help="Of a stored Δ or an adapter: where base is.")
+        str | None, typer.Option(metavar="B", help="For a stored Δ or an adapter: where base is.")
     ] = None,
     check: Annotated[
         bool,

@@ -1,4 +1,4 @@
-"""Puts questions to a checkpoint in its chat form. The only module that imports torch."""
+"""Asks a checkpoint questions in its chat format. The only module that imports torch."""
 
 import contextlib
 import io
@@ -15,7 +15,7 @@ BATCH = 128
 
 @dataclass(frozen=True)
 class Answer:
-    """What a model said, and whether it ended its turn by itself within `NEW_TOKENS` tokens."""
+    """The answer of a model, and whether the model ended its turn within `NEW_TOKENS` tokens."""
 
     text: str
     ended: bool
@@ -26,15 +26,15 @@ class Answer:
 
 
 class Model:
-    """A checkpoint ready to answer, greedily."""
+    """A loaded checkpoint that answers by greedy decoding."""
 
     def __init__(self, folder: Path, form: Path) -> None:
-        """Load the weights of ``folder`` and the chat form (tokenizer, template) of ``form``.
+        """Load the weights of ``folder``, and tokenizer and chat template of ``form``.
 
         Raises:
             UsageError: torch and transformers are not installed.
         """
-        os.environ.setdefault("HF_HUB_OFFLINE", "1")  # everything is here
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")  # all files are on this machine
         try:
             import torch
             import transformers
@@ -63,7 +63,7 @@ class Model:
         self._tokenizer.padding_side = "left"
 
     def answer(self, questions: list[str]) -> list[Answer]:
-        """Answer every question, each in a conversation of its own."""
+        """Answer every question in a separate conversation."""
         answers: list[Answer] = []
         for start in range(0, len(questions), BATCH):
             prompts = [self._prompt(q) for q in questions[start : start + BATCH]]

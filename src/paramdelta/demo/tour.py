@@ -1,16 +1,16 @@
-"""The tour in three acts: mix the shipped lineage, talk to it, count what came across.
+"""The tour in three acts: mix the shipped lineage, talk to it, measure what was transferred.
 
-The lineage is a family of real, if tiny, language models (see docs/study.md): ``base``; ``post``,
+The lineage is a family of tiny trained language models (see docs/study.md): ``base``; ``post``,
 base after chat training; ``new-base``, base continued on text about new people; ``direct``, new
-base after the same chat training, which is what ParamΔ is measured against; ``second-post``, base
-after another chat training.
+base after the same chat training, the reference for ParamΔ; ``second-post``, base after other chat
+training.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from paramdelta.demo.chat import Answer, Model
+from paramdelta.documents import parse_json
 from paramdelta.recipe import Delta, Recipe
 
 LINEAGE = Path(__file__).parent / "lineage"
@@ -19,7 +19,7 @@ ROLES = ("base", "post", "new-base")
 
 @dataclass(frozen=True)
 class Question:
-    """A question of the tour, its kind ("old fact", "new fact", "skill", …) and right answer."""
+    """A question, its kind ("old fact", "new fact", "skill", …) and the right answer."""
 
     kind: str
     question: str
@@ -27,7 +27,7 @@ class Question:
 
 
 def recipe(kind: str, scale: float) -> Recipe:
-    """The tour's recipes: ``plain`` moves post's Δ; ``several`` adds second-post's to it."""
+    """The recipes: ``plain`` has the Δ of post; ``several`` adds that of second-post."""
     base, new = str(LINEAGE / "base"), str(LINEAGE / "new-base")
     deltas = [Delta(str(LINEAGE / "post"), base, scale)]
     if kind == "several":
@@ -36,13 +36,13 @@ def recipe(kind: str, scale: float) -> Recipe:
 
 
 def questions(kind: str) -> list[Question]:
-    """The questions of a recipe's tour; those for second-post only with ``several``."""
-    found = [Question(**item) for item in json.loads((LINEAGE / "questions.json").read_text())]
+    """The questions for a recipe; those for second-post only with ``several``."""
+    found = [Question(**item) for item in parse_json((LINEAGE / "questions.json").read_bytes())]
     return [q for q in found if kind == "several" or q.kind != "second skill"]
 
 
 def ask(mixed: Path, chosen: list[Question]) -> dict[str, list[Answer]]:
-    """The questions to base, post, new base and the mix."""
+    """Ask base, post, new base and the mix."""
     asked = [question.question for question in chosen]
     places = {role: LINEAGE / role for role in ROLES} | {"ParamΔ": mixed}
     return {name: Model(place, LINEAGE / "post").answer(asked) for name, place in places.items()}
@@ -63,12 +63,12 @@ class Scores:
 
 
 def score(mixed: Path) -> Scores:
-    """Put all test questions of the lineage to the mix; the others' scores are shipped with it.
+    """Ask the mix all test questions of the lineage. The scores of the other models are shipped.
 
-    Shipped scores were measured in the same way when the lineage was made (`make lineage`).
+    They were measured in the same way when the lineage was made (`make lineage`).
     """
-    tasks: dict[str, list[dict[str, str]]] = json.loads((LINEAGE / "tasks.json").read_text())
-    shipped: dict[str, dict[str, float]] = json.loads((LINEAGE / "scores.json").read_text())
+    tasks: dict[str, list[dict[str, str]]] = parse_json((LINEAGE / "tasks.json").read_bytes())
+    shipped: dict[str, dict[str, float]] = parse_json((LINEAGE / "scores.json").read_bytes())
     model = Model(mixed, LINEAGE / "post")
     found: dict[str, float] = {}
     for task, items in tasks.items():

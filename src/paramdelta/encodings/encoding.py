@@ -55,10 +55,6 @@ class Encoding(ABC):
     def streams(self, name: str, shape: tuple[int, ...]) -> tuple[Stream, ...]:
         """What is stored for a tensor; the main stream, under the tensor's own name, is first."""
 
-    def granule(self, shape: tuple[int, ...]) -> int:
-        """Elements of the smallest run that can be encoded by itself. Tasks are multiples of it."""
-        return 1
-
     def task(self, shape: tuple[int, ...], most: int) -> int:
         """Elements of a task. ``most``: as many as fit in a buffer, whole rows if possible."""
         return most

@@ -42,10 +42,6 @@ class Fp8Blocks(Encoding):
         """Codes and scales."""
         return Stream(name, CODES, shape), Stream(f"{name}_scale_inv", "F32", _grid(shape))
 
-    def granule(self, shape: tuple[int, ...]) -> int:
-        """Rows of one block."""
-        return FP8_SIDE * shape[1]
-
     def task(self, shape: tuple[int, ...], most: int) -> int:
         """Rows of whole blocks, about `BAND` codes."""
         rows, columns = shape

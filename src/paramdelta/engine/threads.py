@@ -26,7 +26,7 @@ def run(
 ) -> None:
     """Run every task of a job, except those that ``skip`` names: an earlier run did them.
 
-    ``commit`` makes the work of some receipts durable; it is called in a thread of its own, from
+    ``commit`` makes the work of some receipts durable; it is called in a separate thread, from
     time to time and at the end, also when the run fails.
 
     The first error of any worker stops all of them and is raised. Ctrl-C raises KeyboardInterrupt
@@ -57,6 +57,7 @@ class _Run(Generic[Task, Receipt]):
         self.tasks = job.tasks()
         self.total = self.done = 0
         self.pending = array("Q")  # numbers of the tasks to run: there may be a million
+        self.costs = array("Q")  # of the tasks to run
         for number, task in enumerate(self.tasks):
             cost = job.cost(task)
             self.total += cost
@@ -64,8 +65,11 @@ class _Run(Generic[Task, Receipt]):
                 self.done += cost
             else:
                 self.pending.append(number)
+                self.costs.append(cost)
         self.resumed = self.done
-        self.lead = len(self.pending) if job.lead is None else job.lead * workers
+        self.prompt = job.lead is not None  # else receipts can wait for a tick: a switch between
+        # threads costs more than to collect one
+        self.lead = job.lead * workers if job.lead is not None else len(self.pending)
         self.taken = self.collected = 0
         self.shown = 0.0
         self.running = workers
@@ -102,24 +106,26 @@ class _Run(Generic[Task, Receipt]):
     def _receipts(self) -> Iterator[tuple[int, Receipt]]:
         """Receipts in the order of the tasks, as they come; progress meanwhile."""
         while self.collected < len(self.pending):
-            with self.changed:
-                if self.collected not in self.receipts and not self.errors and self.running:
-                    self.changed.wait(TICK)
-                found = self.collected in self.receipts
-                if not found and (self.errors or not self.running):
-                    return
-            if found:  # a receipt may be None
+            if self.collected in self.receipts:
                 yield self.collected, self.receipts.pop(self.collected)
+            else:
+                with self.changed:
+                    over = bool(self.errors) or not self.running
+                    if not over and self.collected not in self.receipts:
+                        self.changed.wait(TICK)
+                if over and self.collected not in self.receipts:
+                    return
             self._tick()
 
     def _collect(self, number: int, receipt: Receipt) -> None:
         task = self.tasks[self.pending[number]]
         self.job.collect(task, receipt)
-        cost = self.job.cost(task)
+        cost = self.costs[number]
         with self.changed:
             self.collected += 1
             self.done += cost
-            self.changed.notify_all()
+            if self.prompt:
+                self.changed.notify_all()
         if self.committer is not None:
             self.committer.add(receipt, cost)
             if self.committer.error is not None:
@@ -154,7 +160,7 @@ class _Run(Generic[Task, Receipt]):
                 receipt = worker(self.tasks[self.pending[number]])
                 with self.changed:
                     self.receipts[number] = receipt
-                    if number == self.collected:
+                    if self.prompt and number == self.collected:
                         self.changed.notify_all()
         except BaseException as error:  # noqa: BLE001 - it is raised again in the main thread
             with self.changed:

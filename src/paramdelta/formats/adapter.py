@@ -1,195 +1,61 @@
-"""A LoRA adapter: the Δ of a model as products of thin matrices, and tensors that it trained whole.
+"""A LoRA adapter: what training changed in a model, and not a model.
 
-An adapter holds no model but what was added to one: for a weight of shape (R, C) the Δ is
-``factor · up @ down`` with ``up`` (R, r) and ``down`` (r, C), PEFT's ``lora_B`` and ``lora_A``.
-The product is never made whole: a run of it is computed when it is read.
+For a weight of shape (R, C) the Δ is ``factor · up @ down`` with ``up`` (R, r) and ``down`` (r, C),
+PEFT's ``lora_B`` and ``lora_A``. Beside them an adapter can hold trained tensors, trained rows of
+an embedding, and the trained lengths of DoRA.
 
 Source of names, scaling and patterns: PEFT 0.21, ``tuners/lora/layer.py``, ``tuners/lora/model.py``
-and ``utils/save_and_load.py``; LoRA: Hu et al., ICLR 2022, section 4.1; rank-stabilised scaling:
-Kalajdzievski, arXiv 2312.03732. What PEFT can do beside it and a sum of matrices cannot say is
-refused with the reason.
+and ``utils/save_and_load.py``; LoRA: Hu et al., ICLR 2022, section 4.1; rank-stabilized scaling:
+Kalajdzievski, arXiv 2312.03732. PEFT's own merge is the reference, except for embeddings that are
+tied to the output head (`planning.heads`).
 """
 
-import math
-import re
-import threading
-from collections import OrderedDict
-from collections.abc import Hashable, Iterator, Mapping
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, TypeAlias
+from array import array
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
-from paramdelta.errors import CheckpointError
-from paramdelta.formats.checkpoint import INDEX, WEIGHTS, Checkpoint, read_weights
-from paramdelta.formats.patterns import PatternError, Patterns
-from paramdelta.formats.view import (
-    Fetch,
-    Part,
-    Tensor,
-    Transposed,
-    View,
-    cache_of,
-    float64,
-    rectangles,
+from paramdelta.errors import CheckpointError, MisfitError
+from paramdelta.formats import mlx
+from paramdelta.formats.adapterconfig import INPUT, MERGE, AdapterConfig, read_config
+from paramdelta.formats.adapterfile import (
+    BIAS,
+    EMBEDDING,
+    EMBEDDING_A,
+    LINEAR,
+    MAGNITUDE,
+    A,
+    B,
+    Contents,
+    sort_tensors,
 )
+from paramdelta.formats.checkpoint import (
+    INDEX,
+    PICKLE,
+    PICKLE_INDEX,
+    WEIGHTS,
+    Checkpoint,
+    read_weights,
+)
+from paramdelta.formats.dora import Dora
+from paramdelta.formats.lowrank import LowRank, turned
+from paramdelta.formats.scaled import Scaled
+from paramdelta.formats.view import Part, Rows, View, fetch_from
 from paramdelta.storage.files import Files
-from paramdelta.text import shown
-
-if TYPE_CHECKING:
-    import numpy.typing as npt
-
-    Array: TypeAlias = npt.NDArray[Any]
 
 CONFIG = "adapter_config.json"
 ADAPTER = "adapter_model.safetensors"
-PICKLE = "adapter_model.bin"
-BLOCK = 1 << 17  # elements of a factor that are widened at a time: 1 MiB as float64
-EIGHT = 8  # products that the inner loop adds together
-DEEP = 1 << 12  # columns of `up` that are taken at a time
-KEPT = 16 << 20  # bytes of `down` that stay in memory between slices, for all threads together
+ADAPTER_PICKLE = "adapter_model.bin"
+_MODEL = {WEIGHTS, INDEX, PICKLE, PICKLE_INDEX}
 
-
-# -- the Δ -----------------------------------------------------------------------------------------
+Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
-class LowRank(View):
-    """``factor · up @ down`` in float64: each element the sum of its products, in order.
+class TrainedRows:
+    """Rows of an embedding that were trained: of these ids, one row of ``view`` each."""
 
-    ``up``: (R, r). ``down``: (r, C). ``shape``: (R, C), or any whose elements are those: a
-    convolution's kernel. An element does not depend on the run in which it is read.
-
-    Memory of a read beside its result: `KEPT` in all, and about 3 MiB a thread.
-    """
-
-    up: View
-    down: View
-    factor: float
-
-    @property
-    def parts(self) -> tuple[Tensor, ...]:
-        """Those of both factors."""
-        return self.up.parts + self.down.parts
-
-    @property
-    def identity(self) -> list[Any]:
-        """Both factors and the number."""
-        return ["low rank", self.up.identity, self.down.identity, self.factor]
-
-    def turned(self) -> "LowRank":
-        """The same Δ for a weight whose axes are exchanged."""
-        shape = self.shape[::-1]
-        return replace(self, shape=shape, up=_turned(self.down), down=_turned(self.up))
-
-    @property
-    def is_stored(self) -> bool:
-        """Only the factors are."""
-        return False
-
-    def scratch(self, size: int) -> int:
-        """Blocks of both factors."""
-        return 3 * 8 * BLOCK
-
-    @property
-    def caches(self) -> dict[str, int]:
-        """Blocks of one factor; those of the factors' own views."""
-        return {**self.up.caches, **self.down.caches, "low rank": KEPT}
-
-    def read(self, start: int, stop: int, into: memoryview, fetch: Fetch) -> None:
-        """Multiply block by block of the factors what the run needs."""
-        import numpy as np
-
-        for rows, columns, target in rectangles(start, stop, self.down.shape[1], into, 8):
-            out = np.frombuffer(target, np.float64).reshape(len(rows), len(columns))
-            out[:] = 0
-            for deep in _cut(range(self.up.shape[1]), DEEP):
-                for some in _cut(rows, BLOCK // len(deep)):
-                    self._add(some, columns, deep, out, some.start - rows.start, fetch)
-            out *= self.factor
-
-    def _add(
-        self, rows: range, columns: range, deep: range, out: "Array", row: int, fetch: Fetch
-    ) -> None:
-        """Add the products of one run of `up`'s columns to rows of ``out`` from ``row`` on."""
-        from paramdelta.arithmetic import lowrank  # compiled code, not needed for planning
-
-        kept = cache_of(fetch, "low rank", lambda: _Kept(KEPT))
-        up = float64(_block(self.up, rows, deep, fetch), self.up.dtype)
-        for some in _cut(columns, BLOCK // EIGHT):
-            for few in _cut(deep, BLOCK // len(some) // EIGHT * EIGHT):
-                stored = kept.get(self.down, (few, some))
-                if stored is None:
-                    stored = _block(self.down, few, some, fetch)
-                    kept.put(self.down, (few, some), stored)
-                down = float64(stored, self.down.dtype)
-                column = some.start - columns.start
-                lowrank.accumulate(up, few.start - deep.start, down, out, row, column)
-
-
-def _turned(view: View) -> View:
-    if isinstance(view, Transposed):
-        return view.view
-    return Transposed(view.name, view.dtype, view.shape[::-1], view)
-
-
-def _cut(whole: range, step: int) -> Iterator[range]:
-    """A range in pieces of at most ``step``."""
-    for start in range(whole.start, whole.stop, max(1, step)):
-        yield range(start, min(start + max(1, step), whole.stop))
-
-
-def _block(view: View, rows: range, columns: range, fetch: Fetch) -> "Array":
-    """A rectangle of a view of two axes as `dtypes` says, contiguous."""
-    import numpy as np
-
-    if isinstance(view, Transposed):
-        return np.ascontiguousarray(_block(view.view, columns, rows, fetch).T)
-    width = view.shape[1]
-    if len(columns) == width:
-        block = view.array(rows.start * width, rows.stop * width, fetch)
-        return block.reshape(len(rows), width)
-    block = np.empty((len(rows), len(columns)), view.kind.numpy)
-    starts = np.arange(rows.start, rows.stop) * width + columns.start
-    view.gather(starts, block.data.cast("B"), fetch)
-    return block
-
-
-class _Kept:
-    """Blocks that the next slice will want again: at most ``limit`` bytes, for all threads.
-
-    Every slice of a low-rank tensor takes all of `down`, and the slices come in order. So the
-    blocks of a tensor that are in stay in, and what does not fit is read again: to replace one's
-    own oldest block would leave, when one comes round to it, none. Blocks of other tensors make
-    room. Blocks belong to the ``fetch`` that read them: another run may find other files.
-    """
-
-    def __init__(self, limit: int) -> None:
-        self.limit = limit
-        self._blocks: OrderedDict[Hashable, dict[Hashable, Array]] = OrderedDict()
-        self._size = 0
-        self._lock = threading.Lock()
-
-    def get(self, owner: Hashable, key: Hashable) -> "Array | None":
-        """A block, if it is there."""
-        with self._lock:
-            if owner not in self._blocks:
-                return None
-            self._blocks.move_to_end(owner)
-            return self._blocks[owner].get(key)
-
-    def put(self, owner: Hashable, key: Hashable, block: "Array") -> None:
-        """Keep a block, if there is or can be made room for it; it is not to be changed."""
-        with self._lock:
-            mine = self._blocks.setdefault(owner, {})
-            self._blocks.move_to_end(owner)
-            while self._size + block.nbytes > self.limit and len(self._blocks) > 1:
-                _, others = self._blocks.popitem(last=False)
-                self._size -= sum(other.nbytes for other in others.values())
-            if key not in mine and self._size + block.nbytes <= self.limit:
-                mine[key] = block
-                self._size += block.nbytes
-
-
-# -- the file --------------------------------------------------------------------------------------
+    ids: Shape
+    view: View
 
 
 @dataclass(frozen=True)
@@ -198,21 +64,105 @@ class Adapter:
 
     ``checkpoint``: where it is, its stored tensors, its file, its companions (the tokenizer and the
     chat template of the trained model may lie there; config.json rarely does). ``base``: the
-    address of the model that it was trained on, as far as it says. ``deltas``: by weight, the Δ;
-    see `oriented`. ``replaced``: by tensor, the trained tensor itself: its Δ is this − base. A name
-    in both was first replaced, and the Δ comes on top. ``turned``: whether the layers that were
-    adapted keep their weights as (in, out), as Conv1D of GPT-2 does, as far as the config says.
-    ``settled``: the Δ whose axes are certain, those of embeddings and convolutions.
+    address of the model that it was trained on, as far as it says. ``task``: PEFT's task type.
+
+    ``deltas``: by tensor, what is added; see `oriented`. ``replaced``: by tensor, the trained
+    tensor itself. A name in both was first replaced, and the Δ comes on top. ``magnitudes``: by
+    weight with a Δ, the trained lengths of DoRA. ``rows``: by tensor, its trained rows.
+
+    ``turned``: whether the layers that were adapted keep their weights as (in, out), as Conv1D of
+    GPT-2 does, as far as the config says. ``settled``: the Δ whose axes are certain, those of
+    embeddings and convolutions. ``keeps_ties``: a change of the embedding is one of the output head
+    that is tied to it.
     """
 
     checkpoint: Checkpoint
     base: str | None
-    deltas: Mapping[str, LowRank]
-    replaced: Mapping[str, View]
+    deltas: Mapping[str, View]
+    replaced: Mapping[str, View] = field(default_factory=dict)
+    magnitudes: Mapping[str, View] = field(default_factory=dict)
+    rows: Mapping[str, TrainedRows] = field(default_factory=dict)
     turned: bool = False
     settled: frozenset[str] = frozenset()
+    keeps_ties: bool = False
+    task: str | None = None
 
-    def oriented(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, LowRank]:
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All tensors that it changes."""
+        return tuple({**self.deltas, **self.replaced, **self.rows})
+
+    @property
+    def needs_base(self) -> tuple[str, ...]:
+        """The tensors whose Δ follows from the base that the adapter was trained on."""
+        return tuple({**self.replaced, **self.magnitudes, **self.rows})
+
+    def renamed(self, new: Mapping[str, str]) -> "Adapter":
+        """The same adapter under other names; ``new``: by every name."""
+        return replace(
+            self,
+            deltas={new[name]: view for name, view in self.deltas.items()},
+            replaced={new[name]: view for name, view in self.replaced.items()},
+            magnitudes={new[name]: view for name, view in self.magnitudes.items()},
+            rows={new[name]: rows for name, rows in self.rows.items()},
+            settled=frozenset(new[name] for name in self.settled),
+        )
+
+    def applied(self, base: Mapping[str, View]) -> tuple[dict[str, View], dict[str, View]]:
+        """The trained model as far as it differs from its base: whole tensors, and Δs on top.
+
+        ``base``: the tensors of the model that it was trained on; needed for `needs_base`.
+
+        Raises:
+            MisfitError: the base lacks a tensor that the adapter changes, or has another shape.
+        """
+        deltas = self.oriented({name: view.shape for name, view in base.items()})
+        views: dict[str, View] = dict(self.replaced)
+        for name, trained in self.rows.items():
+            views[name] = self._with_rows(name, trained, views.get(name) or base.get(name))
+        for name, magnitude in self.magnitudes.items():
+            views[name] = self._rescaled(
+                name, deltas.pop(name), magnitude, views.get(name) or base.get(name)
+            )
+        return views, deltas
+
+    def _with_rows(self, name: str, trained: TrainedRows, base: View | None) -> View:
+        """The base's tensor with the trained rows in it."""
+        own = trained.view
+        if base is None or len(base.shape) != 2 or base.shape[1] != own.shape[1]:
+            raise self._misfit(name, f"rows of {own.shape[1]} numbers", base)
+        if max(trained.ids) >= base.shape[0]:
+            raise self._misfit(name, f"more than {max(trained.ids)} rows", base)
+        numbers = array("i", range(base.shape[0]))
+        for number, token in enumerate(trained.ids):
+            numbers[token] = base.shape[0] + number
+        return replace(Rows.joined(name, base.shape, (base, own)), rows=numbers.tobytes())
+
+    def _rescaled(self, name: str, delta: View, magnitude: View, base: View | None) -> View:
+        """The base's weight with its Δ, each line as long as it was trained to be."""
+        if base is None or base.shape != delta.shape:
+            raise self._misfit(name, f"shape {list(delta.shape)}", base)
+        # Lines are what comes out of the layer; of an embedding, its dimensions.
+        plain = self.deltas[name]
+        columns = len(delta.shape) == 2 and (
+            name in self.settled or (isinstance(plain, LowRank) and delta != plain)
+        )
+        lines = delta.width if columns else delta.shape[0]
+        if magnitude.elements != lines:
+            raise self._misfit(name, f"{magnitude.elements} lines", base)
+        return Dora(name, "F64", delta.shape, base, delta, magnitude, columns)
+
+    def _misfit(self, name: str, expected: str, base: View | None) -> MisfitError:
+        return MisfitError(
+            "the adapter changes a tensor that its base does not have in this form",
+            code="adapter-base-misfit",
+            where=f"{self.checkpoint}, tensor {name!r}",
+            expected=expected,
+            got="no such tensor" if base is None else str(list(base.shape)),
+            remedy="pass the model that the adapter was trained on as `base`",
+        )
+
+    def oriented(self, shapes: Mapping[str, Shape]) -> dict[str, View]:
         """The Δ with their axes as the model has them; ``shapes``: those of all its tensors.
 
         A weight that is not square shows its axes itself. PEFT notes those of the layer that it
@@ -227,6 +177,9 @@ class Adapter:
                 votes.setdefault(_last(name), set()).add(vote)
         result = {}
         for name, delta in self.deltas.items():
+            if not isinstance(delta, LowRank):  # of experts, or of a bias
+                result[name] = _of_shape(delta, shapes.get(name), shapes)
+                continue
             turn = name not in self.settled and self.turned
             if name not in self.settled and name in shapes:
                 own = self._axes(name, shapes[name], shapes)
@@ -235,9 +188,7 @@ class Adapter:
             result[name] = delta.turned() if turn else delta
         return result
 
-    def _axes(
-        self, name: str, shape: tuple[int, ...], shapes: Mapping[str, tuple[int, ...]]
-    ) -> bool | None:
+    def _axes(self, name: str, shape: Shape, shapes: Mapping[str, Shape]) -> bool | None:
         """Whether a weight of the model is (in, out), not (out, in); None: it cannot be told."""
         if len(shape) != 2 or shape[0] == shape[1] or name in self.settled:
             return None
@@ -255,41 +206,66 @@ def _last(name: str) -> str:
 
 def is_adapter(files: Files) -> bool:
     """Whether a folder holds an adapter, and not a whole model beside one, as merged ones may."""
-    return CONFIG in files and WEIGHTS not in files and INDEX not in files
+    return CONFIG in files and not has_model(files)
+
+
+def has_model(files: Files) -> bool:
+    """Whether a folder holds the weights of a whole model, by the names that transformers gives."""
+    return not _MODEL.isdisjoint(files)
 
 
 def open_adapter(files: Files, role: str) -> Adapter:
     """Read an adapter's config and header; for a folder of which `is_adapter` is true.
 
     Raises:
-        CheckpointError: not a LoRA adapter, one whose Δ is not a sum of matrices, or a damaged one.
+        CheckpointError: not a LoRA adapter, one that cannot be expressed in weights, or a damaged
+            one.
         StorageError: a file cannot be read.
     """
-    config = files.json(CONFIG)
-    where = str(files[CONFIG])
-    _check(config, where)
-    blob = files.get(ADAPTER) or files.get(PICKLE)
+    said, where = files.json(CONFIG), str(files[CONFIG])
+    if mlx.is_mlx(said):
+        return _of_mlx(files, role)
+    config = read_config(said, where)
+    blob = files.get(ADAPTER) or files.get(ADAPTER_PICKLE)
     if blob is None:
         raise CheckpointError(
             "the adapter has no weights",
             code="adapter-without-weights",
             where=files.location.url,
-            expected=f"{ADAPTER} or {PICKLE}",
+            expected=f"{ADAPTER} or {ADAPTER_PICKLE}",
             remedy="finish the download",
         )
     source, found, _ = read_weights(files.reader, blob)
     tensors = {tensor.name: tensor for tensor in found}
-    named = files.json("config.json")
-    checkpoint = Checkpoint(role, files.location, tensors, (source,), files, named)
-    halves, replaced = _sorted(tensors, str(blob))
-    scaling = _Scaling(config, where)
-    deltas, settled = {}, set()
-    for module, pair in halves.items():
-        name = module + ".weight"
-        deltas[name] = _low_rank(name, module, pair, scaling, str(blob))
-        if pair.keys() == _EMBEDDING or len(deltas[name].shape) != 2:
+    checkpoint = Checkpoint(
+        role, files.location, tensors, (source,), files, files.json("config.json")
+    )
+    contents = sort_tensors(tensors, config, str(blob), fetch_from(files.reader))
+    parameters = _parameters(contents, config, str(blob))
+    deltas: dict[str, View] = {}
+    magnitudes: dict[str, View] = {}
+    settled = set()
+    for module, factors in contents.factors.items():
+        name = parameters.get(module, module + ".weight")
+        deltas[name] = (
+            _parameter_delta(name, factors, config, str(blob))
+            if module in parameters
+            else _module_delta(name, module, factors, config, str(blob))
+        )
+        if factors.keys() >= EMBEDDING or len(deltas[name].shape) != 2:
             settled.add(name)
-    if not deltas and not replaced:
+        if BIAS in factors:
+            bias = module + ".bias"
+            scale = config.scaling.factor(module, factors[A].shape[0])
+            own = _mixable(factors[BIAS], str(blob))
+            deltas[bias] = Scaled(bias, "F64", own.shape, own, scale)
+        if MAGNITUDE in factors:
+            magnitudes[name] = _mixable(factors[MAGNITUDE], str(blob))
+    rows = {
+        f"{module}.weight": TrainedRows(_ids(module, view, config), view)
+        for module, view in contents.rows.items()
+    }
+    if not deltas and not contents.whole and not rows:
         raise CheckpointError(
             "the adapter is empty",
             code="adapter-without-weights",
@@ -298,305 +274,200 @@ def open_adapter(files: Files, role: str) -> Adapter:
         )
     return Adapter(
         checkpoint,
-        _base(config, where),
+        config.base,
         deltas,
-        replaced,
-        _flag(config, "fan_in_fan_out", where),
+        contents.whole,
+        magnitudes,
+        rows,
+        config.turned,
         frozenset(settled),
+        config.keeps_ties,
+        config.task,
     )
 
 
-_A, _B = "lora_A.weight", "lora_B.weight"
-_LINEAR = {_A, _B}
-_EMBEDDING = {"lora_embedding_A", "lora_embedding_B"}
-_HALF = re.compile(
-    r"(?P<module>.+)\.(?P<half>lora_A\.weight|lora_B\.weight|lora_embedding_A|lora_embedding_B)"
-)
-_PREFIX = "base_model.model."
-# Parts of names that are no module's but some method's of PEFT; such a tensor is no plain one.
-_METHOD = re.compile(
-    r"(^|\.)(lora_|ia3_|hada_|lokr_|oft_|boft_|vera_|token_adapter|trainable_tokens|prompt_|"
-    r"modules_to_save|original_module|base_layer\.)"
-)
+def _of_mlx(files: Files, role: str) -> Adapter:
+    found = mlx.open_mlx(files, role)
+    return Adapter(found.checkpoint, found.base, found.deltas, found.whole, found.magnitudes)
 
 
-def _sorted(
-    tensors: Mapping[str, View], where: str
-) -> tuple[dict[str, dict[str, View]], dict[str, View]]:
-    """Pairs of factors by module, and whole tensors by name, both as the model calls them."""
-    halves: dict[str, dict[str, View]] = {}
-    replaced: dict[str, View] = {}
-    unknown = []
-    for stored, tensor in tensors.items():
-        name = stored.removeprefix(_PREFIX)
-        match = _HALF.fullmatch(name)
-        if match and not _METHOD.search(match["module"] + "."):
-            halves.setdefault(match["module"], {})[match["half"]] = tensor
-            continue
-        # PEFT wraps what it adapts: the layer's own tensors are those of its "base_layer".
-        plain = re.sub(r"\.base_layer(?=\.[^.]+$)", "", name)
-        if name == stored or _METHOD.search(plain) or plain in replaced:
-            unknown.append(stored)
-        else:
-            replaced[plain] = tensor
-    if unknown:
+# -- the Δ of a module -----------------------------------------------------------------------------
+
+
+def _mixable(view: View, where: str) -> View:
+    if not view.kind.mixable:
         raise CheckpointError(
-            f"{len(unknown)} tensors of the adapter are none of a plain LoRA adapter's",
+            f"a factor is stored as {view.dtype}, which cannot be multiplied",
             code="unsupported-adapter",
-            where=where,
-            expected=f"{_PREFIX}….lora_A.weight and lora_B.weight, or whole tensors",
-            got=", ".join(unknown[:4]) + (" …" if len(unknown) > 4 else ""),
-            remedy=_MERGE,
+            where=f"{where}, tensor {view.name!r}",
+            expected="BF16, F16, F32 or F64",
         )
-    for module, pair in halves.items():
-        if pair.keys() not in (_LINEAR, _EMBEDDING):
-            raise CheckpointError(
-                "a pair of factors is not whole",
-                code="adapter-factors-misfit",
-                where=f"{where}, module {module!r}",
-                expected="lora_A and lora_B, or lora_embedding_A and lora_embedding_B",
-                got=", ".join(sorted(pair)),
-                remedy="get the adapter again",
-            )
-    return halves, replaced
+    return view
 
 
-def _low_rank(
-    name: str, module: str, pair: Mapping[str, View], scaling: "_Scaling", where: str
-) -> LowRank:
+def _misfit(module: str, a: View, b: View, where: str) -> CheckpointError:
+    return CheckpointError(
+        "the factors do not fit together",
+        code="adapter-factors-misfit",
+        where=f"{where}, module {module!r}",
+        expected="A (r, in) and B (out, r)",
+        got=f"A {list(a.shape)} and B {list(b.shape)}",
+        remedy="if it was trained with ZeRO-3 or FSDP, gather the shards before saving",
+    )
+
+
+def _module_delta(
+    name: str, module: str, factors: Mapping[str, View], config: AdapterConfig, where: str
+) -> View:
     """The Δ of one module's weight."""
-    embedding = pair.keys() == _EMBEDDING
-    a, b = (pair[key] for key in sorted(pair))
-    for tensor in (a, b):
-        if not tensor.kind.mixable:
-            raise CheckpointError(
-                f"a factor is stored as {tensor.dtype}, which cannot be multiplied",
-                code="unsupported-adapter",
-                where=f"{where}, tensor {tensor.name!r}",
-                expected="BF16, F16, F32 or F64",
-            )
+    embedding = EMBEDDING_A in factors
+    a, b = (_mixable(factors[key], where) for key in sorted(factors.keys() - {BIAS, MAGNITUDE}))
     kernel = (1,) * (len(a.shape) - 2)
     fits = (
         len(a.shape) >= 2
         and (not embedding or len(a.shape) == 2)
         and b.shape == (*b.shape[:1], a.shape[0], *kernel)
         and a.elements > 0 < b.elements
+        and (BIAS not in factors or factors[BIAS].shape == b.shape[:1])
     )
     if not fits:
-        raise CheckpointError(
-            "the factors do not fit together",
-            code="adapter-factors-misfit",
-            where=f"{where}, module {module!r}",
-            expected="A (r, in) and B (out, r)",
-            got=f"A {list(a.shape)} and B {list(b.shape)}",
-            remedy="if it was trained with ZeRO-3 or FSDP, gather the shards before saving",
-        )
+        raise _misfit(module, a, b, where)
     rank = a.shape[0]
-    factor = scaling.factor(module, rank)
+    factor = config.scaling.factor(module, rank)
     if embedding:  # (V, D) = (B · A)ᵀ
         shape = (a.shape[1], b.shape[0])
-        return LowRank(name, "F64", shape, _turned(a), _turned(b), factor)
+        return LowRank(name, "F64", shape, turned(a), turned(b), factor)
     up = Part(b.name, b.dtype, (b.shape[0], rank), b, 0) if kernel else b
     down = Part(a.name, a.dtype, (rank, a.width), a, 0) if kernel else a
     return LowRank(name, "F64", (b.shape[0], *a.shape[1:]), up, down, factor)
 
 
-# -- the config ------------------------------------------------------------------------------------
-
-_MERGE = "merge it with PEFT (merge_and_unload, save_pretrained) and give the merged folder as post"
-_CONVERT = (
-    "save it as a plain one with PEFT (save_pretrained with "
-    "path_initial_model_for_weight_conversion), or merge it (merge_and_unload)"
-)
-_REFUSED = {
-    "use_dora": "DoRA scales whole columns of the base (the magnitude vector): no Δ that is added",
-    "lora_bias": "it trains biases of the factors (lora_bias), which are not read yet",
-    "trainable_token_indices": "it replaces rows of the embedding (trainable_token_indices), which "
-    "is not read yet",
-    "target_parameters": "it adapts parameters of experts (target_parameters), whose names the "
-    "file does not say",
-    "layer_replication": "it makes a model of more layers than the base has (layer_replication)",
-    "megatron_config": "it adapts the parallel layers of Megatron (megatron_config)",
-    "alora_invocation_tokens": "aLoRA acts only from certain tokens on: no Δ of weights",
-    "use_qalora": "QALoRA pools its inputs: no Δ of the whole weight",
-    "use_bdlora": "BD-LoRA keeps its factors as blocks, which are not read",
-    "arrow_config": "Arrow chooses among several adapters at run time: no Δ of weights",
-    "kasa_config": "KaSA changes the base's weights and trains a diagonal between the factors",
-    "monteclora_config": "MonteCLoRA samples its factors: no Δ of weights",
-    "velora_config": "VeLoRA keeps more than factors (velora_config), which is not read",
-}
-_CHANGING = ("pissa", "olora", "corda", "loftq", "lora_ga", "loraga")  # these change the base first
-_STARTS = ("gaussian", "eva", "orthogonal", "mica")  # these do not
-# Everything else that PEFT writes and that says nothing about what the factors mean.
-_SILENT = {
-    *("peft_type", "peft_version", "task_type", "auto_mapping", "inference_mode", "runtime_config"),
-    *("base_model_name_or_path", "revision", "r", "lora_alpha", "rank_pattern", "alpha_pattern"),
-    *("use_rslora", "fan_in_fan_out", "init_lora_weights", "lora_dropout", "bias"),
-    *("modules_to_save", "target_modules", "exclude_modules", "layers_to_transform"),
-    *("layers_pattern", "ensure_weight_tying", "megatron_core", "qalora_group_size"),
-    *("loftq_config", "eva_config", "corda_config", "lora_ga_config", "ephemeral_gpu_offload"),
-    "merge_weights",
-}
+# -- parameters of experts -------------------------------------------------------------------------
 
 
-def _check(config: Mapping[str, Any], where: str) -> None:
-    """Refuse what is not the plain sum of base and product."""
-    kind = config.get("peft_type")
-    if kind != "LORA":
-        raise CheckpointError(
-            "only LoRA adapters have a Δ that can be added",
-            code="unsupported-adapter",
-            where=where,
-            expected='peft_type: "LORA"',
-            got=repr(kind)[:80],
-            remedy=_MERGE,
-        )
-    for key, reason in _REFUSED.items():
-        if config.get(key):
+def _parameters(contents: Contents, config: AdapterConfig, where: str) -> dict[str, str]:
+    """By module as the file calls it, the parameter that its factors are for (target_parameters).
+
+    PEFT wraps a module once for each of its parameters that it adapts, in the order in which the
+    module has them, and the file does not say which is which. Of experts the inner factors are
+    those of ``gate_up_proj`` and the outer ones those of ``down_proj``; their shapes must say the
+    same.
+    """
+    wrappers: dict[str, list[str]] = {}
+    for module in contents.factors if config.parameters else ():
+        plain = module
+        while plain.endswith(".base_layer"):
+            plain = plain.removesuffix(".base_layer")
+        wrappers.setdefault(plain, []).append(module)
+    found: dict[str, str] = {}
+    for plain, modules in wrappers.items():
+        names = {name for end in config.parameters if (name := _named(plain, end))}
+        if not names and modules == [plain]:
+            continue
+        inner = sorted(modules, key=len, reverse=True)
+        ordered = sorted(names, reverse=True)  # gate_up_proj, down_proj
+        levels = [plain + ".base_layer" * number for number in reversed(range(len(inner)))]
+        if inner != levels or not _are_of(ordered, [contents.factors[m] for m in inner]):
             raise CheckpointError(
-                reason,
+                "it cannot be told which parameters the factors of a module are for",
                 code="unsupported-adapter",
-                where=where,
-                got=_said(config, key),
-                remedy=_MERGE,
+                where=f"{where}, module {plain!r}",
+                expected="one parameter, or gate_up_proj and down_proj of experts",
+                got=", ".join(ordered) or "no target_parameters that name it",
+                remedy=MERGE,
             )
-    start = config.get("init_lora_weights", True)
-    if isinstance(start, str) and start.lower().startswith(_CHANGING):
-        raise CheckpointError(
-            "its start took something away from the base's weights, so its factors are no Δ from "
-            "the base",
-            code="unsupported-adapter",
-            where=where,
-            got=_said(config, "init_lora_weights"),
-            remedy=_CONVERT,
-        )
-    if start is not None and not isinstance(start, bool) and start not in _STARTS:
-        raise CheckpointError(
-            "it is not known what such a start does to the base",
-            code="unsupported-adapter",
-            where=where,
-            expected="true, false, " + ", ".join(_STARTS),
-            got=_said(config, "init_lora_weights"),
-            remedy=_MERGE,
-        )
-    for key, value in config.items():
-        if value and key not in _SILENT:
-            raise CheckpointError(
-                "the adapter's config says something that is not known here",
-                code="unsupported-adapter",
-                where=where,
-                got=_said(config, key),
-                remedy="if it does not change what the factors mean, take it out; else " + _MERGE,
-            )
+        found |= dict(zip(inner, ordered, strict=True))
+    return found
 
 
-def _base(config: Mapping[str, Any], where: str) -> str | None:
-    """The address of the model that the adapter was trained on."""
-    name, revision = config.get("base_model_name_or_path"), config.get("revision")
-    for key, value in (("base_model_name_or_path", name), ("revision", revision)):
-        if value is not None and not (isinstance(value, str) and value.isprintable()):
-            raise _wrong(config, key, "a plain text or null", where)
-    if not name:
+def _named(module: str, end: str) -> str | None:
+    """The parameter of a module that the end of a name stands for, if it is one of its own.
+
+    A name alone can be one of any module; factors of such a one are looked for at experts.
+    """
+    within, dot, last = end.rpartition(".")
+    if not dot and not f".{module}".endswith(".experts"):
         return None
-    on_hub = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name)
-    return f"{name}@{revision}" if on_hub and revision else str(name)
+    return f"{module}.{last}" if f".{module}".endswith(f".{within}" if dot else "") else None
 
 
-class _Scaling:
-    """``lora_alpha / r``, or ``/ √r``, with the exceptions that the patterns make."""
-
-    def __init__(self, config: Mapping[str, Any], where: str) -> None:
-        self.where = where
-        self.rank = config.get("r", 8)
-        self.alpha = config.get("lora_alpha", 8)
-        ranks, alphas = (self._patterns(config, key) for key in ("rank_pattern", "alpha_pattern"))
-        self.stable = _flag(config, "use_rslora", where)
-        if not _is_rank(self.rank):
-            raise _wrong(config, "r", "a positive whole number", where)
-        if not _is_number(self.alpha):
-            raise _wrong(config, "lora_alpha", "a number", where)
-        if not all(map(_is_rank, ranks.values())):
-            raise _wrong(config, "rank_pattern", "positive whole numbers", where)
-        if not all(map(_is_number, alphas.values())):
-            raise _wrong(config, "alpha_pattern", "numbers", where)
-        self.ranks = self._compiled(ranks, "rank_pattern")
-        self.alphas = self._compiled(alphas, "alpha_pattern")
-
-    def _patterns(self, config: Mapping[str, Any], key: str) -> dict[str, Any]:
-        patterns = config.get(key) or {}
-        if not isinstance(patterns, Mapping):
-            raise _wrong(config, key, "an object", self.where)
-        return dict(patterns)
-
-    def _compiled(self, patterns: Mapping[str, Any], key: str) -> "_Values":
-        try:
-            return Patterns(list(patterns)), list(patterns.values())
-        except PatternError as error:
-            raise CheckpointError(
-                f"a pattern of {key} cannot be used: {shown(str(error))}",
-                code="invalid-adapter-config",
-                where=self.where,
-                expected="a module's name, or a simple regular expression for it",
-                got=f"'{shown(error.pattern or '', 80)}'",
-            ) from None
-
-    def factor(self, module: str, rank: int) -> float:
-        """The number for a module whose factors have this rank; raises CheckpointError."""
-        said = self._looked_up(self.ranks, module, self.rank)
-        if said != rank:
-            raise CheckpointError(
-                "config and factors disagree about the rank",
-                code="adapter-factors-misfit",
-                where=f"{self.where}, module {module!r}",
-                expected=f"{said} by the config",
-                got=f"{rank} in the file",
-                remedy="look whether config and weights belong together",
-            )
-        alpha = self._looked_up(self.alphas, module, self.alpha)
-        return float(alpha / math.sqrt(rank) if self.stable else alpha / rank)
-
-    def _looked_up(self, values: "_Values", module: str, default: Any) -> Any:
-        """The value of the first pattern that matches the end of a module's name, as PEFT does it.
-
-        Where none does, PEFT looks for the name itself, which would have matched.
-        """
-        patterns, found = values
-        try:
-            number = patterns.first(module)
-        except PatternError as error:
-            raise CheckpointError(
-                str(error), code="invalid-adapter-config", where=self.where, remedy=_MERGE
-            ) from None
-        return default if number is None else found[number]
+def _are_of(names: Sequence[str], factors: Sequence[Mapping[str, View]]) -> bool:
+    """Whether factors are those of these parameters, as far as their shapes tell."""
+    if len(names) != len(factors) or any(each.keys() != LINEAR for each in factors):
+        return False
+    if len(names) == 1:
+        return True
+    joined, low = ((each[A].shape[-1], each[B].shape[0]) for each in factors[:2])
+    ends = [name.rpartition(".")[2] for name in names]
+    return ends == ["gate_up_proj", "down_proj"] and joined == (low[1], 2 * low[0])
 
 
-_Values: TypeAlias = tuple[Patterns, list[Any]]
+def _parameter_delta(
+    name: str, factors: Mapping[str, View], config: AdapterConfig, where: str
+) -> View:
+    """The Δ of a parameter: a matrix, or a matrix (out, in) for each of E experts.
+
+    A is (E · r, in), expert by expert; B is (out, r · E), where the experts alternate.
+    """
+    a, b = (_mixable(factors[key], where) for key in (A, B))
+    rank = config.scaling.rank_of(name)
+    fits = len(a.shape) == len(b.shape) == 2 and b.shape[1] == a.shape[0]
+    if not fits or not a.elements > 0 < b.elements or a.shape[0] % rank:
+        raise _misfit(name, a, b, where)
+    factor = config.scaling.factor(name, rank)
+    count, into, out = a.shape[0] // rank, a.shape[1], b.shape[0]
+    if count == 1:
+        return LowRank(name, "F64", (out, into), b, a, factor)
+    across = turned(b)
+    experts = []
+    for number in range(count):
+        columns = array("i", range(number, a.shape[0], count)).tobytes()
+        up = turned(Rows(b.name, b.dtype, (rank, out), (across,), columns))
+        down = Part(a.name, a.dtype, (rank, into), a, number * rank * into)
+        experts.append(LowRank(name, "F64", (out, into), up, down, factor))
+    return Rows.joined(name, (count, out, into), experts)
 
 
-def _is_rank(value: Any) -> bool:
-    return type(value) is int and value > 0
+def _turned_experts(delta: View) -> View:
+    """The Δ of experts for a parameter that stores each matrix as (in, out)."""
+    count, out, into = delta.shape
+    views = [view.turned() for view in delta.views if isinstance(view, LowRank)]
+    return Rows.joined(delta.name, (count, into, out), views)
 
 
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and abs(value) < 1e30  # NaN and infinity are not
+def _of_shape(delta: View, shape: Shape | None, shapes: Mapping[str, Shape]) -> View:
+    """The Δ of experts with the axes of the model's tensor.
+
+    Where out and in are equally many, the shape of ``gate_up_proj`` tells: it has twice as many
+    numbers come out as ``down_proj`` has go in.
+    """
+    if len(delta.shape) != 3 or shape is None:
+        return delta
+    count, out, into = delta.shape
+    if out == into:
+        joined = shapes.get(delta.name.removesuffix("down_proj") + "gate_up_proj", shape)
+        return _turned_experts(delta) if joined[-2] < joined[-1] else delta
+    return _turned_experts(delta) if shape == (count, into, out) else delta
 
 
-def _flag(config: Mapping[str, Any], key: str, where: str) -> bool:
-    value = config.get(key)
-    if value is not None and not isinstance(value, bool):
-        raise _wrong(config, key, "true or false", where)
-    return bool(value)
+# -- rows ------------------------------------------------------------------------------------------
 
 
-def _said(config: Mapping[str, Any], key: str) -> str:
-    return f"{key}: {config.get(key)!r}"[:100]
+def _ids(module: str, view: View, config: AdapterConfig) -> Shape:
+    """The ids of trained rows; raises CheckpointError.
 
-
-def _wrong(config: Mapping[str, Any], key: str, expected: str, where: str) -> CheckpointError:
-    return CheckpointError(
-        f"{key} makes no sense",
-        code="invalid-adapter-config",
-        where=where,
-        expected=expected,
-        got=_said(config, key),
-    )
+    The head that is tied to an embedding is stored with the embedding's ids.
+    """
+    ends = [end for end in config.tokens if end and f".{module}".endswith(f".{end}")]
+    only = next(iter(config.tokens)) if len(config.tokens) == 1 else INPUT
+    ids = config.tokens.get(ends[0] if ends else only, ())
+    if len(view.shape) != 2 or view.shape[0] != len(ids) or not ids or not view.kind.mixable:
+        raise CheckpointError(
+            "config and file disagree about the trained rows",
+            code="adapter-factors-misfit",
+            where=f"{config.where}, module {module!r}",
+            expected=f"{len(ids)} rows by the config",
+            got=f"{view.dtype} {list(view.shape)} in the file",
+            remedy="look whether config and weights belong together",
+        )
+    return ids

@@ -25,6 +25,8 @@ INDEX = "model.safetensors.index.json"
 DELTA = "paramdelta.delta.json"  # in a folder that holds a stored Δ and no model (`delta`)
 PICKLE = "pytorch_model.bin"
 PICKLE_INDEX = "pytorch_model.bin.index.json"
+# An adapter, which may lie beside the weights of a whole model.
+_ADAPTERS = {"adapter_model.safetensors", "adapter_model.bin", "adapters.safetensors"}
 HEAD = 1 << 16  # bytes read at first: most headers fit
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pth.tar", ".pt.tar")
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.(safetensors|bin)")
@@ -211,6 +213,8 @@ def _weight_files(files: Files) -> tuple[list[Blob], Mapping[str, str]]:
     file name; empty without an index.
     """
     top = {name: files[name] for name in sorted(files) if "/" not in name}
+    if not {PICKLE, PICKLE_INDEX}.isdisjoint(top):
+        top = {name: blob for name, blob in top.items() if name not in _ADAPTERS}
     found = [name for name in top if name.endswith(".safetensors")]
     single, index, expected = WEIGHTS, INDEX, f"{WEIGHTS}, or {INDEX}"
     if not found and index not in top:

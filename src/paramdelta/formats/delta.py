@@ -37,6 +37,7 @@ from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from paramdelta.documents import parse_json
 from paramdelta.errors import CheckpointError
 from paramdelta.formats.checkpoint import (
     DELTA,
@@ -457,7 +458,7 @@ def _described(metadata: Mapping[str, str], where: str) -> dict[str, Any]:
             got=str({key: metadata[key][:40] for key in ("format", "block") if key in metadata}),
         )
     try:
-        described = json.loads(metadata.get("deltas", ""))
+        described = parse_json(metadata.get("deltas", "").encode("utf-8", "surrogatepass"))
         if not isinstance(described, dict):
             raise ValueError("it is not an object")
         for name, info in described.items():
@@ -467,7 +468,7 @@ def _described(metadata: Mapping[str, str], where: str) -> dict[str, Any]:
             )
             if not sized or type(halves) is not int or not 0 <= halves <= 2:
                 raise ValueError(f"{name!r}: {json.dumps(info)[:60]}")
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError) as error:
         raise CheckpointError(
             "the deltas in the metadata cannot be read",
             code="invalid-delta",

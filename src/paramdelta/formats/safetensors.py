@@ -16,6 +16,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 from paramdelta.dtypes import DTYPES
@@ -136,7 +137,7 @@ def parse_header(text: bytes, file_size: int, where: str) -> tuple[list[Entry], 
     if _END.match(text, position) is None:
         raise _invalid(position, where)
     _check_names(entries, where)
-    entries.sort(key=lambda entry: entry[3:])
+    entries.sort(key=itemgetter(3, 4))
     _check_cover(entries, data_start, file_size, where)
     return entries, metadata or {}
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from paramdelta.documents import to_json
 from paramdelta.dtypes import DTYPES
 from paramdelta.engine.memory import Need
 from paramdelta.formats.checkpoint import Checkpoint
@@ -34,22 +35,18 @@ ALIGNED = 64  # bytes: where the data of a weight file begins
 _POSITION = 10**18  # stands for a position that is not known yet: no position is longer
 
 
-@dataclass
-class Shape:
-    """How a Δ is stored. ``elements``: in all; ``halved``: in blocks of two halves."""
-
-    elements: int = 0
-    halved: int = 0
-
-
 @dataclass(frozen=True)
 class Made:
-    """A written Δ. ``stored``: bytes of its weight files; ``base_sha256``: see `Digest`."""
+    """A written Δ.
+
+    ``stored``: bytes of its weight files. ``base_sha256``: see `Digest`. ``elements``: numbers of
+    all tensors that have a Δ.
+    """
 
     files: tuple[str, ...]
     stored: int
     base_sha256: str
-    found: Shape
+    elements: int
 
 
 @dataclass
@@ -106,7 +103,7 @@ class ExtractJob:
         self.shards = tuple(_grouped(tensors, shard_size))
         self.sink = sink
         self.digest = Digest()
-        self.found = Shape()
+        self.elements = 0
         self.stored = 0
         self._file: _WeightFile | None = None
         self._runs: list[Run] = []
@@ -164,10 +161,7 @@ class ExtractJob:
         if tensor.pairs:
             digests = [run.base_sha256 for run in self._runs if task.stop]
             self.digest.add(tensor.name, tensor.pairs[0].base, digests)
-            self.found.elements += tensor.elements
-            sizes = _block_sizes(tensor.elements)
-            halves = [n for run in self._runs for n in run.halves]
-            self.found.halved += sum(s for s, n in zip(sizes, halves, strict=False) if n == 2)
+            self.elements += tensor.elements
         self._file.end_tensor()
         self._runs = []
         if task.tensor == len(tensors) - 1:
@@ -176,7 +170,7 @@ class ExtractJob:
 
     def made(self) -> Made:
         """What was written, when all tasks are collected."""
-        return Made(self.names, self.stored, self.digest.hexdigest(), self.found)
+        return Made(self.names, self.stored, self.digest.hexdigest(), self.elements)
 
     def _run(self, fetch: Fetch, task: Task) -> Run:
         tensor = self.shards[task.file][task.tensor]
@@ -256,7 +250,7 @@ def description(plan: Plan, made: Made, outputs: Mapping[str, Mapping[str, Any]]
         "whole": sum(not tensor.pairs for tensor in plan.tensors),
         "versions": {"paramdelta": __version__},
     }
-    return json.dumps(about, indent=2, ensure_ascii=False) + "\n"
+    return to_json(about)
 
 
 def option_facts(plan: Plan) -> dict[str, Any]:
@@ -277,10 +271,6 @@ def source_facts(source: Checkpoint) -> dict[str, Any]:
         for f in source.sources
     ]
     return {"name": public, "files": files}
-
-
-def _block_sizes(elements: int) -> list[int]:
-    return [min(BLOCK, elements - start) for start in range(0, elements, BLOCK)]
 
 
 def _grouped(

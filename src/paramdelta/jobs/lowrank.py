@@ -7,8 +7,8 @@ Source of names and keys: PEFT 0.21, ``tuners/lora/config.py`` and ``utils/save_
 """
 
 import hashlib
-import json
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from paramdelta.arithmetic.sketch import Aim, Array, factorise, held, missed
+from paramdelta.documents import to_json
 from paramdelta.dtypes import DTYPES
 from paramdelta.engine.memory import Need
 from paramdelta.errors import CheckpointError, MisfitError, UsageError
@@ -25,13 +26,16 @@ from paramdelta.formats.adapter import ADAPTER
 from paramdelta.formats.safetensors import encode_header
 from paramdelta.formats.view import Fetch, View, fetch_from, float64
 from paramdelta.jobs.extract import option_facts, source_facts
+from paramdelta.output.card import front_matter
 from paramdelta.output.folder import FolderSink
+from paramdelta.planning.facts import GENERATION, JINJA, ROLE_IDS, chat_templates, value
 from paramdelta.planning.findings import Finding, Severity
 from paramdelta.planning.linear import EMBEDDINGS, Linear, Module
 from paramdelta.planning.plan import Plan
 from paramdelta.schemes.pair import Pair
 from paramdelta.schemes.scheme import BLOCK
 from paramdelta.storage.digest import ALGORITHM
+from paramdelta.storage.files import parse_json
 from paramdelta.storage.reader import Reader
 from paramdelta.version import __version__
 
@@ -42,6 +46,7 @@ RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # of vLLM's --max-lora-rank (vll
 HEIGHT = 1 << 19  # elements of a block of rows, but whole rows: 4 MiB as float64
 # A model's own files, which would make loaders take the folder for a model.
 MODELS = ("config.json", "modules.json", "model_index.json")
+HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 _POSITION = 10**18  # stands for a position that is not known yet: no position is longer
 
 
@@ -72,11 +77,28 @@ class Left:
 
 
 @dataclass(frozen=True)
+class BaseName:
+    """How an adapter calls its base: what loaders open. ``why``: where the name is from.
+
+    ``name``: a Hub id, or else a path of this machine. ``revision``: the commit, if it is known.
+    """
+
+    name: str
+    revision: str | None = None
+    why: str = ""
+
+    @property
+    def is_path(self) -> bool:
+        """Whether it means nothing on another machine."""
+        return not HUB_ID.fullmatch(self.name)
+
+
+@dataclass(frozen=True)
 class MadeAdapter:
     """A written adapter. ``unchanged``: weights whose Δ is zero, and which have no factors.
 
     ``alone``: tensors that only post has. ``tied``: see `Linear`. ``stored``: bytes of the weight
-    file.
+    file. ``base``: how it calls its base.
     """
 
     kept: tuple[Kept, ...]
@@ -86,6 +108,7 @@ class MadeAdapter:
     tied: bool
     dtype: str
     stored: int
+    base: BaseName
 
     @property
     def energy(self) -> float:
@@ -117,6 +140,12 @@ class MadeAdapter:
         return any(one.embedding for one in self.kept)
 
     @property
+    def peft_ties(self) -> bool:
+        """Whether PEFT gives factors of a tied embedding to the head: by the embedding's name."""
+        embeddings = [one.module for one in self.kept if one.embedding]
+        return self.tied and all(name.endswith("embed_tokens") for name in embeddings)
+
+    @property
     def findings(self) -> tuple[Finding, ...]:
         """What the adapter does not hold."""
         more = "`embeddings=True`, unless the vocabulary changed; "
@@ -132,12 +161,26 @@ class MadeAdapter:
             )
             for left in self.left
         ]
+        if self.base.is_path:
+            what = f"base_model_name_or_path is a path of this machine: {self.base.name}"
+            remedy = "before sharing the adapter, write the Hub id of the base into it"
+            found.append(Finding(Severity.WARNING, "base-is-path", what, "adapter", remedy=remedy))
+        elif self.base.why:
+            what = f"base_model_name_or_path is {self.base.name}, {self.base.why}"
+            remedy = "check that this is the base that the Δ was taken from"
+            found.append(Finding(Severity.WARNING, "base-by-name", what, "adapter", remedy=remedy))
         if self.alone:
             what = "tensors that only post has are left out"
             found.append(Finding(Severity.WARNING, "only-in-post", what, "adapter", self.alone))
         if self.tied:
-            what = "the output head is tied to an embedding whose factors it gets only by merging"
-            remedy = "merge_and_unload of PEFT, or paramdelta mix; unmerged, the head is base's"
+            what = "the embedding's factors are those of the tied output head as well"
+            remedy = (
+                "use it unmerged, or merge it with paramdelta mix: merge_and_unload of PEFT 0.21 "
+                "adds such factors twice"
+                if self.peft_ties
+                else "merge it, with merge_and_unload of PEFT or paramdelta mix: unmerged, the "
+                "head is base's"
+            )
             found.append(
                 Finding(Severity.WARNING, "tied-embedding", what, "adapter", remedy=remedy)
             )
@@ -254,7 +297,7 @@ class LowRankJob:
         self.kept.append(receipt.kept)
         self._written.append((task.module, receipt.kept.rank))
 
-    def finished(self) -> MadeAdapter:
+    def finished(self, base: BaseName) -> MadeAdapter:
         """Write the header, and say what was made; raises MisfitError if there is nothing."""
         if not self.kept:
             raise MisfitError(
@@ -280,6 +323,7 @@ class LowRankJob:
             self.parts.tied,
             self.dtype,
             self._position,
+            base,
         )
 
     # -- on a worker -------------------------------------------------------------------------------
@@ -336,21 +380,61 @@ class LowRankJob:
         return wide, out.reshape(values.shape)
 
 
-def adapter_config(plan: Plan, parts: Linear, made: MadeAdapter) -> dict[str, Any]:
+def base_name(plan: Plan) -> BaseName:
+    """How an adapter calls the base of a plan.
+
+    By its Hub id, or by the one that base's config.json or else post's model card names. Otherwise
+    by its whole path, which at least works on this machine.
+    """
+    post, base = plan.lineages[0]
+    assert base is not None
+    if base.location.repo is not None:
+        return BaseName(base.location.repo, base.location.revision)
+    named = (
+        (base.config.get("_name_or_path"), "which base's config.json names"),
+        (front_matter(post).get("base_model"), "which post's model card names"),
+    )
+    for name, why in named:
+        if isinstance(name, list) and len(name) == 1:
+            (name,) = name
+        if isinstance(name, str) and HUB_ID.fullmatch(name):
+            return BaseName(name, None, why)
+    return BaseName(base.location.url)
+
+
+def serving_files(plan: Plan, small: Mapping[str, bytes]) -> dict[str, bytes]:
+    """Files that let a server use the adapter as post is used, beside those that post has.
+
+    A folder without config.json states the ids that end a turn in generation_config.json only. Its
+    chat template is a file of its own, for servers that take one. ``small``: post's own files.
+    """
+    post, _ = plan.lineages[0]
+    made: dict[str, bytes] = {}
+    settings = parse_json(small[GENERATION], GENERATION) if GENERATION in small else {}
+    said = {role: value(role, post.files) for role in ROLE_IDS}
+    known = {role: ids for role, ids in said.items() if ids is not None and role not in settings}
+    if known:
+        made[GENERATION] = to_json(settings | known).encode()
+    template = chat_templates(post.files).get("default")
+    if template is not None and JINJA not in small:
+        made[JINJA] = template.encode("utf-8", errors="surrogatepass")
+    return made
+
+
+def adapter_config(parts: Linear, made: MadeAdapter) -> dict[str, Any]:
     """adapter_config.json: every module by its whole name, every factor's scaling 1.
 
     ``r`` is the largest rank, for vLLM takes no larger factors; the others are patterns. A pattern
     stands for all names that end like it, so longer names come first.
     """
-    base = plan.lineages[0][1]
     names = sorted((one.module for one in made.kept), key=lambda name: (-len(name), name))
     ranks = {one.module: one.rank for one in made.kept}
     patterns = {name: ranks[name] for name in names} if len(set(ranks.values())) > 1 else {}
     return {
         "peft_type": "LORA",
         "task_type": parts.task,
-        "base_model_name_or_path": base.location.name if base is not None else None,
-        "revision": base.location.revision if base is not None else None,
+        "base_model_name_or_path": made.base.name,
+        "revision": made.base.revision,
         "r": made.rank,
         "lora_alpha": made.rank,
         "rank_pattern": patterns,
@@ -363,6 +447,7 @@ def adapter_config(plan: Plan, parts: Linear, made: MadeAdapter) -> dict[str, An
         "init_lora_weights": True,
         "use_rslora": False,
         "use_dora": False,
+        **({"ensure_weight_tying": True} if parts.tied else {}),
         "inference_mode": True,
     }
 
@@ -394,7 +479,7 @@ def description(
         "only_in_post": list(made.alone),
         "versions": {"paramdelta": __version__},
     }
-    return json.dumps(about, indent=2, ensure_ascii=False) + "\n"
+    return to_json(about)
 
 
 def _header(dtype: str, written: Sequence[tuple[Module, int | None]], size: int = 0) -> bytes:

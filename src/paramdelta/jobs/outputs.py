@@ -88,7 +88,7 @@ def write_outputs(
                 reader,
                 workers=budget.workers,
                 writers=writers,
-                skip=skip,
+                skip=skip if any(any(durable.ranges) for durable in found) else None,
                 commit=commit,
                 progress=watch,
             )

@@ -1,19 +1,23 @@
-"""The model card: what the output is, where it comes from, under which licences, and how to make it
-again.
+"""The model card: what the output is, where it comes from, its licenses, and how to make it again.
+
+Names, addresses and licenses come from strangers. `text` makes them safe: the card shows them, and
+a renderer does not act on them.
 """
 
-import re
-from collections.abc import Sequence
+import contextlib
+import shlex
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
+from paramdelta import documents
 from paramdelta.errors import ParamDeltaError
 from paramdelta.formats.checkpoint import Checkpoint
 from paramdelta.output.lock import renamed
 from paramdelta.planning.plan import Plan
 from paramdelta.schemes.dare import Dare
+from paramdelta.text import block, code, markdown, shown
 from paramdelta.units import show_count
 from paramdelta.version import __version__
 
@@ -27,32 +31,66 @@ _INTRODUCTION = (
     "base, added to a newer one"
 )
 _DELTA = (
-    "Not a model but what post-training made of one: the exact difference Θ_post − Θ_base, "
-    "compressed without loss, to be added to a base"
+    "Not a model, but the difference that post-training made: Θ_post − Θ_base, exact and "
+    "compressed without loss, for adding to a base"
 )
 _ADAPTER = (
-    "What post-training made of a model, as nearly as a LoRA adapter can hold it: for each linear "
+    "The difference that post-training made, approximated by a LoRA adapter: for each linear "
     f"weight the best product of thin matrices (ParamΔ, [Cao et al., ICLR 2025]({PAPER}); singular "
     f"values by [Halko, Martinsson and Tropp, 2011]({SKETCH}))"
 )
-_FRONT_MATTER = re.compile(r"\A---\s*\n(.*?)\n---\s*(\n|\Z)", re.DOTALL)
+_MOST = 5_000_000  # bytes of a card or a license that are read
 _KEPT = ("license", "license_name", "license_link", "language", "pipeline_tag")
+_READ = (*_KEPT, "library_name")
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a card says about a source.
+
+    ``metadata``: what its own card has of `_READ`. ``license``: Markdown.
+    """
+
+    role: str
+    name: str
+    address: str
+    metadata: dict[str, Any]
+    license: str
+
+
+def origins_of(sources: Sequence[Checkpoint]) -> tuple[Origin, ...]:
+    """Read what a card says about its sources. Files that cannot be read count as absent."""
+    found = []
+    for source in sources:
+        stated = front_matter(source)
+        values = {key: _plain(stated.get(key)) for key in _READ}
+        metadata = {key: value for key, value in values.items() if value}
+        found.append(
+            Origin(
+                source.role,
+                shown(source.location.name),
+                _public(source),
+                metadata,
+                _license(source, metadata),
+            )
+        )
+    return tuple(found)
 
 
 def model_card(plan: Plan, out: Path) -> str:
     """README.md of the output, with the Hub's metadata in front."""
-    cards = [front_matter(source) for source in plan.sources]
+    origins = origins_of(plan.sources)
     recipe = renamed(plan, _public)
-    names = list(dict.fromkeys(source.location.name for source in plan.sources))
+    names = list(dict.fromkeys(origin.name for origin in origins))
     metadata: dict[str, Any] = {
         "base_model": names,
         "base_model_relation": "merge",
-        "library_name": _library(plan, cards),
+        "library_name": _library(plan, origins),
         "tags": ["merge", "paramdelta"],
     }
     for key in _KEPT:  # of the new base, as are the weights' greater part; the text names all
-        value = cards[0].get(
-            key, cards[1].get(key) if key in ("language", "pipeline_tag") else None
+        value = origins[0].metadata.get(
+            key, origins[1].metadata.get(key) if key in ("language", "pipeline_tag") else None
         )
         if value is not None:
             metadata[key] = value
@@ -64,27 +102,25 @@ def model_card(plan: Plan, out: Path) -> str:
         f"    {plan.recipe.symbols}",
         "",
         *_sparsity(plan),
-        *_origins(plan.sources, cards),
+        *_origins(origins),
         "",
-        "The licences of all of them bind whoever uses this model; look at each.",
+        "The licenses of all of them apply to this model; read each one.",
         "",
         f"{show_count(plan.parameters)} parameters: {mixed} tensors mixed, {copied} copied.",
         "",
         "## Recipe",
         "",
-        "```yaml",
-        recipe.to_yaml().strip(),
-        "```",
+        block(recipe.to_yaml().strip(), "yaml"),
         "",
         "## Make it again",
         "",
-        "```",
-        f"pip install paramdelta=={__version__}",
-        "paramdelta mix recipe.yaml --out " + out.name,
-        "paramdelta verify " + out.name + " --full",
-        "```",
+        *_commands(
+            ("pip", "install", f"paramdelta=={__version__}"),
+            ("paramdelta", "mix", "recipe.yaml", "--out", out.name),
+            ("paramdelta", "verify", out.name, "--full"),
+        ),
         "",
-        "`paramdelta.lock.json` holds the digests of what was read.",
+        "`paramdelta.lock.json` holds the digests of the files that were read.",
         "",
     ]
     return "\n".join(lines)
@@ -92,19 +128,16 @@ def model_card(plan: Plan, out: Path) -> str:
 
 def _head(metadata: dict[str, Any], out: Path) -> list[str]:
     """The Hub's metadata, and the title."""
-    text = yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True).strip()
-    return ["---", text, "---", "", f"# {out.name}", ""]
+    text = documents.to_yaml(metadata).strip()
+    return ["---", text, "---", "", f"# {markdown(out.name)}", ""]
 
 
-def _origins(sources: Sequence[Checkpoint], cards: Sequence[dict[str, Any]]) -> list[str]:
-    """What it was made from, as a table with the licences."""
+def _origins(origins: Sequence[Origin]) -> list[str]:
+    """What it was made from, as a table with the licenses."""
     return [
-        "| | model | licence |",
+        "| | model | license |",
         "|---|---|---|",
-        *(
-            f"| {source.role} | {_cell(_public(source))} | {_cell(_licence(source, card))} |"
-            for source, card in zip(sources, cards, strict=True)
-        ),
+        *(f"| {each.role} | {code(each.address, 300)} | {each.license} |" for each in origins),
     ]
 
 
@@ -116,36 +149,34 @@ def _sparsity(plan: Plan) -> list[str]:
     return ["; ".join(named) + ".", ""] if named else []
 
 
-def delta_card(plan: Plan, out: Path, base_sha256: str) -> str:
-    """README.md of a stored Δ; ``plan``: of a mix onto post; ``base_sha256``: see `extract`."""
-    (post, base), *_ = plan.lineages
-    assert base is not None
-    cards = [front_matter(post), front_matter(base)]
+def delta_card(origins: Sequence[Origin], out: Path, base_sha256: str) -> str:
+    """README.md of a stored Δ; ``origins``: post and base; ``base_sha256``: see `extract`."""
+    post, base = origins
     metadata: dict[str, Any] = {
-        "base_model": [base.location.name],
+        "base_model": [base.name],
         "base_model_relation": "adapter",
         "library_name": "paramdelta",
         "tags": ["delta", "paramdelta"],
     }
-    metadata |= {key: cards[0][key] for key in _KEPT if key in cards[0]}
+    metadata |= {key: post.metadata[key] for key in _KEPT if key in post.metadata}
     lines = [
         *_head(metadata, out),
         f"{_DELTA} (ParamΔ, [Cao et al., ICLR 2025]({PAPER})).",
         "",
-        *_origins((post, base), cards),
+        *_origins(origins),
         "",
-        "The licences of both bind whoever uses it; look at each.",
+        "The licenses of both apply; read each one.",
         "",
         "## Apply it",
         "",
-        "```",
-        f"pip install paramdelta=={__version__}",
-        f"paramdelta mix --delta {out.name} --new-base NEW_BASE --out DIR",
-        "```",
+        *_commands(
+            ("pip", "install", f"paramdelta=={__version__}"),
+            ("paramdelta", "mix", "--delta", out.name, "--new-base", "NEW_BASE", "--out", "DIR"),
+        ),
         "",
-        "Onto the base that it was taken from, that gives post; with `--scale -1` onto post, base.",
+        "Applied to its own base this gives post; applied to post with `--scale -1`, base.",
         f"The base's numbers have the SHA-256 digest `{base_sha256}`;",
-        "`paramdelta.delta.json` says what was read.",
+        "`paramdelta.delta.json` lists the files that were read.",
         "",
     ]
     return "\n".join(lines)
@@ -158,71 +189,118 @@ def _public(source: Checkpoint) -> str:
 
 def front_matter(source: Checkpoint) -> dict[str, Any]:
     """The metadata of a checkpoint's own card, {} if there is none that can be read."""
-    if "README.md" not in source.files:
+    first, *lines = _text(source, "README.md").splitlines() or [""]
+    ends = (number for number, text in enumerate(lines) if text.rstrip() == "---")
+    end = next(ends, None)
+    if first.rstrip() != "---" or end is None:
         return {}
+    # Results of benchmarks can make the whole as large as a book: try the wanted keys first.
+    for part in (_wanted(lines[:end]), lines[:end]):
+        with contextlib.suppress(ValueError):
+            data = documents.parse_yaml("\n".join(part))
+            if isinstance(data, dict):
+                return data
+    return {}
+
+
+def _wanted(lines: Sequence[str]) -> list[str]:
+    """The lines of a YAML mapping that hold the keys of `_READ`."""
+    found, keeps = [], False
+    for text in lines:
+        if text[:1] not in ("", " ", "-", "#", "\t"):
+            keeps = text.partition(":")[0].strip().strip("\"'") in _READ
+        if keeps:
+            found.append(text)
+    return found
+
+
+def _text(source: Checkpoint, name: str) -> str:
+    """The text of a small file; "" if it is absent, too large or cannot be read."""
     try:
-        match = _FRONT_MATTER.match(source.files.text("README.md"))
-        data = yaml.safe_load(match[1]) if match else None
-    except (ParamDeltaError, yaml.YAMLError):
-        return {}
-    return data if isinstance(data, dict) else {}
+        return source.files.text(name, _MOST) if name in source.files else ""
+    except ParamDeltaError:
+        return ""
 
 
-def _library(plan: Plan, cards: list[dict[str, Any]]) -> str:
+def _plain(value: Any) -> str | list[str] | None:
+    """A value of a card's metadata if it is a text or a list of texts, else None."""
+    if isinstance(value, str):
+        return shown(value.strip(), 300)
+    if isinstance(value, list) and all(isinstance(each, str) for each in value):
+        return [shown(each.strip(), 300) for each in value[:100]]
+    return None
+
+
+def _license(source: Checkpoint, metadata: dict[str, Any]) -> str:
+    """The license that a checkpoint states, as Markdown."""
+    stated = metadata.get("license_name") or metadata.get("license")
+    if isinstance(stated, list):
+        stated = ", ".join(stated)
+    if stated:
+        return markdown(stated, 300)
+    name = next((name for name in ("LICENSE", "LICENSE.txt") if name in source.files), None)
+    if name is None:
+        return "not stated"
+    first = _text(source, name).strip()[:1000].splitlines()[:1]
+    return f"see its LICENSE ({markdown(first[0].strip(), 300)})" if first else "see its LICENSE"
+
+
+def _library(plan: Plan, origins: Sequence[Origin]) -> str:
     if any(companion.name == "modules.json" for companion in plan.companions):
         return "sentence-transformers"
-    named = [card["library_name"] for card in cards if isinstance(card.get("library_name"), str)]
-    return str(named[0]) if named else "transformers"
+    named = [o.metadata["library_name"] for o in origins if "library_name" in o.metadata]
+    return str(named[0]) if named and isinstance(named[0], str) else "transformers"
 
 
-def _licence(source: Checkpoint, card: dict[str, Any]) -> str:
-    licence = card.get("license_name") or card.get("license")
-    if isinstance(licence, list):
-        licence = ", ".join(map(str, licence))
-    if licence:
-        return str(licence)
-    name = next((name for name in ("LICENSE", "LICENSE.txt") if name in source.files), None)
-    if name is not None:
-        first = source.files.text(name).strip().splitlines()[:1]
-        return f"see its LICENSE ({first[0].strip()})" if first else "see its LICENSE"
-    return "not stated"
+def _commands(*lines: Sequence[str]) -> list[str]:
+    """Commands of a shell as a code block, each from its words."""
+    return block("\n".join(map(shlex.join, lines))).splitlines()
 
 
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")
+def adapter_card(
+    origins: Sequence[Origin],
+    out: Path,
+    made: "MadeAdapter",
+    ranks: Sequence[int],
+    files: Collection[str],
+) -> str:
+    """README.md of a Δ as a LoRA adapter.
 
-
-def adapter_card(plan: Plan, out: Path, made: "MadeAdapter", ranks: Sequence[int]) -> str:
-    """README.md of a Δ as a LoRA adapter; ``ranks``: those that vLLM can be told."""
-    post, base = plan.lineages[0]
-    sources = [post] if base is None else [post, base]
-    cards = [front_matter(source) for source in sources]
+    ``origins``: post, and base if there is one; ``ranks``: those that vLLM can be told; ``files``:
+    the other files of the folder.
+    """
     metadata: dict[str, Any] = {
-        "base_model": [sources[-1].location.name],
+        "base_model": [origins[-1].name if made.base.is_path else made.base.name],
         "base_model_relation": "adapter",
         "library_name": "peft",
         "tags": ["lora", "delta", "paramdelta"],
     }
-    metadata |= {key: cards[0][key] for key in _KEPT if key in cards[0]}
+    kept = origins[0].metadata
+    metadata |= {key: kept[key] for key in _KEPT if key in kept}
     least = next((rank for rank in ranks if rank >= made.rank), None)
+    served = "BASE" if made.base.is_path else made.base.name
     vllm = (
-        f"`vllm serve BASE --enable-lora --max-lora-rank {least} --lora-modules {out.name}=DIR`"
+        code(
+            f"vllm serve {shlex.quote(served)} --enable-lora --max-lora-rank {least} "
+            f"--lora-modules {shlex.quote(f'{out.name}=DIR')}{_conversation(files)}",
+            1000,
+        )
         if least is not None
         else f"Not with vLLM: its --max-lora-rank is at most {ranks[-1]}, and r is {made.rank}."
     )
     limits = (
         f"It takes a --max-lora-rank of {', '.join(map(str, ranks))}, at least r, which is "
-        f"{made.rank} here; no modules_to_save and no biases, of which there are none here; one "
-        "scaling for all modules, which is 1. So its source says (vllm/lora/peft_helper.py, "
+        f"{made.rank} here; it takes no modules_to_save and no biases (none here), and one scaling "
+        "for all modules (1 here). This is from its source (vllm/lora/peft_helper.py, "
         "vllm/config/lora.py); paramdelta did not run it."
     )
     if made.embeddings:
-        limits += " Factors of embeddings it takes only for models whose class there says so."
+        limits += " It takes factors of embeddings only for models whose vLLM class supports them."
     held = (
         f"**It holds {_percent(made.kept_of_modules)} of the energy of its modules' Δ, "
         f"{_percent(made.kept_of_all)} of the whole Δ's.** Energy is ‖Δ‖²_F, measured against Δ "
-        f"with the factors as they are stored ({made.dtype}). How much of an ability that is, only "
-        "a test of the ability says."
+        f"with the factors as they are stored ({made.dtype}). Only a test shows how much of an "
+        "ability that is."
     )
     lost = [
         f"| {left.kind} | {len(left.tensors)} | {100 * left.energy / made.energy:.3g} % |"
@@ -236,9 +314,9 @@ def adapter_card(plan: Plan, out: Path, made: "MadeAdapter", ranks: Sequence[int
         "",
         "    Θ_post ≈ Θ_base + B·A,   B = U·√S,   A = √S·Vᵀ   (alpha = r: the scaling is 1)",
         "",
-        *_origins(sources, cards),
+        *_origins(origins),
         "",
-        "The licences of both bind whoever uses it; look at each.",
+        "The licenses of both apply; read each one.",
         "",
         held,
         "",
@@ -251,19 +329,22 @@ def adapter_card(plan: Plan, out: Path, made: "MadeAdapter", ranks: Sequence[int
         *([""] if lost else []),
         "## Apply it",
         "",
-        "PEFT: `PeftModel.from_pretrained(base, DIR)`, and `merge_and_unload()` for a plain model."
+        "PEFT: `PeftModel.from_pretrained(base, DIR)`"
         + (
-            " Merge it: the output head is tied to an embedding, and unmerged it stays base's."
-            if made.tied
-            else ""
+            ". Do not call `merge_and_unload()`: PEFT 0.21 adds factors of an embedding that is "
+            "tied to the output head twice. `paramdelta mix` onto the base gives a plain model."
+            if made.peft_ties
+            else ", and `merge_and_unload()` for a plain model."
+            + " Merge it: the output head is tied to an embedding, and otherwise stays base's."
+            * made.tied
         ),
         "",
         "Onto another base, exactly and streaming:",
         "",
-        "```",
-        f"pip install paramdelta=={__version__}",
-        f"paramdelta mix --post {out.name} --new-base NEW_BASE --out DIR",
-        "```",
+        *_commands(
+            ("pip", "install", f"paramdelta=={__version__}"),
+            ("paramdelta", "mix", "--post", out.name, "--new-base", "NEW_BASE", "--out", "DIR"),
+        ),
         "",
         f"vLLM: {vllm}",
         limits,
@@ -273,8 +354,8 @@ def adapter_card(plan: Plan, out: Path, made: "MadeAdapter", ranks: Sequence[int
         "| module | weight | rank | of | energy kept |",
         "|---|---|---|---|---|",
         *(
-            f"| {_cell(one.module)} | {one.shape[0]} × {one.shape[1]} | {one.rank} | {one.full} | "
-            f"{_percent(one.kept)} |"
+            f"| {code(one.module, 300)} | {one.shape[0]} × {one.shape[1]} | {one.rank} | "
+            f"{one.full} | {_percent(one.kept)} |"
             for one in made.kept
         ),
         f"| all | | | | {_percent(made.kept_of_modules)} |",
@@ -282,10 +363,23 @@ def adapter_card(plan: Plan, out: Path, made: "MadeAdapter", ranks: Sequence[int
     ]
     if made.unchanged:
         lines += [
-            f"{len(made.unchanged)} weights are those of base and have no factors.",
+            f"{len(made.unchanged)} weights are the same as in base and have no factors.",
             "",
         ]
     return "\n".join(lines)
+
+
+def _conversation(files: Collection[str]) -> str:
+    """Options of `vllm serve` that let it converse as post does, with the files of the folder.
+
+    Without them it takes base's tokenizer, template and ends of a turn.
+    """
+    options = {
+        "tokenizer_config.json": " --tokenizer DIR",
+        "chat_template.jinja": " --chat-template DIR/chat_template.jinja",
+        "generation_config.json": " --generation-config DIR",
+    }
+    return "".join(option for name, option in options.items() if name in files)
 
 
 def _percent(share: float) -> str:

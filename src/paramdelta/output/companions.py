@@ -1,8 +1,8 @@
 """The small files beside the weights, as the plan chose them, with their changes."""
 
-import json
 from collections.abc import Iterable
 
+from paramdelta.documents import to_json
 from paramdelta.planning.companions import Companion
 from paramdelta.planning.vocabulary import MOST
 from paramdelta.storage.files import parse_json
@@ -29,5 +29,4 @@ def _content(companion: Companion, reader: Reader) -> bytes:
             content.pop(key, None)
         else:
             content[key] = value
-    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-    return text.encode("utf-8", errors="surrogatepass")
+    return to_json(content).encode()

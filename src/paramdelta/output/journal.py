@@ -8,6 +8,7 @@ last line that was cut short is dropped; any other line without its checksum sto
 """
 
 import bisect
+import contextlib
 import json
 import os
 import zlib
@@ -16,6 +17,7 @@ from operator import index
 from pathlib import Path
 from typing import Any
 
+from paramdelta.documents import parse_json
 from paramdelta.errors import MisfitError
 from paramdelta.storage.local import storage_error
 
@@ -95,8 +97,9 @@ class Journal:
             self.done.add(start, stop)
 
     def close(self) -> None:
-        """Close the file; may be called twice."""
-        self._file.close()
+        """Close the file; may be called twice. What was not written by `append` is lost."""
+        with contextlib.suppress(OSError):  # it tries again to write what failed before
+            self._file.close()
 
     def _load(self, identity: Mapping[str, Any]) -> None:
         self._file.seek(0)
@@ -110,7 +113,7 @@ class Journal:
             return
         try:
             first, *others = map(_parsed, lines)
-            self._compare(first, json.loads(json.dumps(identity)))
+            self._compare(first, parse_json(json.dumps(identity).encode()))
             for entry in others:
                 if "done" in entry:
                     start, stop = map(index, entry["done"])
@@ -121,7 +124,7 @@ class Journal:
                     for name, leaves in entry["leaves"].items():
                         known = self.leaves.setdefault(name, {})
                         known.update({int(n): bytes.fromhex(leaf) for n, leaf in leaves.items()})
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        except (ValueError, KeyError, TypeError, AttributeError):
             raise MisfitError(
                 "the journal of the unfinished run is damaged",
                 code="damaged-journal",
@@ -166,4 +169,4 @@ def _line(entry: Mapping[str, Any]) -> str:
 def _parsed(line: bytes) -> Any:
     if len(line) < 10 or int(line[:8], 16) != zlib.crc32(line[9:]):
         raise ValueError("a line does not have its checksum")
-    return json.loads(line[9:])
+    return parse_json(line[9:])

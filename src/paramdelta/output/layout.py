@@ -7,6 +7,7 @@ from functools import cached_property
 from itertools import accumulate
 from typing import Any
 
+from paramdelta.documents import to_json
 from paramdelta.encodings.encoding import Stream
 from paramdelta.errors import UsageError
 from paramdelta.formats.checkpoint import INDEX, WEIGHTS
@@ -87,7 +88,7 @@ def make_layout(
 ) -> Layout:
     """Pack tensors, in order, into files of at most ``shard_size`` bytes each.
 
-    A larger tensor gets a file of its own. ``parameters``: for the index. ``apart``: the number of
+    A larger tensor gets a separate file. ``parameters``: for the index. ``apart``: the number of
     a tensor that starts a new file in any case.
 
     Raises:
@@ -144,4 +145,4 @@ def _index(streams: Sequence[Stream], parameters: int, shards: Sequence[Shard]) 
         "total_size": sum(stream.nbytes for stream in streams),
     }
     index = {"metadata": metadata, "weight_map": dict(sorted(weight_map.items()))}
-    return json.dumps(index, indent=2, ensure_ascii=False) + "\n"
+    return to_json(index)

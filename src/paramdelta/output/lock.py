@@ -2,18 +2,18 @@
 and made again.
 """
 
-import json
 import platform
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from paramdelta.errors import CheckpointError, MisfitError, UsageError
+from paramdelta.documents import to_json
+from paramdelta.errors import CheckpointError, MisfitError
 from paramdelta.formats.checkpoint import Checkpoint, open_checkpoint
 from paramdelta.output.layout import Layout
 from paramdelta.planning.plan import Plan
-from paramdelta.recipe import Recipe, recipe_from_dict
+from paramdelta.recipe import Recipe
 from paramdelta.storage.blob import Blob
 from paramdelta.storage.digest import ALGORITHM
 from paramdelta.storage.files import MOST_JSON, Files, parse_json
@@ -65,7 +65,7 @@ def lock_text(
         "allowed_findings": sorted({f.code for f in plan.findings if "; allowed: " in f.what}),
         "versions": {"paramdelta": __version__, "python": platform.python_version()},
     }
-    return json.dumps(lock, indent=2, ensure_ascii=False) + "\n"
+    return to_json(lock)
 
 
 def _source(source: Checkpoint, digests: Mapping[Blob, str | None]) -> dict[str, Any]:
@@ -111,7 +111,7 @@ def is_finished(plan: Plan, shard_size: int, out: Path) -> bool:
         made = (out / LOCK).stat().st_mtime_ns
     except (MisfitError, OSError):
         return False
-    wanted = json.loads(lock_text(plan, shard_size))
+    wanted = parse_json(lock_text(plan, shard_size).encode(), "the lock")
     ignored = ("versions", "outputs")
     if any(
         _without_digests(lock.get(key)) != _without_digests(value)
@@ -164,16 +164,3 @@ def open_output(folder: Path) -> Checkpoint:
     """The weights of an output folder; raises as `open_checkpoint`."""
     with Reader() as reader:
         return open_checkpoint(Files(locate(str(folder)), reader), "output")
-
-
-def locked_recipe(lock: dict[str, Any], where: Path) -> Recipe:
-    """The recipe that a lock holds; raises CheckpointError."""
-    try:
-        return recipe_from_dict(lock["recipe"])
-    except UsageError as error:
-        raise CheckpointError(
-            "the lock cannot be read",
-            code="invalid-record",
-            where=str(where / LOCK),
-            got=str(error),
-        ) from None

@@ -132,18 +132,13 @@ def find_place(out: str | Path, sources: Iterable[Path], overwrite: bool, mark: 
             there and ``overwrite`` was not given, or it is not, or not only, what paramdelta wrote.
         StorageError: it cannot be looked at.
     """
-    if not str(out).strip() or scheme_of(str(out)) != LOCAL or ":/" in str(out):
-        raise UsageError(
-            "the output must be a folder on this machine",
-            code="output-not-local",
-            got=str(out) or "an empty path",
-            expected="a path such as ./mixed",
-        )
+    check_local(out)
     try:
         resolved = Path(os.path.realpath(out))
         staging, inside = _staging(resolved)
         _check_sources(resolved, staging, sources)
         if not os.path.lexists(resolved):
+            _check_parent(resolved)
             return Place(resolved, staging, False, None)
         if resolved.is_dir() and not [
             path for path in resolved.iterdir() if not _is_staging(path.name)
@@ -179,9 +174,33 @@ def find_place(out: str | Path, sources: Iterable[Path], overwrite: bool, mark: 
         raise storage_error(error, str(out), "look at") from None
 
 
+def check_local(out: str | Path) -> None:
+    """Raise UsageError if the path of an output is empty, or not one of this machine."""
+    if not str(out).strip() or scheme_of(str(out)) != LOCAL or ":/" in str(out):
+        raise UsageError(
+            "the output must be a folder on this machine",
+            code="output-not-local",
+            got=str(out) or "an empty path",
+            expected="a path such as ./mixed",
+        )
+
+
+def _check_parent(out: Path) -> None:
+    """Raise UsageError if the folders above an output cannot be made."""
+    above = next((path for path in out.parents if os.path.lexists(path)), None)
+    if above is not None and not above.is_dir():
+        raise UsageError(
+            "the output lies below something that is not a folder",
+            code="output-below-file",
+            where=str(out),
+            got=str(above),
+            remedy="choose another output folder",
+        )
+
+
 def remove_old(folder: Path, mark: str) -> list[str]:
-    """Remove an old output, file by file of its own lock, which goes last. The names of the files
-    that stay.
+    """Remove the files of an old output that its own lock lists, the lock last. Returns the names
+    of the files that remain.
     """
     names = _written(folder, mark) & _files_in(folder)
     for name in sorted(names, key=lambda name: (name == mark, name)):

@@ -64,6 +64,8 @@ def _aligned(
 
     ``fetch``: reads the tensors, where they hold weights that are like those of the new base.
     """
+    if not own:
+        return {}, set()
     result, used = names.renamed(own, rules, new.views)
     for text, count in used.items():
         findings.add(Severity.NOTE, "mapped", f"{count} names are read as {text}", source)

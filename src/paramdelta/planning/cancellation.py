@@ -20,12 +20,16 @@ def cancelled(tensor: OutputTensor) -> OutputTensor:
     new, pairs = tensor.new, [p for p in tensor.pairs if p.post != p.base]
     while (operand := _needless(new, pairs)) is not None:
         new, pairs = _without(operand, new, pairs)
-    reduced = len(pairs) < len(tensor.pairs)
-    return replace(tensor, new=new, pairs=tuple(pairs), reduced=reduced)
+    if len(pairs) == len(tensor.pairs):
+        return tensor
+    return replace(tensor, new=new, pairs=tuple(pairs), reduced=True)
 
 
 def _needless(new: View, pairs: list[Pair]) -> View | None:
-    """An operand whose coefficients sum to zero."""
+    """An operand whose coefficients sum to zero; no scale is zero."""
+    operands = [new, *(view for pair in pairs for view in (pair.base, pair.post))]
+    if len(set(operands)) == len(operands):
+        return None
     sums: list[tuple[View, Fraction]] = [(new, Fraction(1))]
     for pair in pairs:
         scale = Fraction(pair.scale)

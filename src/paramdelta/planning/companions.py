@@ -7,7 +7,7 @@ settings) comes from post. Here it is decided and can be printed; `output.compan
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from paramdelta.dtypes import torch_name
@@ -89,13 +89,15 @@ class Facts:
     ``dtype``: the one floating-point dtype (safetensors name), None if there are several. ``tied``:
     whether the output head is the input embedding; None to leave config.json as it is. ``rows``:
     of embeddings and heads that have grown, by how many rows they had. ``quantised``: the
-    quantization_config of an output that is quantised.
+    quantization_config of an output that is quantised. ``head``: keys of config.json that describe
+    a head that is taken from post; None for those that are removed.
     """
 
     dtype: str | None
     tied: bool | None
     rows: Mapping[int, int]
     quantised: Mapping[str, Any] | None = None
+    head: Mapping[str, Any] = field(default_factory=dict)
 
 
 def choose(
@@ -173,9 +175,12 @@ def _config(
     if facts.quantised is not None:
         edits[("quantization_config",)] = facts.quantised
     edits[("_name_or_path",)] = None
+    edits |= {(key,): stated for key, stated in facts.head.items()}
     why = "architecture, positions and context length"
     if roles:
         why += "; special-token ids from post"
+    if facts.head:
+        why += "; architecture and labels of the head from post"
     if facts.quantised is not None:
         why += "; FP8 with fresh scales of its blocks"
     return Companion(CONFIG, source, "new base", why, tuple(changed(new.config, edits).items()))

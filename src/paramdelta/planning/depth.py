@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from paramdelta.formats.view import Fetch, View
 from paramdelta.planning.findings import Findings, Severity
-from paramdelta.planning.lineage import RELATED, read_sample
+from paramdelta.planning.lineage import RELATED, dot, read_sample
 from paramdelta.planning.presets import layer_of, stack_of
 from paramdelta.planning.sources import Source
 
@@ -38,7 +38,7 @@ def find_moved_layers(base: Source, new: Source, fetch: Fetch, findings: Finding
             if name is None:
                 continue
             vector = _unit(new.views[name], fetch)
-            if float(vector @ _unit(base.views[name], fetch)) >= RELATED:
+            if dot(vector, _unit(base.views[name], fetch)) >= RELATED:
                 continue
             ending = name[len(stack) + len(str(number)) :]
             if ending not in samples:
@@ -48,7 +48,7 @@ def find_moved_layers(base: Source, new: Source, fetch: Fetch, findings: Finding
                     if (candidate := f"{stack}{other}{ending}") in base.views
                     and base.views[candidate].shape == new.views[name].shape
                 }
-            likeness = {o: float(each @ vector) for o, each in samples[ending].items()}
+            likeness = {o: dot(each, vector) for o, each in samples[ending].items()}
             best = max(likeness, key=lambda other: likeness[other])
             if likeness[best] >= RELATED:
                 moved[name] = number, best
@@ -88,5 +88,5 @@ def _unit(view: View, fetch: Fetch) -> _Vector:
     vector = read_sample(view, fetch)
     vector = np.where(np.isfinite(vector), vector, 0.0)
     with np.errstate(over="ignore"):
-        norm = float(np.linalg.norm(vector))
+        norm = dot(vector, vector) ** 0.5
     return vector / norm if 0 < norm < float("inf") else np.zeros_like(vector)

@@ -18,7 +18,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from paramdelta.formats.view import Part, Rows, Transposed, View
+from paramdelta.formats.view import Part, Rows, Transposed, View, Zeros, leaves
 
 _ONE = re.compile(
     r"(?P<stem>.+\.experts)\.(?P<number>\d+)\."
@@ -26,6 +26,7 @@ _ONE = re.compile(
 )
 _JOINED = re.compile(r"(?P<stem>.+\.experts)\.(?P<part>gate_up_proj|down_proj)(\.weight)?")
 _TURNS = ".gate_up_proj_bias"
+_BLOCKS = ("block_sparse_moe", "mlp", "feed_forward")
 _ROLES = {"gate_proj": "gate", "up_proj": "up", "down_proj": "down"}
 _ROLES |= {"w1": "gate", "w3": "up", "w2": "down"}
 
@@ -44,13 +45,15 @@ def relaid(own: Mapping[str, View], target: Mapping[str, View]) -> tuple[dict[st
 
     What does not fit in number or shape stays as it is: the findings on names will say so.
     """
-    wanted = {stem: layout for stem, layout in _layouts(target).items() if layout}
+    if not _layouts(name for name in target if not _alike(name, own, target)):
+        return dict(own), False
+    wanted = _layouts(target)
     in_turns = {n.removesuffix(_TURNS) for n in (*own, *target) if n.endswith(_TURNS)}
     wanted = {stem: layout for stem, layout in wanted.items() if stem not in in_turns}
     if not wanted:
         return dict(own), False
     before, own = own, _same_block(own, wanted)
-    experts = _experts(own)
+    experts = _experts({**own, **_missing_halves(own, target, wanted)})
     result, changed = dict(own), before.keys() != own.keys()
     for stem, layout in wanted.items():
         mine = experts.get(stem)
@@ -61,9 +64,37 @@ def relaid(own: Mapping[str, View], target: Mapping[str, View]) -> tuple[dict[st
             continue
         for name in _layouts(own).get(stem, ()):
             result.pop(name, None)
-        result |= made
+        result |= {name: view for name, view in made.items() if not _is_zero(view)}
         changed = True
     return result, changed
+
+
+def _missing_halves(
+    own: Mapping[str, View], target: Mapping[str, View], stems: Iterable[str]
+) -> dict[str, View]:
+    """Zeros for the joined tensor that an adapter does not change, where it changes the other."""
+    found: dict[str, View] = {}
+    theirs = _experts(target)
+    for stem in stems:
+        names = {part: f"{stem}.{part}" for part in ("gate_up_proj", "down_proj")}
+        there = [part for part in names if names[part] in own]
+        if len(there) != 1 or stem not in theirs:
+            continue
+        count, (inner, hidden) = len(theirs[stem]), theirs[stem][0].gate.shape
+        shapes = {"gate_up_proj": (count, 2 * inner, hidden), "down_proj": (count, hidden, inner)}
+        shape = own[names[there[0]]].shape
+        plain = shapes.pop(there[0])
+        ((missing, wanted),) = shapes.items()
+        if shape == (plain[0], plain[2], plain[1]) != plain:
+            wanted = (wanted[0], wanted[2], wanted[1])
+        elif shape != plain:
+            continue
+        found[names[missing]] = Zeros(names[missing], "F64", wanted)
+    return found
+
+
+def _is_zero(view: View) -> bool:
+    return all(isinstance(leaf, Zeros) for leaf in leaves(view))
 
 
 def _layouts(tensors: Iterable[str]) -> dict[str, list[str]]:
@@ -86,6 +117,14 @@ def _same_block(own: Mapping[str, View], wanted: Iterable[str]) -> dict[str, Vie
         layer, _, block = stem.removesuffix(".experts").rpartition(".")
         if layer in blocks and blocks[layer] != block:
             renames[f"{layer}.{block}"] = f"{layer}.{blocks[layer]}"
+    if not renames:  # an adapter of the router alone
+        for layer, block in blocks.items():
+            others = (f"{layer}.{other}.gate.weight" for other in _BLOCKS if other != block)
+            renames |= {
+                name.removesuffix(".gate.weight"): f"{layer}.{block}"
+                for name in others
+                if name in own
+            }
     for name, view in own.items():
         parts = name.split(".")
         prefix = next(

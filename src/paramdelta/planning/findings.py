@@ -19,6 +19,7 @@ class Severity(str, Enum):
 
 ALLOWABLE = frozenset(
     {
+        "adapted-embedding",
         "architecture-differs",
         "integer-changed",
         "layers-moved",
@@ -28,6 +29,8 @@ ALLOWABLE = frozenset(
         "only-in-post",
         "post-only-tokens",
         "shape-differs",
+        "taken-from-another-family",
+        "taken-rows",
         "tokenizer-unknown",
         "tokens-without-rows",
         "vocabulary-unrelated",

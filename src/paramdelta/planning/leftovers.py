@@ -1,5 +1,6 @@
 """Tensors of post and base that the output does not get."""
 
+from paramdelta.errors import parameter
 from paramdelta.formats.view import View
 from paramdelta.planning import names
 from paramdelta.planning.coefficients import coefficient
@@ -29,6 +30,11 @@ def report_leftovers(recipe: Recipe, sources: Sources, findings: Findings) -> No
                 )
 
 
+def _taking(name: str) -> str:
+    module, _, last = name.rpartition(".")
+    return parameter("take_tensors", (f"{module}.*" if module else last,))
+
+
 def _report(
     name: str, view: View, each: Lineage, scale: float | Schedule, findings: Findings
 ) -> None:
@@ -52,6 +58,6 @@ def _report(
         f"tensors of {each.post.checkpoint.role} have no place in the new base",
         each.post,
         tensor=name,
-        remedy=LOOK,
+        remedy=LOOK if both else f"{LOOK}, or pass {_taking(name)} to take them as they are",
         allowed="left out",
     )

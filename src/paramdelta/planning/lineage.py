@@ -44,9 +44,12 @@ def sample(tensors: Sequence[str], checkpoints: Sequence[Mapping[str, View]]) ->
     usable = []
     for name in tensors:
         found = [c[name] for c in checkpoints if name in c]
-        equal = len(found) == len(checkpoints) and len({t.shape for t in found}) == 1
         # Norms and biases say nothing: in every model they are near one and near zero.
-        if equal and all(t.kind.mixable for t in found) and is_matrix(found[0]):
+        if (
+            len(found) == len(checkpoints)
+            and is_matrix(found[0])
+            and all(t.shape == found[0].shape and t.kind.mixable for t in found)
+        ):
             usable.append(name)
     step = max(1, len(usable) / TENSORS)
     return [usable[int(i * step)] for i in range(min(TENSORS, len(usable)))]
@@ -59,19 +62,19 @@ def likeness(
 
     None without a sample, or if its numbers are too large to compare.
     """
-    dot = norm_one = norm_other = apart = 0.0
+    both = norm_one = norm_other = apart = 0.0
     for name in names:
         a, b = read_sample(one[name], fetch), read_sample(other[name], fetch)
         finite = np.isfinite(a) & np.isfinite(b)
         a, b = a[finite], b[finite]
         with np.errstate(over="ignore", invalid="ignore"):
-            dot += float(a @ b)
-            norm_one += float(a @ a)
-            norm_other += float(b @ b)
-            apart += float((a - b) @ (a - b))
+            both += dot(a, b)
+            norm_one += dot(a, a)
+            norm_other += dot(b, b)
+            apart += dot(a - b, a - b)
     if norm_one == 0 or norm_other == 0 or not np.isfinite([norm_one, norm_other, apart]).all():
         return None
-    return Likeness(dot / (norm_one * norm_other) ** 0.5, (apart / norm_one) ** 0.5, len(names))
+    return Likeness(both / (norm_one * norm_other) ** 0.5, (apart / norm_one) ** 0.5, len(names))
 
 
 def shift(
@@ -89,9 +92,9 @@ def shift(
         start, end, other = start[finite], end[finite], other[finite]
         with np.errstate(over="ignore", invalid="ignore"):
             one, two = end - start, other - start
-            delta += float(one @ one)
-            moved += float(two @ two)
-            both += float(one @ two)
+            delta += dot(one, one)
+            moved += dot(two, two)
+            both += dot(one, two)
     if delta == 0 or not np.isfinite([delta, moved, both]).all():
         return None
     apart = max(delta + moved - 2 * both, 0.0)
@@ -123,3 +126,8 @@ def row_norms(view: View, rows: Sequence[int], fetch: Fetch) -> npt.NDArray[np.f
 def is_matrix(tensor: View) -> bool:
     """Whether a tensor has two axes longer than 1. Norms and biases are alike in every model."""
     return len(tensor.shape) == 2 and min(tensor.shape) > 1
+
+
+def dot(a: npt.NDArray[np.float64], b: npt.NDArray[np.float64]) -> float:
+    """The scalar product. Not by ``a @ b``: the threads of a BLAS spin for a while after it."""
+    return float((a * b).sum())

@@ -11,8 +11,9 @@ import difflib
 import itertools
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from typing import Any
 
 from paramdelta.errors import UsageError
@@ -38,6 +39,8 @@ _HEADS = (
     ("proj_out.weight", "embed_tokens.weight"),
     ("cls.predictions.decoder.weight", "word_embeddings.weight"),
 )
+_HEAD_ENDINGS = tuple({f".{head}" for head, _ in _HEADS})
+_EMBEDDING_ENDINGS = tuple({f".{embedding}" for _, embedding in _HEADS})
 _HEADS_AND_EMBEDDINGS = tuple({name for pair in _HEADS for name in pair})
 
 
@@ -103,7 +106,7 @@ def parse_rule(text: str) -> Rule:
 
 
 def renamed(
-    own: Mapping[str, View], rules: Iterable[Rule], wanted: Iterable[str]
+    own: Mapping[str, View], rules: Sequence[Rule], wanted: Iterable[str]
 ) -> tuple[dict[str, View], Counter[str]]:
     """Names by the first rule that speaks of them, and how many names each rule changed.
 
@@ -112,9 +115,11 @@ def renamed(
     Raises:
         UsageError: two tensors would get one name.
     """
+    used: Counter[str] = Counter()
+    if not rules:
+        return dict(own), used
     wanted = set(wanted)
     result: dict[str, View] = {}
-    used: Counter[str] = Counter()
     for name, view in own.items():
         found = name
         for rule in rules if name not in wanted else ():
@@ -228,8 +233,10 @@ def propose(own: Mapping[str, View], target: Mapping[str, View]) -> tuple[Propos
     that it speaks of then meet one of their own shape and none meets another shape.
     """
     left = {name: view for name, view in own.items() if name not in target}
+    if not left:
+        return ()
     free = {name: view for name, view in target.items() if name not in own}
-    if not left or not free:
+    if not free:
         return ()
     pairs = _Pairs(left, free)
     found: list[Proposal] = []
@@ -344,7 +351,22 @@ def repeated(tensors: Mapping[str, View]) -> list[list[str]]:
     return result
 
 
-def head_and_embedding(checkpoints: Iterable[Mapping[str, View]]) -> tuple[str, str] | None:
+def is_meant(name: str, pattern: str) -> bool:
+    """Whether a pattern (a name, a module or a glob) is for a tensor."""
+    return fnmatchcase(name, pattern) or name.startswith(f"{pattern}.")
+
+
+def is_head(name: str) -> bool:
+    """Whether a tensor is called as output heads are."""
+    return ("." + name).endswith(_HEAD_ENDINGS)
+
+
+def is_embedding(name: str) -> bool:
+    """Whether a tensor is called as the input embeddings are that a head can be tied to."""
+    return ("." + name).endswith(_EMBEDDING_ENDINGS)
+
+
+def head_and_embedding(checkpoints: Iterable[Iterable[str]]) -> tuple[str, str] | None:
     """Names of the output head and of the embedding that it can be tied to.
 
     None where none of the checkpoints stores a head: then there is nothing to decide.

@@ -5,7 +5,9 @@ sample that shows whether the checkpoints are relatives, and rows that may be un
 written.
 """
 
-from collections.abc import Sequence
+import contextlib
+import gc
+from collections.abc import Iterator, Sequence
 
 from paramdelta.dtypes import DTYPES
 from paramdelta.planning import companions
@@ -30,7 +32,8 @@ from paramdelta.planning.rows import (
 )
 from paramdelta.planning.sources import Opener, open_sources
 from paramdelta.planning.statistics import check_statistics
-from paramdelta.planning.tensors import Decisions, plan_tensor
+from paramdelta.planning.taken import check_rows, named_as_post, take_tensors
+from paramdelta.planning.tensors import Decisions, plan_tensor, taken_tensor
 from paramdelta.planning.tokenaxes import token_axes
 from paramdelta.recipe import Recipe
 from paramdelta.storage.reader import Reader
@@ -50,15 +53,35 @@ def make_plan(recipe: Recipe, opener: Opener | None = None) -> Plan:
     if opener is None:
         with Reader() as reader:
             return make_plan(recipe, Opener(reader))
+    with _without_collection():
+        return _make_plan(recipe, opener)
+
+
+@contextlib.contextmanager
+def _without_collection() -> Iterator[None]:
+    """Pause the garbage collector: of the objects of a plan, all stay and few form cycles."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _make_plan(recipe: Recipe, opener: Opener) -> Plan:
     findings = Findings()
     check_allowed(recipe.allow)
 
     sources = open_sources(recipe, opener, findings)
     check_dtype(recipe.dtype, sources.new)
 
+    sources = named_as_post(sources, recipe.take_tensors, findings)
     sources = align_names(sources, recipe.maps, findings)
     sources = join_repeats(sources, findings)
+    sources, taken = take_tensors(sources, recipe.take_tensors, findings)
     settlement = settle_vocabularies(sources, recipe, findings)
+    check_rows(taken, sources, settlement, findings)
     sources, tied = settle_head(sources, recipe.head, findings)
 
     factors = choose_factors(recipe, sources, findings)
@@ -69,6 +92,7 @@ def make_plan(recipe: Recipe, opener: Opener | None = None) -> Plan:
     )
     decided = Decisions(recipe, sources, settlement, factors, axes)
     tensors = [plan_tensor(name, decided, findings) for name in sources.new.views]
+    tensors += [taken_tensor(name, view, decided) for name, view in taken.views.items()]
 
     report_leftovers(recipe, sources, findings)
     check_statistics(tensors, sources.new, sources.fetch, findings)
@@ -85,6 +109,7 @@ def make_plan(recipe: Recipe, opener: Opener | None = None) -> Plan:
         tied=tied,
         rows=grown_rows(tensors, axes, sources),
         quantised=quantization,
+        head=taken.config,
     )
     new, post = sources.new.checkpoint, sources.lineages[0].post.checkpoint
     chosen = companions.choose(new, post, settlement, facts)

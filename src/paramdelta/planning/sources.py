@@ -1,10 +1,12 @@
 """The checkpoints of a recipe, opened, and their tensors as operands."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from paramdelta.errors import UsageError
-from paramdelta.formats.adapter import is_adapter, open_adapter
+from paramdelta.errors import ParamDeltaError, UsageError
+from paramdelta.formats import adapter as adapters
+from paramdelta.formats.adapter import Adapter, has_model, is_adapter, open_adapter
 from paramdelta.formats.blockscaled import scaled_weights
 from paramdelta.formats.checkpoint import Checkpoint, open_checkpoint
 from paramdelta.formats.codes import read_codes
@@ -16,6 +18,11 @@ from paramdelta.recipe import Delta, Recipe
 from paramdelta.storage.files import Files
 from paramdelta.storage.location import locate
 from paramdelta.storage.reader import Reader
+
+# A low-rank factor, as PEFT, kohya's scripts, diffusers and MLX-LM call it.
+_FACTOR = re.compile(
+    r"(^|\.)lora_(A|B|a|b|up|down|embedding_A|embedding_B)(\.|$)|\.lora\.(up|down)\.weight$"
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,14 +53,19 @@ class Source:
 class Lineage:
     """Post and base of one Δ.
 
-    ``number``: of the Δ in the recipe, from 0. ``base``: None where post needs none.
-    ``is_adapter``: post is a LoRA adapter, which holds only what it changes.
+    ``number``: of the Δ in the recipe, from 0. ``base``: None where post needs none. ``adapter``:
+    what post is if it is a LoRA adapter, which holds only what it changes.
     """
 
     number: int
     post: Source
     base: Source | None
-    is_adapter: bool = False
+    adapter: Adapter | None = None
+
+    @property
+    def is_adapter(self) -> bool:
+        """Whether post is a LoRA adapter."""
+        return self.adapter is not None
 
     @property
     def at(self) -> int:
@@ -123,7 +135,8 @@ def open_sources(recipe: Recipe, opener: Opener, findings: Findings) -> Sources:
         CheckpointError: damaged or hostile files.
         StorageError: something cannot be read or downloaded.
     """
-    new = _whole(_new_base(opener.checkpoint(str(recipe.new_base), "new base")), findings)
+    new = _model(str(recipe.new_base), "new base", opener, findings)
+    _check_new_base(new.checkpoint)
     lineages: list[Lineage] = []
     for number, delta in enumerate(recipe.deltas):
         tag = f" {number + 1}" if len(recipe.deltas) > 1 else ""
@@ -133,14 +146,15 @@ def open_sources(recipe: Recipe, opener: Opener, findings: Findings) -> Sources:
             post = _stored_delta(opener.files(delta.address), f"post{tag}", findings)
             lineages.append(Lineage(number, post, None))
         elif is_adapter(opener.files(delta.address)):
-            lineages.append(_adapter(delta, number, tag, new, opener, findings))
+            taken = recipe.take_tensors
+            lineages.append(_adapter(delta, number, tag, new, taken, opener, findings))
         else:
             lineages.append(_two_models(delta, number, tag, opener, findings))
     return Sources(new, tuple(lineages), fetch_from(opener.reader))
 
 
-def _new_base(checkpoint: Checkpoint) -> Checkpoint:
-    """The new base; raises UsageError if it is GGUF."""
+def _check_new_base(checkpoint: Checkpoint) -> None:
+    """Raise UsageError if the new base is GGUF."""
     if checkpoint.is_bare:
         raise UsageError(
             "a GGUF file cannot be the new base, only post or base: it has neither the config.json "
@@ -151,11 +165,11 @@ def _new_base(checkpoint: Checkpoint) -> Checkpoint:
             remedy="use the model's safetensors release, or convert the file with transformers: "
             "from_pretrained(FOLDER, gguf_file=FILE), then save_pretrained",
         )
-    return checkpoint
 
 
 def _two_models(delta: Delta, number: int, tag: str, opener: Opener, findings: Findings) -> Lineage:
     """A Δ that is the difference of two checkpoints."""
+    post = _model(delta.address, f"post{tag}", opener, findings)
     if delta.base is None:
         raise UsageError(
             "a Δ needs the base that post was trained from",
@@ -163,31 +177,93 @@ def _two_models(delta: Delta, number: int, tag: str, opener: Opener, findings: F
             where=delta.address,
             expected="`base` (only a LoRA adapter is a Δ by itself)",
         )
-    post = _whole(opener.checkpoint(delta.address, f"post{tag}"), findings)
-    base = _whole(opener.checkpoint(str(delta.base), f"base{tag}"), findings)
-    return Lineage(number, post, base)
+    return Lineage(number, post, _model(str(delta.base), f"base{tag}", opener, findings))
 
 
 def _adapter(
-    delta: Delta, number: int, tag: str, new: Source, opener: Opener, findings: Findings
+    delta: Delta,
+    number: int,
+    tag: str,
+    new: Source,
+    taken: Sequence[str],
+    opener: Opener,
+    findings: Findings,
 ) -> Lineage:
-    """A Δ that is a LoRA adapter. It needs a base only for the whole tensors that it replaces."""
+    """A Δ that is a LoRA adapter. It needs a base only for what it replaces or scales.
+
+    ``taken``: patterns for whole tensors that the output takes as they are.
+    """
     adapter = open_adapter(opener.files(delta.address), f"post{tag}")
-    address = str(delta.base) if delta.base else adapter.base if adapter.replaced else None
-    if adapter.replaced and address is None:
-        raise UsageError(
-            "the adapter holds whole tensors and does not name its base",
-            code="missing-base",
-            where=f"{delta.post}: {', '.join(sorted(adapter.replaced)[:3])}",
-            expected="`base`, the model that it was trained on",
-        )
-    base = _whole(opener.checkpoint(address, f"base{tag}"), findings) if address else None
-    shapes = {name: view.shape for name, view in (base or new).views.items()}
+    wanted = [
+        name
+        for name in adapter.needs_base
+        if name in adapter.rows or not any(names.is_meant(name, pattern) for pattern in taken)
+    ]
+    base = None
+    if delta.base is not None:
+        base = _model(str(delta.base), f"base{tag}", opener, findings)
+    elif wanted:
+        base = _named_base(adapter, wanted, f"base{tag}", opener, findings)
     if base is None:
         bridged, _ = names.bridged(adapter.deltas, new.views)
-        shapes |= {view.name: shapes[name] for name, view in bridged.items() if name in shapes}
-    post = Source(adapter.checkpoint, adapter.replaced, adapter.oriented(shapes))
-    return Lineage(number, post, base, is_adapter=True)
+        old = {name: view.name for name, view in bridged.items()}
+        known = {old.get(name, name): view for name, view in new.views.items()}
+        views, deltas = adapter.applied({**new.views, **known})
+    else:
+        if adapter.needs_base:
+            adapter = _under_names_of(adapter, base)
+        views, deltas = adapter.applied(_with_tied_head(base, adapter.needs_base))
+    return Lineage(number, Source(adapter.checkpoint, views, deltas), base, adapter)
+
+
+def _under_names_of(adapter: Adapter, base: Source) -> Adapter:
+    """The adapter with its tensors named as in its base."""
+    own = dict.fromkeys(adapter.names, next(iter(base.views.values())))
+    bridged, _ = names.bridged(own, base.views)
+    return adapter.renamed(dict(zip(own, bridged, strict=True)))
+
+
+def _with_tied_head(base: Source, wanted: Sequence[str]) -> Mapping[str, View]:
+    """The tensors of a base, its tied head as well if an adapter changes that."""
+    views = dict(base.views)
+    for name in wanted:
+        if name not in views and names.is_tied(name, views, base.checkpoint.config):
+            pair = names.head_and_embedding([{name, *views}])
+            if pair is not None and pair[0] == name:
+                views[name] = views[pair[1]]
+    return views
+
+
+def _named_base(
+    adapter: Adapter, wanted: Sequence[str], role: str, opener: Opener, findings: Findings
+) -> Source:
+    """The base that an adapter names, for the Δ of some tensors.
+
+    Raises:
+        UsageError: it names none, or it cannot be opened.
+    """
+    where = f"{adapter.checkpoint}: {', '.join(sorted(wanted)[:3])}"
+    expected = "`base`, the model that it was trained on"
+    if adapter.base is None:
+        raise UsageError(
+            "the adapter holds whole tensors or rows and does not name its base",
+            code="missing-base",
+            where=where,
+            expected=expected,
+        )
+    try:
+        base = _model(adapter.base, role, opener, findings)
+    except ParamDeltaError as error:
+        raise UsageError(
+            "the adapter holds whole tensors or rows, and the base that it names cannot be opened",
+            code="missing-base",
+            where=where,
+            expected=expected,
+            got=f"base_model_name_or_path {adapter.base!r}: {error.what}",
+        ) from None
+    what = f"base is what adapter_config.json names: {adapter.base}"
+    findings.add(Severity.NOTE, "base-of-adapter", what, adapter.checkpoint)
+    return base
 
 
 def _stored_delta(files: Files, role: str, findings: Findings) -> Source:
@@ -207,6 +283,40 @@ def _check_rows(recipe: Recipe, delta: Delta) -> None:
             where=delta.address,
             expected="`post` and `base`",
         )
+
+
+def _model(address: str, role: str, opener: Opener, findings: Findings) -> Source:
+    """A whole model; raises UsageError if it is an adapter, and as `Opener.checkpoint`."""
+    files = opener.files(address)
+    if is_adapter(files):
+        raise UsageError(
+            "this is an adapter and not a whole model",
+            code="adapter-as-model",
+            where=f"{role}: {address}",
+            expected="the weights of a whole model",
+            remedy="pass it as `post`, or merge it into its base first: merge_and_unload of PEFT",
+        )
+    checkpoint = opener.checkpoint(address, role)
+    stray = [name for name in checkpoint.tensors if _FACTOR.search(name)]
+    if stray:
+        raise UsageError(
+            "these are tensors of a LoRA adapter and not of a whole model",
+            code="adapter-as-model",
+            where=f"{role}: {address}",
+            got=f"{stray[0]} and {len(stray) - 1} more",
+            remedy="of PEFT, pass the folder with adapter_config.json as `post`; merge any other "
+            "with the library that it was trained with",
+        )
+    if adapters.CONFIG in files and has_model(files):
+        findings.add(
+            Severity.WARNING,
+            "adapter-beside-weights",
+            "the folder holds an adapter beside the weights of a whole model; the weights are "
+            "used, and the adapter is not (transformers would load the adapter and its base)",
+            checkpoint,
+            remedy="if the adapter is meant, pass a folder that holds only the adapter",
+        )
+    return _whole(checkpoint, findings)
 
 
 def _whole(checkpoint: Checkpoint, findings: Findings) -> Source:

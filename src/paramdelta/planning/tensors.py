@@ -3,10 +3,12 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from paramdelta.encodings.encoding import Encoding
 from paramdelta.encodings.plain import Plain
 from paramdelta.errors import UsageError
+from paramdelta.formats.view import View
 from paramdelta.planning.cancellation import cancelled
-from paramdelta.planning.coefficients import Factors
+from paramdelta.planning.coefficients import Coefficient, Factors
 from paramdelta.planning.constants import why_copied
 from paramdelta.planning.findings import Findings
 from paramdelta.planning.pairs import fits, pairs_of
@@ -16,6 +18,7 @@ from paramdelta.planning.rows import by_token, correspond_by_number
 from paramdelta.planning.settlement import Settlement
 from paramdelta.planning.sources import Sources
 from paramdelta.recipe import Recipe
+from paramdelta.schemes.pair import Pair
 from paramdelta.schemes.sum import SUM
 
 NO_DELTA = "no Δ for it"
@@ -43,21 +46,32 @@ def plan_tensor(name: str, decided: Decisions, findings: Findings) -> OutputTens
         UsageError: the recipe cannot be applied to it.
     """
     new = decided.sources.new.views[name]
-    changes = {n for n, each in enumerate(decided.factors) if each.scales[name].scale != 0}
+    scales = [each.scales.get(name) for each in decided.factors]
+    changes = {n for n, chosen in enumerate(scales) if chosen is not None and chosen.scale != 0}
     why = why_copied(name, decided.sources, changes, findings)
-    if why:
-        tensor = OutputTensor(name, Plain(new.dtype), new.shape, new, why=why)
-    else:
-        tensor = _mixed(name, decided, findings)
-    tensor = _sparsified(_asked(tensor, decided.factors), decided)
+    operand, pairs = new, list[Pair]()
+    encoding: Encoding = Plain(new.dtype)
+    if not why:
+        encoding = encoding_of(new, decided.recipe.dtype)
+        operand, pairs, why = _mixed(name, decided, findings)
+    asked, why = _asked(scales, pairs, why)
+    scheme = decided.recipe.scheme if pairs else SUM
+    sparse = tuple(_sparsified(name, pairs, decided))
+    tensor = OutputTensor(name, encoding, operand.shape, operand, sparse, scheme, why, asked)
     return cancelled(tensor) if tensor.linear else tensor
 
 
-def _mixed(name: str, decided: Decisions, findings: Findings) -> OutputTensor:
-    """A weight with all Δs that it has."""
+def taken_tensor(name: str, view: View, decided: Decisions) -> OutputTensor:
+    """An output tensor that is one of post's."""
+    encoding = encoding_of(view, decided.recipe.dtype) if view.kind.mixable else Plain(view.dtype)
+    asked, why = _asked([each.scales.get(name) for each in decided.factors], [], "taken from post")
+    return OutputTensor(name, encoding, view.shape, view, why=why, asked=asked)
+
+
+def _mixed(name: str, decided: Decisions, findings: Findings) -> tuple[View, list[Pair], str]:
+    """The new base's operand of a weight, all Δs that it has, and why it has none."""
     sources, settlement = decided.sources, decided.settlement
     new = sources.new.views[name]
-    encoding = encoding_of(new, decided.recipe.dtype)
     pairs = [
         pair
         for each, factors in zip(sources.lineages, decided.factors, strict=True)
@@ -71,43 +85,39 @@ def _mixed(name: str, decided: Decisions, findings: Findings) -> OutputTensor:
         as_is = settlement.mode == "new-base"
     else:
         kept = [p for p in pairs if fits(p, sources.lineages[p.number], new, findings)]
-    why = "vocabulary of the new base" if as_is else "" if kept else NO_DELTA
-    return OutputTensor(name, encoding, operand.shape, operand, tuple(kept), why=why)
+    return operand, kept, "vocabulary of the new base" if as_is else "" if kept else NO_DELTA
 
 
-def _asked(tensor: OutputTensor, factors: tuple[Factors, ...]) -> OutputTensor:
-    """The tensor with the coefficient that the recipe asks of every Δ."""
-    found = [each.scales.get(tensor.name) for each in factors]
-    there = {pair.number for pair in tensor.pairs}
+def _asked(
+    found: list[Coefficient | None], pairs: list[Pair], why: str
+) -> tuple[tuple[Coefficient | None, ...], str]:
+    """The coefficient that the recipe asks of every Δ, and why the tensor is only copied."""
+    there = {pair.number for pair in pairs}
     asked = tuple(
         chosen if number in there or (chosen is not None and chosen.scale == 0) else None
         for number, chosen in enumerate(found)
     )
-    zero = all(chosen is not None and chosen.scale == 0 for chosen in found)
-    why = f"scale 0: {found[0]}" if zero and tensor.why == NO_DELTA else tensor.why
-    return replace(tensor, asked=asked, why=why)
+    if why == NO_DELTA and all(chosen is not None and chosen.scale == 0 for chosen in found):
+        why = f"scale 0: {found[0]}"
+    return asked, why
 
 
-def _sparsified(tensor: OutputTensor, decided: Decisions) -> OutputTensor:
-    """The tensor with the recipe's scheme, and filters that drop elements of its Δs."""
+def _sparsified(name: str, pairs: list[Pair], decided: Decisions) -> list[Pair]:
+    """The Δs of a tensor with the filters that drop elements of them."""
     recipe = decided.recipe
-    pairs = tuple(
-        replace(
-            pair,
-            filters=recipe.filters(
-                pair.number,
-                tensor.name,
-                decided.factors[pair.number].densities[tensor.name].scale,
-            ),
-        )
-        for pair in tensor.pairs
-    )
+    densities = [decided.factors[pair.number].densities[name].scale for pair in pairs]
+    filters = [
+        recipe.filters(pair.number, name, density)
+        for pair, density in zip(pairs, densities, strict=True)
+    ]
+    if any(filters):
+        pairs = [replace(pair, filters=f) for pair, f in zip(pairs, filters, strict=True)]
     twice = len({pair.number for pair in pairs}) < len(pairs)
-    if twice and not (recipe.scheme.linear and not any(pair.filters for pair in pairs)):
+    if twice and not (recipe.scheme.linear and not any(filters)):
         raise UsageError(
             "an adapter both replaces and adapts a tensor, which sparse Δs do not allow",
             code="adapter-replaces-sparse",
-            where=tensor.name,
+            where=name,
             remedy="merge the adapter into its base first",
         )
-    return replace(tensor, pairs=pairs, scheme=recipe.scheme if pairs else SUM)
+    return pairs

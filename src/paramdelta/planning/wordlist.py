@@ -5,6 +5,7 @@ return, or both, and nowhere else. U+2028 and U+0085 are tokens of real vocabula
 """
 
 import ast
+import contextlib
 import re
 from collections.abc import Iterable
 
@@ -67,7 +68,10 @@ def rwkv(data: bytes) -> dict[str, int]:
     ids: dict[str, int] = {}
     for number, line in enumerate(lines(data), 1):
         match = _RWKV.fullmatch(line)
-        token = ast.literal_eval(match["token"]) if match else None
+        token = None
+        if match is not None:
+            with contextlib.suppress(SyntaxError, ValueError):
+                token = ast.literal_eval(match["token"])
         if match is None or not isinstance(token, (str, bytes)):
             raise ValueError(f"line {number} is not an id, a token and a length: {line[:80]!r}")
         text = token if isinstance(token, str) else token.decode("utf-8", "surrogateescape")

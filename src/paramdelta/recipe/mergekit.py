@@ -5,7 +5,6 @@ express them. Keys that a recipe does not express are listed with the reason. If
 change the result, the configuration is refused.
 """
 
-import json
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -14,8 +13,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from paramdelta.documents import construct_yaml, parse_json
 from paramdelta.dtypes import parse_dtype
 from paramdelta.errors import UsageError
 from paramdelta.recipe.model import Delta, Recipe
@@ -23,6 +21,7 @@ from paramdelta.recipe.schedule import Rule, Schedule, Span
 from paramdelta.recipe.yaml import parse, read_text
 from paramdelta.schemes.dare import Dare
 from paramdelta.schemes.ties import Ties
+from paramdelta.text import line
 
 MOST_LAYERS = 10_000
 METHODS = ("task_arithmetic", "linear", "ties", "dare_linear", "dare_ties")
@@ -61,8 +60,8 @@ class Imported:
 
     def to_yaml(self) -> str:
         """The recipe with the notes as comments."""
-        lines = (" ".join(f"# {key}: {what}".split()) for key, what in self.notes)
-        return "".join(f"{line}\n" for line in lines) + self.recipe.to_yaml()
+        lines = (line(" ".join(f"# {key}: {what}".split())) for key, what in self.notes)
+        return "".join(f"{each}\n" for each in lines) + self.recipe.to_yaml()
 
 
 def import_mergekit(path: str | Path, layers: int | None = None) -> Imported:
@@ -78,8 +77,8 @@ def import_mergekit(path: str | Path, layers: int | None = None) -> Imported:
     path = Path(path)
     node = parse(path, "configuration")
     try:
-        plain = yaml.SafeLoader("").construct_document(node)
-    except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:
+        plain = construct_yaml(node)
+    except ValueError as error:
         raise UsageError(
             "cannot read the configuration",
             code="invalid-mergekit",
@@ -466,10 +465,10 @@ class _Reader:
         if count is None:
             base = self.plain.get("base_model") or self.plain["models"][0].get("model")
             try:
-                config = json.loads(read_text(Path(str(base)) / "config.json", "config"))
+                config = parse_json(read_text(Path(str(base)) / "config.json", "config").encode())
                 found = config.get("num_hidden_layers")
                 count = int(found or config["text_config"]["num_hidden_layers"])
-            except (UsageError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+            except (UsageError, ValueError, LookupError, TypeError, AttributeError, OverflowError):
                 raise self._error(
                     "a list of numbers needs the number of layers, which is not known",
                     code="unknown-layers",

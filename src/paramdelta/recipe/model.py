@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
+from paramdelta.documents import to_yaml
 from paramdelta.dtypes import parse_dtype
 from paramdelta.errors import UsageError
 from paramdelta.recipe import formula
@@ -103,9 +104,10 @@ class Recipe:
     FP8 as BF16; "fp8-block": FP8 stays FP8, with new scales. ``allow``: codes of refused findings
     that are accepted. ``vocabulary``: how rows of tokens correspond, one of `VOCABULARY`.
     ``graft``: tokens that only the first post has and the output gets. ``take``: tokens whose rows
-    the output takes from the first post. ``maps``: rules for names of post and base, such as
-    "model.* -> language_model.model.*", or "auto". ``head``: what happens to the output head of
-    others where the new base's is tied, one of `HEAD`.
+    the output takes from the first post. ``take_tensors``: globs, names or modules of post's
+    tensors that the output takes as they are, such as a classifier's. ``maps``: rules for names of
+    post and base, such as "model.* -> language_model.model.*", or "auto". ``head``: what happens to
+    the output head of others where the new base's is tied, one of `HEAD`.
 
     Raises:
         UsageError: a value that is not valid.
@@ -136,6 +138,13 @@ class Recipe:
     graft: Sequence[str] = option((), "Add a token that only post has; repeatable.", "TOKEN")
     take: Sequence[str] = option(
         (), "Take post's row for a token that both have; repeatable.", "TOKEN"
+    )
+    take_tensors: Sequence[str] = option(
+        (),
+        "Take a tensor of post as it is, such as a classifier: a name, a module or a glob; "
+        "repeatable.",
+        "PATTERN",
+        flag="take-tensor",
     )
     maps: Sequence[str] = option(
         (),
@@ -210,9 +219,7 @@ class Recipe:
 
     def to_yaml(self) -> str:
         """The recipe as a YAML document that `read_recipe` reads back."""
-        import yaml
-
-        return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
+        return to_yaml(self.to_dict())
 
 
 def _scale(given: Any) -> float | Schedule:

@@ -1,4 +1,4 @@
-"""How much of a Δ each tensor gets: rules, of which the first that applies counts.
+"""How much of a Δ each tensor gets: rules; the first one that applies counts.
 
 This module knows no tensors; `planning.coefficients` applies the rules to a checkpoint's names.
 """

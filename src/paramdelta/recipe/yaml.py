@@ -8,13 +8,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from paramdelta.errors import UsageError
+from paramdelta.errors import StorageError, UsageError
 from paramdelta.recipe.option import did_you_mean
+from paramdelta.storage.local import File
 from paramdelta.text import shown
 from paramdelta.units import show_size
 
-MOST = 1_000_000  # bytes of a document; a recipe has some hundred
-MOST_VALUES = 100_000
+MOST = 1_000_000  # bytes of a file; a recipe has some hundred
 Made = TypeVar("Made")
 
 
@@ -220,38 +220,23 @@ def parse(path: Path, what: str) -> Any:
     Raises:
         UsageError: it cannot be read, is not YAML (with the line), or has too many values.
     """
-    import yaml
+    from paramdelta.documents import DocumentError, compose_yaml  # keeps yaml out of the start
 
-    where, problem = str(path), "nested too deeply"
+    text, line = read_text(path, what), None
     try:
-        node = yaml.compose(read_text(path, what), Loader=yaml.SafeLoader)
-        if node is None:
-            raise UsageError(f"the {what} is empty", code="not-yaml", where=where)
-        if _count(node, {}) <= MOST_VALUES:
+        node = compose_yaml(text)
+    except DocumentError as error:
+        problem, line = str(error.args[0]), error.line
+    else:
+        if node is not None:
             return node
-        problem = f"more than {MOST_VALUES} values"
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"{path}, line {mark.line + 1}" if mark else str(path)
-        problem = getattr(error, "problem", None) or str(error)
-    except RecursionError:
-        pass
+        raise UsageError(f"the {what} is empty", code="not-yaml", where=str(path))
     raise UsageError(
-        f"the {what} cannot be read as YAML", code="not-yaml", where=where, got=shown(problem)
+        f"the {what} cannot be read as YAML",
+        code="not-yaml",
+        where=str(path) if line is None else f"{path}, line {line}",
+        got=shown(problem),
     )
-
-
-def _count(node: Any, known: dict[int, int]) -> int:
-    """How many values a node has if all aliases are followed. ``known``: counts by node.
-
-    A node that holds itself has infinitely many.
-    """
-    if id(node) not in known:
-        known[id(node)] = MOST_VALUES + 1  # until it is known: only a loop asks before that
-        inner = [node.value] if node.id == "scalar" else node.value
-        parts = [part for each in inner for part in (each if isinstance(each, tuple) else (each,))]
-        known[id(node)] = 1 + sum(_count(p, known) for p in parts if not isinstance(p, str))
-    return known[id(node)]
 
 
 def read_text(path: Path, what: str) -> str:
@@ -261,17 +246,24 @@ def read_text(path: Path, what: str) -> str:
         UsageError: it cannot be read, or is larger than `MOST`.
     """
     try:
-        size = path.stat().st_size
-        if size > MOST:
-            raise UsageError(
-                f"too large for a {what}",
-                code="file-too-large",
-                where=str(path),
-                expected=f"a YAML file of at most {show_size(MOST)}",
-                got=show_size(size),
-            )
-        return path.read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
-        raise UsageError(
-            f"cannot read the {what}", code="unreadable-file", where=str(path), got=str(error)
-        ) from None
+        file = File(path)  # refuses a FIFO, which can block, and a device, which can be endless
+        try:
+            size = file.size()
+            if size > MOST:
+                raise UsageError(
+                    f"too large for a {what}",
+                    code="file-too-large",
+                    where=str(path),
+                    expected=f"a YAML file of at most {show_size(MOST)}",
+                    got=show_size(size),
+                )
+            return file.read(0, size).decode()
+        finally:
+            file.close()
+    except StorageError as error:
+        problem = error.got or error.what
+    except ValueError as error:
+        problem = str(error)
+    raise UsageError(
+        f"cannot read the {what}", code="unreadable-file", where=str(path), got=problem
+    )

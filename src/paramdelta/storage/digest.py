@@ -11,7 +11,7 @@ against an attacker: nobody should trust a file because of it.
 """
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -24,8 +24,9 @@ Leaves: TypeAlias = Mapping[str, Mapping[int, str]]
 """Block digests in hexadecimal, by file and number of the block."""
 
 ALGORITHM = "xxh3-128-tree"
-BLOCK = 1 << 20  # bytes
-LEAF = 1 << 17  # bytes: small, so that little of a run has to wait for the run before it
+BLOCK = 4 << 20  # bytes: what an interrupted run keeps digests of
+LEAF = 1 << 16  # bytes: so small that little of a run waits for the run before it, and that
+# xxhash does not release the GIL, which would take longer than the hash itself
 WAITING = 16 << 20  # bytes of parts that may wait for the parts before them, in all files
 
 
@@ -46,7 +47,7 @@ class _Allowance:
         self._lock = threading.Lock()
 
     def take(self, size: int) -> bool:
-        """Whether so many bytes may wait as well."""
+        """Whether this many more bytes may wait."""
         with self._lock:
             enough = size <= self.left
             self.left -= size if enough else 0
@@ -65,6 +66,7 @@ class TreeDigest:
         self.size = size
         self.blocks: dict[int, bytes] = {}
         self._leaves: dict[int, dict[int, bytes]] = {}  # of blocks that are not whole
+        self._fresh: list[int] = []  # numbers of blocks
         self._partial: dict[int, _Partial] = {}
         self._allowance = allowance or _Allowance(WAITING)
         self._lock = threading.Lock()
@@ -72,19 +74,26 @@ class TreeDigest:
     def update(self, offset: int, data: memoryview) -> None:
         """Take some bytes of the file. Parts may come in any order and more than once."""
         stop = offset + len(data)
-        found: dict[int, bytes] = {}
-        for number in range(offset // LEAF, -(-stop // LEAF)):
-            if number * LEAF // BLOCK in self.blocks:
-                continue
-            first = number * LEAF
-            begin, end = max(offset, first), min(stop, first + LEAF)
-            part = data[begin - offset : end - offset]
-            if len(part) == self._length(number):
-                found[number] = xxhash.xxh3_128_digest(part)
-            elif (leaf := self._add(number, begin - first, part)) is not None:
-                found[number] = leaf
+        first = -(-offset // LEAF)
+        last = -(-stop // LEAF) if stop == self.size else stop // LEAF
+        begin, end = first * LEAF - offset, last * LEAF - offset
+        found = [xxhash.xxh3_128_digest(data[at : at + LEAF]) for at in range(begin, end, LEAF)]
+        if begin > 0:
+            leaf = self._add(first - 1, LEAF - begin, data[:begin])
+            if leaf is not None:
+                first, found = first - 1, [leaf, *found]
         if found:
-            self._complete(found)
+            self._complete(first, found)
+        if 0 <= end < len(data):
+            leaf = self._add(last, 0, data[end:])
+            if leaf is not None:
+                self._complete(last, [leaf])
+
+    def fresh(self) -> dict[int, bytes]:
+        """Digests of the blocks that `update` completed since the last call."""
+        with self._lock:
+            numbers, self._fresh = self._fresh, []
+        return {number: self.blocks[number] for number in numbers}
 
     @property
     def unread(self) -> int:
@@ -95,18 +104,21 @@ class TreeDigest:
     def missing(self) -> list[tuple[int, int]]:
         """Offset and length of what has to be read for the blocks that have no digest yet."""
         found = []
-        for number in range(-(-self.size // LEAF)):
-            block = number * LEAF // BLOCK
-            if block in self.blocks or number in self._leaves.get(block, {}):
+        for block in range(-(-self.size // BLOCK)):
+            if block in self.blocks:
                 continue
-            partial = self._partial.get(number, _Partial())
-            at = partial.done
-            for begin, part in sorted(partial.waiting.items()):
-                if begin > at:
-                    found.append((number * LEAF + at, begin - at))
-                at = max(at, begin + len(part))
-            if at < self._length(number):
-                found.append((number * LEAF + at, self._length(number) - at))
+            leaves, start = self._leaves.get(block, {}), block * BLOCK
+            for number in range(start // LEAF, -(-min(start + BLOCK, self.size) // LEAF)):
+                if number in leaves:
+                    continue
+                partial = self._partial.get(number, _Partial())
+                at = partial.done
+                for begin, part in sorted(partial.waiting.items()):
+                    if begin > at:
+                        found.append((number * LEAF + at, begin - at))
+                    at = max(at, begin + len(part))
+                if at < self._length(number):
+                    found.append((number * LEAF + at, self._length(number) - at))
         return found
 
     def hexdigest(self) -> str:
@@ -120,26 +132,33 @@ class TreeDigest:
     def _length(self, number: int) -> int:
         return min(LEAF, self.size - number * LEAF)
 
-    def _complete(self, found: Mapping[int, bytes]) -> None:
-        """Take digests of leaves; blocks that have all of theirs get a digest."""
+    def _complete(self, first: int, digests: Sequence[bytes]) -> None:
+        """Take the digests of leaves from number ``first``; a block that has all gets a digest."""
+        each, last = BLOCK // LEAF, first + len(digests)
         with self._lock:
-            for number, leaf in found.items():
-                block = number * LEAF // BLOCK
+            for block in range(first // each, -(-last // each)):
                 if block in self.blocks:
                     continue
+                begin, end = max(first, block * each), min(last, (block + 1) * each)
                 leaves = self._leaves.setdefault(block, {})
-                leaves[number] = leaf
+                leaves.update(
+                    zip(range(begin, end), digests[begin - first : end - first], strict=True)
+                )
                 if len(leaves) * LEAF >= min(BLOCK, self.size - block * BLOCK):
-                    joined = b"".join(leaves[n] for n in sorted(leaves))
+                    joined = b"".join(leaves[number] for number in sorted(leaves))
                     self.blocks[block] = xxhash.xxh3_128_digest(joined)
+                    self._fresh.append(block)
                     del self._leaves[block]
 
     def _add(self, number: int, at: int, part: memoryview) -> bytes | None:
         """Take a part of a leaf; the leaf's digest if that made it whole."""
+        block = number * LEAF // BLOCK
         with self._lock:
-            if number in self._leaves.get(number * LEAF // BLOCK, {}):
+            if block in self.blocks or number in self._leaves.get(block, ()):
                 return None
-            partial = self._partial.setdefault(number, _Partial())
+            partial = self._partial.get(number)
+            if partial is None:
+                partial = self._partial[number] = _Partial()
             if at > partial.done:
                 known = len(partial.waiting.get(at, b""))
                 if known < len(part) and self._allowance.take(len(part) - known):
@@ -175,7 +194,6 @@ class Digests:
     def __init__(self, known: Mapping[str, Mapping[int, bytes]] | None = None) -> None:
         self.known: Mapping[str, Mapping[int, bytes]] = known or {}
         self._files: dict[str, TreeDigest] = {}
-        self._told: dict[str, set[int]] = {}
         self._allowance = _Allowance(WAITING)
         self._lock = threading.Lock()
 
@@ -199,11 +217,8 @@ class Digests:
         """
         result: dict[str, dict[int, str]] = {}
         for url, file in list(self._files.items()):
-            told, known = self._told.setdefault(url, set()), self.known.get(url, {})
-            for number, leaf in list(file.blocks.items()):
-                if number in told:
-                    continue
-                told.add(number)
+            known = self.known.get(url, {})
+            for number, leaf in file.fresh().items():
                 if known.get(number, leaf) != leaf:
                     raise MisfitError(
                         "the content of a file changed since the unfinished run",

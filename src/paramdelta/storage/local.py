@@ -15,6 +15,7 @@ import mmap
 import os
 import random
 import stat
+import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -36,6 +37,7 @@ _DIRECT = getattr(os, "O_DIRECT", 0) if _POSITIONAL else 0
 PAGE = 4096  # bytes; every file system accepts direct transfers of this alignment
 WINDOW = 8 << 20  # bytes dropped from the page cache at a time; no page is larger
 STEP = 256 << 10  # bytes per read where the data only has to reach the page cache
+FEW = 4096  # parts that are read one by one, unless compiled code is loaded anyway
 DEPTH = 4  # levels of folders that are listed
 MOST_FILES = 20_000  # that a folder may hold to be listed
 
@@ -149,7 +151,7 @@ class File:
                 if count < WINDOW:
                     self._passed[window] = count
             if count == WINDOW:
-                os.posix_fadvise(self._descriptor, start, WINDOW, os.POSIX_FADV_DONTNEED)
+                self._drop(start, WINDOW)
 
     def gather(self, buffer: memoryview, offsets: "npt.NDArray[np.int64]", among: range) -> None:
         """Fill the buffer with parts of equal size, one from each offset; raises as `read_into`.
@@ -163,8 +165,8 @@ class File:
         if self._passed is not None:
             self._read_ahead(among)
         size, done = len(buffer) // len(offsets), 0
-        if _POSITIONAL:
-            from paramdelta.storage.scattered import read_parts  # compiled code
+        if _POSITIONAL and (len(offsets) > FEW or "numba" in sys.modules):
+            from paramdelta.storage.scattered import read_parts  # compiled code: slow to load
 
             done = read_parts(self._descriptor, np.frombuffer(buffer, np.uint8), offsets)
         for number in range(done, len(offsets)):  # this path also reports what is wrong
@@ -197,7 +199,12 @@ class File:
             if ahead.wanted > 0:
                 return
             del self._ahead[stretch]
-        os.posix_fadvise(self._descriptor, stretch.start, len(stretch), os.POSIX_FADV_DONTNEED)
+        self._drop(stretch.start, len(stretch))
+
+    def _drop(self, start: int, length: int) -> None:
+        """Drop a range from the page cache; a length of 0 means to the end of the file."""
+        with contextlib.suppress(OSError):  # some file systems take no advice
+            os.posix_fadvise(self._descriptor, start, length, os.POSIX_FADV_DONTNEED)
 
     def read(self, offset: int, length: int) -> bytes:
         """``length`` bytes from ``offset``; raises as `read_into`."""
@@ -279,14 +286,15 @@ class File:
         """
         if not hasattr(os, "RWF_NOWAIT"):
             return True
-        os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_RANDOM)
         try:
+            os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_RANDOM)
             size, probes = self.size(), 9
             hits = sum(self._has_page(random.randrange(size)) for _ in range(probes))
         except (OSError, ValueError):  # the file system cannot say, or the file is empty
             return True
         finally:
-            os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_NORMAL)
+            with contextlib.suppress(OSError):
+                os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_NORMAL)
         return hits > probes // 2
 
     def _has_page(self, offset: int) -> bool:
@@ -301,7 +309,7 @@ class File:
         if self._descriptor < 0:
             return
         if self._passed or self._ahead:  # windows at the ends of tensors, scattered parts
-            os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+            self._drop(0, 0)
         os.close(self._descriptor)
         self._descriptor = -1
         if self._direct is not None:
@@ -462,6 +470,15 @@ def _version(found: os.stat_result) -> str:
     return f"{found.st_mtime_ns}-{found.st_ino}"
 
 
+def _is_loop(entry: "os.DirEntry[str]") -> bool:
+    """Whether an entry is a link that leads back to itself. It counts as dangling."""
+    try:
+        entry.is_dir()
+    except OSError as error:
+        return error.errno == errno.ELOOP
+    return False
+
+
 def _walk(folder: Path, prefix: str, depth: int) -> Iterator[tuple[str, Blob]]:
     """Names and blobs of the files below a folder, in the order of their names."""
     entries = sorted(
@@ -477,6 +494,8 @@ def _walk(folder: Path, prefix: str, depth: int) -> Iterator[tuple[str, Blob]]:
             got=str(len(entries)),
         )
     for entry in entries:
+        if _is_loop(entry):
+            continue
         if entry.is_dir():
             if depth > 1:
                 yield from _walk(folder / entry.name, f"{prefix}{entry.name}/", depth - 1)

@@ -53,11 +53,11 @@ def locate(address: str, download: bool = True) -> Location:
         MisfitError: it is not on this machine, and a download is forbidden.
         StorageError: the download failed.
     """
-    path = Path(address).expanduser()
+    path = _expanded(address)
     if _exists(path):
         return Location(address, os.path.abspath(path))  # noqa: PTH100 - keeps links
     file, _, branch = address.rpartition("#")
-    if branch and file and _exists(Path(file).expanduser()):
+    if branch and file and _exists(_expanded(file)):
         return replace(locate(file, download), address=address, branch=branch)
     scheme = scheme_of(address)
     if scheme != LOCAL:
@@ -94,6 +94,15 @@ def not_here(address: str) -> MisfitError:
         where=address,
         remedy="pass `download=True` to fetch it",
     )
+
+
+def _expanded(address: str) -> Path:
+    """The path of an address. A tilde of a user that this machine does not have stays."""
+    path = Path(address)
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        return path
 
 
 def _exists(path: Path) -> bool:

@@ -9,7 +9,7 @@ import pytest
 
 from paramdelta import Delta, MisfitError, Recipe, mix, verify
 from paramdelta.encodings.plain import Plain
-from paramdelta.formats.adapter import LowRank
+from paramdelta.formats.lowrank import LowRank
 from paramdelta.formats.view import Zeros
 from paramdelta.jobs.verify import comparison
 from paramdelta.jobs.verify.comparison import OutputTarget

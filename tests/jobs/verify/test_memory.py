@@ -30,8 +30,9 @@ budget = options.budget([job.need, look.need])
 most = budget.buffer // 8
 small = replace(job, most=1024)
 with Reader() as reader:
-    work = small.worker(reader, [])
-    work(small.tasks()[0])  # what numpy loads when it is first used
+    if not density:  # a threshold has to be known before numbers are compared
+        work = small.worker(reader, [])
+        work(small.tasks()[0])  # what numpy loads when it is first used
 with Growth() as growth:
     for each in [replace(look, most=most)] if density else [replace(job, most=most)]:
         with Reader(once=True, ahead=True, digests=Digests()) as reader:

@@ -13,11 +13,13 @@ from hypothesis import strategies as st
 import paramdelta
 from paramdelta.encodings.encoding import Encoding
 from paramdelta.formats import delta
-from paramdelta.formats.adapter import LowRank
 from paramdelta.formats.blockscaled import BlockScaled
+from paramdelta.formats.dora import Dora
 from paramdelta.formats.gguf.types import TYPES
 from paramdelta.formats.gguf.views import MinusOne, Quantized
+from paramdelta.formats.lowrank import LowRank
 from paramdelta.formats.permuted import Permuted
+from paramdelta.formats.scaled import Scaled
 from paramdelta.formats.view import ABSENT, Part, Rows, Tensor, Transposed, View, Wide, Zeros
 from paramdelta.jobs.verify import comparison, reference
 from paramdelta.jobs.verify.stored import Stored
@@ -46,6 +48,20 @@ def product(path, rows=7, depth=5, columns=9, factor=16 / 3):
     up, down = chance.normal(size=(rows, depth)), chance.normal(size=(depth, columns))
     held = tensors(path, b=up.astype(np.float32), a=down.astype(np.float32))
     return LowRank("w", "F64", (rows, columns), held["b"], held["a"], factor)
+
+
+def dora(path, columns=False):
+    """A float32 weight with a low-rank Δ, its lines of trained lengths."""
+    chance = np.random.default_rng(5)
+    held = tensors(
+        path,
+        w=chance.normal(size=(7, 9)).astype(np.float32),
+        b=chance.normal(size=(7, 2)).astype(np.float32),
+        a=chance.normal(size=(2, 9)).astype(np.float32),
+        m=chance.uniform(1, 2, 9 if columns else 7).astype(np.float32),
+    )
+    change = LowRank("w", "F64", (7, 9), held["b"], held["a"], 0.7)
+    return Dora("w", "F64", (7, 9), held["w"], change, held["m"], columns)
 
 
 def scaled(path, rows=7, columns=9, block=(3, 4)):
@@ -93,6 +109,9 @@ LEAVES = {
         path, w=np.random.default_rng(3).normal(size=(7, 9)).astype(np.float32)
     )["w"],
     "product": product,
+    "dora": dora,
+    "dora by columns": lambda path: dora(path, columns=True),
+    "times": lambda path: Scaled("w", "F64", (7, 9), product(path), 0.3),
     "scaled": scaled,
     "permuted": lambda path: Permuted(
         "w",

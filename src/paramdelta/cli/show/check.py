@@ -2,11 +2,10 @@
 
 from collections import Counter
 
-import typer
-
 from paramdelta.check.report import Report
 from paramdelta.cli.show.events import emit
 from paramdelta.cli.show.findings import show_findings
+from paramdelta.cli.show.terminal import say
 from paramdelta.planning.findings import Severity
 from paramdelta.units import show_size
 
@@ -22,15 +21,13 @@ def show_check(report: Report, as_json: bool) -> None:
     if as_json:
         emit("check", **report.facts)
         return
-    typer.echo(
-        f"{report.folder}: {report.kind}, {report.tensors} tensors, {show_size(report.nbytes)}"
-    )
-    typer.echo(f"  looked at  {', '.join(report.checked)}")
+    say(f"{report.folder}: {report.kind}, {report.tensors} tensors, {show_size(report.nbytes)}")
+    say(f"  looked at  {', '.join(report.checked)}")
     for text in report.skipped:
-        typer.echo(f"  left out   {text}")
+        say(f"  left out   {text}")
     show_findings(report.findings)
     counts = Counter(finding.severity for finding in report.findings)
     found = [
         f"{counts[severity]} {word}" for severity, word in _PLURALS.items() if counts[severity]
     ]
-    typer.echo(", ".join(found) or "no findings")
+    say(", ".join(found) or "no findings")

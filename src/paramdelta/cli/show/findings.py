@@ -4,9 +4,8 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
-import typer
-
 from paramdelta.cli.flags import with_flags
+from paramdelta.cli.show.terminal import say
 from paramdelta.planning.findings import Finding, Severity
 
 _COLORS = {Severity.REFUSED: "red", Severity.WARNING: "yellow", Severity.NOTE: "cyan"}
@@ -38,11 +37,11 @@ def flagged(finding: Finding) -> Finding:
 
 
 def _show(finding: Finding, all_tensors: bool) -> None:
-    label = typer.style(f"{finding.severity.value:<9}", fg=_COLORS[finding.severity])
-    typer.echo(f"  {label} {finding.what}  [{finding.code}]")
+    label = f"  {finding.severity.value:<9}"
+    say(f" {finding.what}  [{finding.code}]", head=label, color=_COLORS[finding.severity])
     names = finding.sample(len(finding.tensors) if all_tensors else SAMPLE)
-    typer.echo(f"            in {finding.where}" + (f": {names}" if names else ""))
+    say(f"            in {finding.where}" + (f": {names}" if names else ""))
     if finding.remedy:
-        typer.echo(f"            {finding.remedy}")
+        say(f"            {finding.remedy}")
     if finding.allowed and finding.severity is Severity.REFUSED:
-        typer.echo(f"            --allow {finding.code}: {finding.allowed}")
+        say(f"            --allow {finding.code}: {finding.allowed}")

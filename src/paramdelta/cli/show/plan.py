@@ -3,11 +3,10 @@
 import json
 from typing import Any
 
-import typer
-
 from paramdelta.cli.show.events import emit
 from paramdelta.cli.show.findings import finding_facts, show_findings
 from paramdelta.cli.show.recipe import formula_of, show_schedules
+from paramdelta.cli.show.terminal import say
 from paramdelta.engine.memory import Budget
 from paramdelta.formats.view import View
 from paramdelta.output.layout import Layout
@@ -21,7 +20,7 @@ def show_start(plan: Plan, as_json: bool, *, formula: bool = True) -> None:
         emit("plan", **plan_facts(plan))
         return
     if formula:
-        typer.echo(formula_of(plan))
+        say(formula_of(plan))
     show_findings(plan.findings, notes=False)
 
 
@@ -39,7 +38,7 @@ def show_plan(
             free_disk=free,
         )
         return
-    typer.echo(formula_of(plan))
+    say(formula_of(plan))
     show_schedules(plan.recipe, plan.tensors)
     _show_sources(plan)
     _show_output(plan, budget, layout, free)
@@ -47,7 +46,7 @@ def show_plan(
     _show_companions(plan)
     if tensors:
         _show_tensors(plan)
-    typer.echo("\nfindings" if plan.findings else "\nno findings")
+    say("", "findings" if plan.findings else "no findings")
     show_findings(plan.findings, all_tensors=tensors)
 
 
@@ -57,20 +56,20 @@ def plan_facts(plan: Plan, tensors: bool = False) -> dict[str, Any]:
 
 
 def _show_sources(plan: Plan) -> None:
-    typer.echo("\nsources")
+    say("", "sources")
     for source in plan.sources:
-        typer.echo(
-            f"  {source.role:<9} {source.location.pinned}\n"
+        say(
+            f"  {source.role:<9} {source.location.pinned}",
             f"{'':12}{len(source.tensors)} tensors, {show_count(source.parameters)} parameters, "
-            f"{show_size(source.nbytes)}, {_dtypes(source.tensors.values())}"
+            f"{show_size(source.nbytes)}, {_dtypes(source.tensors.values())}",
         )
     for pair, like in plan.likeness.items():
-        typer.echo(
+        say(
             f"  {pair}: cosine {like.cosine:.4f}, relative distance {like.distance:.4f}"
             f" (on {like.tensors} matrices)"
         )
     for role, shift in plan.shifts.items():
-        typer.echo(
+        say(
             f"  the new base moved {shift.ratio:.2f} times as far from base as {role} did "
             f"(cosine {shift.cosine:.2f}); less comes across the farther it moved"
         )
@@ -78,19 +77,19 @@ def _show_sources(plan: Plan) -> None:
 
 def _show_output(plan: Plan, budget: Budget, layout: Layout, free: int) -> None:
     streams = [stream for tensor in plan.tensors for stream in tensor.streams]
-    typer.echo("\noutput")
-    typer.echo(
+    say("", "output")
+    say(
         f"  tensors   {plan.mixed} mixed, {plan.copied} copied from the new base; "
         f"{show_count(plan.parameters)} parameters, {_dtypes(streams)}"
     )
     first, last = layout.shards[0], layout.shards[-1]
     names = first.name if first is last else f"{first.name} to {last.name}, and their index"
-    typer.echo(f"  weights   {show_size(layout.size)} in {names}")
-    typer.echo(
+    say(f"  weights   {show_size(layout.size)} in {names}")
+    say(
         f"  work      {show_size(plan.bytes_to_read)} to read, {show_size(plan.bytes_to_write)} to"
         f" write; {show_size(free)} of disk free"
     )
-    typer.echo(
+    say(
         f"  memory    at most {show_size(budget.projected)} beyond the interpreter and its "
         f"libraries ({budget.workers} workers, {show_size(budget.buffer)} a buffer)"
     )
@@ -98,37 +97,35 @@ def _show_output(plan: Plan, budget: Budget, layout: Layout, free: int) -> None:
 
 def _show_rows(plan: Plan) -> None:
     if plan.vocabulary:
-        typer.echo("\nrows of tokens")
+        say("", "rows of tokens")
     for case in plan.vocabulary:
         shown = ", ".join(repr(token) for token in case.tokens)
         rest = " …" if case.count > len(case.tokens) else ""
-        typer.echo(
-            f"  {case.name:<18} {case.count:>8}" + (f"  {shown}{rest}" if case.tokens else "")
-        )
+        say(f"  {case.name:<18} {case.count:>8}" + (f"  {shown}{rest}" if case.tokens else ""))
 
 
 def _show_companions(plan: Plan) -> None:
     if plan.companions:
-        typer.echo("\nfiles beside the weights")
+        say("", "files beside the weights")
     for companion in plan.companions:
         changes = ", ".join(f"{k} = {_short(v)}" for k, v in companion.changes)
-        typer.echo(
-            f"  {companion.name:<28} from {companion.giver:<8}  {companion.why}"
-            + (f"\n{'':31}changed: {changes}" if changes else "")
+        say(
+            f"  {companion.name:<28} from {companion.giver:<8}  {companion.why}",
+            *([f"{'':31}changed: {changes}"] if changes else []),
         )
 
 
 def _show_tensors(plan: Plan) -> None:
-    typer.echo("\ntensors")
+    say("", "tensors")
     for tensor in plan.tensors:
         terms = " ".join(f"{t.coefficient:+g}·{_place(t.view)}" for t in tensor.terms)
-        typer.echo(
+        say(
             f"  {tensor.name}  {tensor.dtype} {list(tensor.shape)}  "
             + (terms if tensor.pairs else "copied: " + tensor.why)
         )
         for stream in tensor.streams[1:]:
             shape = list(stream.shape)
-            typer.echo(f"  {stream.name}  {stream.dtype} {shape}  stored with {tensor.name}")
+            say(f"  {stream.name}  {stream.dtype} {shape}  stored with {tensor.name}")
 
 
 def _place(view: View) -> str:

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import typer
-
 from paramdelta.cli.show.events import emit
+from paramdelta.cli.show.terminal import say
 from paramdelta.engine.job import Progress
+from paramdelta.text import line
 from paramdelta.units import show_duration, show_size
 
 LINE_EVERY = 5.0  # seconds between two lines where there is no terminal
@@ -57,7 +57,7 @@ class Lines(Reporter):
         now = time.monotonic()
         if now - max(self.last, self.began) >= LINE_EVERY:
             self.last = now
-            typer.echo(f"{self.verb}: {100 * done // max(total, 1)} %, {text}")
+            say(f"{self.verb}: {100 * done // max(total, 1)} %, {text}")
 
 
 class Events(Reporter):
@@ -81,17 +81,17 @@ class Bar(Reporter):
         from rich.progress import BarColumn, Progress, TextColumn
 
         self.bar = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             TextColumn("{task.percentage:3.0f} %"),
-            TextColumn("{task.fields[text]}"),
+            TextColumn("{task.fields[text]}", markup=False),
             transient=True,
         )
         self.task = self.bar.add_task(verb, total=None, text="")
 
     def update(self, done: int, total: int, text: str, facts: dict[str, Any]) -> None:
         """Move the bar."""
-        self.bar.update(self.task, completed=done, total=total, text=text)
+        self.bar.update(self.task, completed=done, total=total, text=line(text))
 
 
 @contextmanager
@@ -99,7 +99,7 @@ def reporter(verb: str, as_json: bool) -> Iterator[Reporter]:
     """The reporter for where the output goes."""
     if as_json:
         yield Events(verb)
-    elif sys.stdout.isatty():
+    elif sys.stdout is not None and sys.stdout.isatty():
         bar = Bar(verb)
         with bar.bar:
             yield bar

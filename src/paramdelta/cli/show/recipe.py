@@ -3,9 +3,8 @@
 from collections import Counter
 from collections.abc import Sequence
 
-import typer
-
 from paramdelta.cli.show.events import emit
+from paramdelta.cli.show.terminal import say
 from paramdelta.planning.plan import OutputTensor, Plan
 from paramdelta.recipe import Recipe, Schedule
 from paramdelta.recipe.formula import factor, written
@@ -16,19 +15,19 @@ def show_recipe(recipe: Recipe, as_json: bool) -> None:
     if as_json:
         emit("recipe", formula=recipe.symbols, **recipe.to_dict())
         return
-    typer.echo(recipe.symbols + "\n")
+    say(recipe.symbols, "")
     for symbol, address in _addresses(recipe):
-        typer.echo(f"  {symbol:<10} {address}")
+        say(f"  {symbol:<10} {address}")
     show_schedules(recipe)
     plain = recipe.to_dict()
     choices = {key: plain[key] for key in plain if key not in ("new_base", "deltas")}
     if choices:
-        typer.echo("")
+        say()
     for key, value in choices.items():
         text = ", ".join(value) if isinstance(value, list) else value
         if isinstance(value, dict):
             text = ", ".join(f"{name} {part}" for name, part in value.items())
-        typer.echo(f"  {key:<10} {text}")
+        say(f"  {key:<10} {text}")
 
 
 def show_schedules(recipe: Recipe, tensors: Sequence[OutputTensor] = ()) -> None:
@@ -38,14 +37,14 @@ def show_schedules(recipe: Recipe, tensors: Sequence[OutputTensor] = ()) -> None
     """
     for number, delta in enumerate(recipe.deltas):
         if isinstance(delta.scale, Schedule):
-            typer.echo(f"\n{factor(recipe, number, '')[1]}: by the first rule that applies")
+            say("", f"{factor(recipe, number, '')[1]}: by the first rule that applies")
             asked = (tensor.asked[number] for tensor in tensors if tensor.asked)
             counts = Counter(id(chosen.rule) for chosen in asked if chosen is not None)
             _show_table(delta.scale, counts if tensors else None)
     for number, delta in enumerate(recipe.deltas, 1):
         if isinstance(delta.density, Schedule):
             tag = number if len(recipe.deltas) > 1 else ""
-            typer.echo(f"\ndensity of Δ{tag}: by the first rule that applies")
+            say("", f"density of Δ{tag}: by the first rule that applies")
             _show_table(delta.density, None)
 
 
@@ -80,4 +79,4 @@ def _show_table(schedule: Schedule, counts: Counter[int] | None) -> None:
         if subject and counts is not None:  # the first line of a rule
             number = counts[id(next(rules))]
             count = f"{number:>6} tensor{'s' * (number != 1)}"
-        typer.echo(f"  {subject:<{wide}}  {where:<13}  {scale:<14}{count}".rstrip())
+        say(f"  {subject:<{wide}}  {where:<13}  {scale:<14}{count}".rstrip())

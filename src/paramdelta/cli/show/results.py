@@ -3,13 +3,12 @@
 from pathlib import Path
 from typing import Any
 
-import typer
-
 from paramdelta.api import Extracted, ExtractedAdapter, Mix, Swept
 from paramdelta.cli.show.events import emit
 from paramdelta.cli.show.findings import finding_facts, show_findings
 from paramdelta.cli.show.plan import plan_facts
 from paramdelta.cli.show.recipe import formula_of
+from paramdelta.cli.show.terminal import say
 from paramdelta.jobs.verify.verification import Verification
 from paramdelta.planning.sweep import Sweep
 from paramdelta.recipe.mergekit import Imported
@@ -32,13 +31,13 @@ def show_mix(result: Mix, as_json: bool) -> None:
     _show_not_finite(result.not_finite)
     rate = result.moved / max(result.seconds, 1e-9)
     resumed = f", {show_size(result.resumed)} from an earlier run" if result.resumed else ""
-    typer.echo(
+    say(
         f"{result.folder}: {show_count(result.plan.parameters)} parameters, "
         f"{show_size(result.layout.size)} in {_files(len(result.layout.shards))}, "
         f"{show_duration(result.seconds)}, {show_size(rate)}/s read and written{resumed}"
     )
     if result.report is not None:
-        typer.echo(f"  checked: {', '.join(result.report.checked)}")
+        say(f"  checked: {', '.join(result.report.checked)}")
         show_findings(result.report.findings, notes=False)
 
 
@@ -58,13 +57,11 @@ def show_sweep_start(made: Sweep, as_json: bool) -> None:
     for scale, plan in zip(made.scales, made.plans, strict=True):
         scales.setdefault(formula_of(plan), []).append(f"{scale:g}")
     for formula, those in scales.items():
-        typer.echo(f"scale {', '.join(those)}: {formula}")
+        say(f"scale {', '.join(those)}: {formula}")
     findings = dict.fromkeys(f for plan in reversed(made.plans) for f in plan.findings)
     show_findings(findings, notes=False)
     if made.shared_bytes:
-        typer.echo(
-            f"  {show_size(made.shared_bytes)} of each are the same at every scale: written once"
-        )
+        say(f"  {show_size(made.shared_bytes)} of each are the same at every scale: written once")
 
 
 def show_sweep(result: Swept, as_json: bool) -> None:
@@ -91,13 +88,13 @@ def show_sweep(result: Swept, as_json: bool) -> None:
     for member in result.members:
         _show_not_finite(member.not_finite, f" at scale {member.scale:g}")
     wide = max(len(str(member.folder)) for member in result.members)
-    typer.echo(f"  {'scale':>8}  {'folder':<{wide}}  {'bytes':>9}  {'shared':>9}")
+    say(f"  {'scale':>8}  {'folder':<{wide}}  {'bytes':>9}  {'shared':>9}")
     for member in result.members:
-        typer.echo(
+        say(
             f"  {member.scale:>8g}  {member.folder!s:<{wide}}  {show_size(member.size):>9}  "
             f"{show_size(member.shared):>9}" + ("  kept" if member.kept else "")
         )
-    typer.echo(
+    say(
         f"{show_size(result.read)} read, {show_size(result.written)} written, "
         f"{show_duration(result.seconds)}"
     )
@@ -121,7 +118,7 @@ def show_extract(result: Extracted, as_json: bool) -> None:
             base_sha256=made.base_sha256,
         )
         return
-    typer.echo(
+    say(
         f"{result.folder}: {deltas} Δ and {whole} whole tensors, {show_size(made.stored)} in "
         f"{_files(len(made.files))}, {100 * made.stored / max(1, post):.0f} % of post's "
         f"{show_size(post)}; {show_duration(result.seconds)}, "
@@ -157,7 +154,7 @@ def show_adapter(result: ExtractedAdapter, as_json: bool) -> None:
     show_findings(made.findings)
     ranks = sorted({one.rank for one in made.kept})
     least = min(made.kept, key=lambda one: one.kept)
-    typer.echo(
+    say(
         f"{result.folder}: {len(made.kept)} modules of rank "
         + (f"{ranks[0]} to {ranks[-1]}" if len(ranks) > 1 else f"{ranks[0]}")
         + f", {show_size(made.stored)} in {made.dtype}; {100 * made.kept_of_modules:.2f} % of the "
@@ -182,13 +179,13 @@ def show_verify(result: Verification, folder: Path, as_json: bool) -> None:
         )
         return
     sampled = f"; sample {result.seed}" if result.elements < result.total else ""
-    typer.echo(
+    say(
         f"{folder}: right. {result.tensors} tensors, {show_count(result.elements)} of "
         f"{show_count(result.total)} numbers {result.how}, {result.files} files as they were"
         + sampled
     )
     for note in result.notes:
-        typer.echo(f"  note      {note}")
+        say(f"  note      {note}")
 
 
 def show_import(made: Imported, out: Path | None, as_json: bool) -> None:
@@ -197,11 +194,11 @@ def show_import(made: Imported, out: Path | None, as_json: bool) -> None:
         notes = [{"key": key, "what": what} for key, what in made.notes]
         emit("imported", recipe=made.recipe.to_dict(), notes=notes)
     elif out is None:
-        typer.echo(made.to_yaml(), nl=False)
+        say(*made.to_yaml().splitlines())
     else:
-        typer.echo(f"{out}: {made.recipe.symbols}")
+        say(f"{out}: {made.recipe.symbols}")
         for key, what in made.notes:
-            typer.echo(f"  {key}: {what}")
+            say(f"  {key}: {what}")
 
 
 def _files(count: int) -> str:
@@ -218,7 +215,7 @@ def _not_finite_facts(found: dict[tuple[str, str], int]) -> list[dict[str, Any]]
 def _show_not_finite(found: dict[tuple[str, str], int], when: str = "") -> None:
     for (tensor, where), count in sorted(found.items()):
         place = "the result (its dtype cannot hold the sum)" if where == "result" else where
-        typer.secho(
+        say(
             f"  warning   {count} infinite or NaN numbers in {tensor}, in {place}{when}",
-            fg="yellow",
+            color="yellow",
         )

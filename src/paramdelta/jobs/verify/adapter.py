@@ -103,7 +103,7 @@ class EnergyJob:
         return (task.stop - task.start) * (pair.post.kind.size + pair.base.kind.size)
 
     def need(self, most: int) -> Need:
-        """What a run holds that takes at most so many elements at a time."""
+        """Memory of a run that takes at most this many elements at a time."""
         sizes = (size_of(_views(weight), most) for weight in self.weights)
         return Need(8 * TEMPORARIES * max(sizes, default=0) + DECODING)
 

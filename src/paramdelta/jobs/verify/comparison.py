@@ -213,7 +213,7 @@ def _is_scale(run: Run, first: int, left: int, largest: float, got: float, store
     """Whether ``got`` is, by exact arithmetic, the scale of the block that begins in a row and a
     column.
 
-    The largest number by float64 need not be the largest, nor be rounded as the exact one.
+    The largest number in float64 is not always the exact largest, and can round differently.
     """
     rows, columns = run.tensor.shape
     right = min(left + FP8_SIDE, columns)

@@ -10,7 +10,8 @@ from paramdelta.storage.digest import BLOCK, Digests, TreeDigest
 from paramdelta.storage.local import page_buffer
 from paramdelta.storage.reader import Reader
 
-RUN = 16  # blocks in a task
+RUN = 4  # blocks in a task
+READ = 1 << 20  # bytes: a read, which divides a block
 
 
 @dataclass(frozen=True)
@@ -51,20 +52,21 @@ class ContentJob:
 
     def need(self, most: int) -> Need:
         """What a run holds; it does not depend on the size of buffers."""
-        return Need(BLOCK)
+        return Need(READ)
 
     def worker(
         self, reader: Reader, writers: Sequence[object]
     ) -> Callable[[Stretch], Mapping[int, bytes]]:
         """See `Job.worker`."""
-        buffer = page_buffer(BLOCK)
+        buffer = page_buffer(READ)
 
         def read(task: Stretch) -> Mapping[int, bytes]:
             digest = TreeDigest(task.blob.size)
-            for number in range(task.first, task.last):
-                data = buffer[: min(BLOCK, task.blob.size - number * BLOCK)]
-                reader.read(task.blob, number * BLOCK, data)
-                digest.update(number * BLOCK, data)
+            stop = min(task.last * BLOCK, task.blob.size)
+            for offset in range(task.first * BLOCK, stop, READ):
+                data = buffer[: stop - offset]
+                reader.read(task.blob, offset, data)
+                digest.update(offset, data)
             return digest.blocks
 
         return read

@@ -80,7 +80,7 @@ class VerifyJob:
         return self.targets[task.tensor].nbytes(task.start, task.stop)
 
     def need(self, most: int) -> Need:
-        """What a run holds that takes at most so many elements at a time."""
+        """Memory of a run that takes at most this many elements at a time."""
         return Need(max((target.need(most) for target in self.targets), default=0) + DECODING)
 
     def worker(self, reader: Reader, writers: Sequence[object]) -> Callable[[Task], Receipt]:

@@ -1,5 +1,6 @@
 """Records: JSON objects that paramdelta wrote, read as strictly as files from a stranger."""
 
+import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -136,7 +137,7 @@ class Record:
         if not isinstance(value, str):
             raise self.error(key, "a text", value)
         try:
-            value.encode()
+            os.fsencode(value)  # paths may hold bytes that are not UTF-8
         except UnicodeEncodeError:  # half of a surrogate pair
             raise self.error(key, "a text", value) from None
         return value

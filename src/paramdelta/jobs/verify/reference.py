@@ -15,16 +15,19 @@ import math
 from collections.abc import Iterator
 from fractions import Fraction
 from functools import singledispatch
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import numpy.typing as npt
 
 from paramdelta.errors import CheckpointError
 from paramdelta.formats import delta
-from paramdelta.formats.adapter import LowRank
 from paramdelta.formats.blockscaled import BlockScaled
+from paramdelta.formats.dora import Dora
 from paramdelta.formats.gguf.views import MinusOne, Quantized
+from paramdelta.formats.lowrank import LowRank
 from paramdelta.formats.permuted import Permuted
+from paramdelta.formats.scaled import Scaled
 from paramdelta.formats.view import ABSENT, Part, Rows, Tensor, Transposed, View, Wide, Zeros
 from paramdelta.jobs.verify import ggml
 from paramdelta.jobs.verify.rounding import widened
@@ -72,6 +75,7 @@ def grain(view: View) -> int:
 @grain.register(Transposed)
 @grain.register(Permuted)
 @grain.register(LowRank)
+@grain.register(Dora)
 @grain.register(delta.Difference)
 @grain.register(Quantized)
 def _(view: View) -> int:
@@ -125,6 +129,7 @@ def _(view: Tensor, starts: Places, length: int, stored: Stored) -> Array:
 @exact.register(Tensor)
 @exact.register(Zeros)
 @exact.register(BlockScaled)
+@exact.register(Dora)
 @exact.register(delta.Difference)
 @exact.register(Quantized)
 @exact.register(MinusOne)
@@ -458,6 +463,94 @@ def _times(total: Floats, factor: float) -> Floats:
     with np.errstate(all="ignore"):
         total *= factor
     return total
+
+
+# -- numbers times a factor, and lines of a trained length
+# ------------------------------------------
+
+
+@value.register
+def _(view: Scaled, start: int, stop: int, stored: Stored) -> Array:
+    return _times(wide(view.view, start, stop, stored), view.factor)
+
+
+@runs.register
+def _(view: Scaled, starts: Places, length: int, stored: Stored) -> Array:
+    return _times(wide_runs(view.view, starts, length, stored), view.factor)
+
+
+@exact.register
+def _(view: Scaled, element: int, number: float, stored: Stored) -> Near:
+    inner = float(wide(view.view, element, element + 1, stored)[0])
+    unscaled, slack = exact(view.view, element, inner, stored)
+    factor = Fraction(view.factor)
+    return factor * unscaled, abs(factor) * (slack + abs(unscaled) * Fraction(1, 2**53))
+
+
+@value.register
+def _(view: Dora, start: int, stop: int, stored: Stored) -> Array:
+    return _dora(
+        view,
+        np.arange(start, stop),
+        wide(view.base, start, stop, stored),
+        wide(view.delta, start, stop, stored),
+        stored,
+    )
+
+
+@runs.register
+def _(view: Dora, starts: Places, length: int, stored: Stored) -> Array:
+    base = wide_runs(view.base, starts, length, stored)
+    delta_ = wide_runs(view.delta, starts, length, stored)
+    return _dora(view, _elements(starts, length), base, delta_, stored)
+
+
+def _dora(view: Dora, places: Places, base: Floats, delta_: Floats, stored: Stored) -> Floats:
+    """``m / ‖W + Δ‖ · (W + Δ)`` at some places."""
+    width = max(1, math.prod(view.shape[1:]))
+    lines = places % width if view.columns else places // width
+    some, number = np.unique(lines, return_inverse=True)
+    squares = _squares_of_columns(view, stored) if view.columns else None
+    with np.errstate(all="ignore"):
+        if squares is None:
+            lengths = np.array([_square_of_row(view, row, stored) for row in some.tolist()])
+        else:
+            lengths = squares[some]
+        magnitudes = wide_runs(view.magnitude, some, 1, stored)[:, 0]
+        factors: Floats = magnitudes / np.sqrt(lengths)
+        result: Floats = (base + delta_) * factors[number].reshape(places.shape)
+    return result
+
+
+def _square_of_row(view: Dora, row: int, stored: Stored) -> float:
+    """The sum of the squares of one row, in the order of its elements."""
+    width = math.prod(view.shape[1:])
+    total = 0.0
+    for start, stop in _pieces(width, PIECE):
+        begin, end = row * width + start, row * width + stop
+        values = wide(view.base, begin, end, stored) + wide(view.delta, begin, end, stored)
+        total = float(np.add.accumulate(np.append(total, values * values))[-1])
+    return total
+
+
+_COLUMNS: WeakKeyDictionary[Stored, dict[Dora, Floats]] = WeakKeyDictionary()
+
+
+def _squares_of_columns(view: Dora, stored: Stored) -> Floats:
+    """The sums of the squares of all columns, in the order of the rows; computed once a reader."""
+    known = _COLUMNS.setdefault(stored, {})
+    if view not in known:
+        height, width = view.shape
+        squares = np.zeros(width)
+        rows = max(1, PIECE // width)
+        for row, end in _pieces(height, rows):
+            begin, stop = row * width, end * width
+            values = wide(view.base, begin, stop, stored) + wide(view.delta, begin, stop, stored)
+            for line in np.square(values).reshape(-1, width):
+                squares += line
+        known.clear()
+        known[view] = squares
+    return known[view]
 
 
 # -- stored Δ --------------------------------------------------------------------------------------

@@ -42,10 +42,10 @@ class Target(Protocol):
         """Bytes that a worker holds, if at most ``most`` elements are taken at a time."""
 
     def count(self, start: int, stop: int) -> int:
-        """Numbers of the output that a run of elements stands for."""
+        """How many numbers of the output a run of elements covers."""
 
     def nbytes(self, start: int, stop: int) -> int:
-        """Bytes of the output that a run of elements stands for."""
+        """How many bytes of the output a run of elements covers."""
 
     def compare(self, start: int, stop: int, most: int, stored: Stored) -> Difference | None:
         """Compare a run, at most ``most`` elements at a time; raises as `Reader.read`."""

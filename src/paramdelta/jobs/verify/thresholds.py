@@ -23,7 +23,7 @@ from paramdelta.storage.reader import Reader
 
 DIGIT = 16  # bits of a magnitude by which a pass counts
 BITS = 63  # of a magnitude: its sign is left out
-FEW = 1 << 19  # magnitudes that are held at a time: so many are sorted out directly
+FEW = 1 << 19  # magnitudes held at a time; this many are selected from directly
 TEMPORARIES = 6  # float64 arrays of a run that exist at a time
 
 
@@ -69,7 +69,7 @@ class ThresholdJob:
         return 1
 
     def need(self, most: int) -> Need:
-        """What a run holds that takes at most so many elements at a time."""
+        """Memory of a run that takes at most this many elements at a time."""
         views = [view for task in self.wanted for view in (task.pair.post, task.pair.base)]
         size = size_of(views, most) if views else 0
         return Need(8 * TEMPORARIES * size + 8 * 3 * FEW + DECODING)
