@@ -14,7 +14,7 @@ from paramdelta.storage.reader import Reader
 def layout_of(made: Plan) -> Layout:
     """The tensors of a plan in one file."""
     streams = [stored.stream for stored in sweep_of_one(made).stored]
-    return make_layout(streams, made.parameters, 1 << 60)
+    return make_layout(streams, made.parameters, 1 << 60, components=made.components)
 
 
 def job_of(made: Plan, buffer: int = 1 << 20) -> MixJob:

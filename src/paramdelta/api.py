@@ -152,7 +152,7 @@ def layout_for(plan: Plan, shard_size: int | str = SHARD_SIZE) -> Layout:
     """The weight files that a mix of this plan would write; raises UsageError."""
     made = sweep_of_one(plan)
     streams = [stored.stream for stored in made.stored]
-    return make_layout(streams, plan.parameters, parse_size(shard_size))
+    return make_layout(streams, plan.parameters, parse_size(shard_size), components=plan.components)
 
 
 def free_disk(out: str | Path) -> int:
@@ -385,7 +385,7 @@ def _run(
     first = made.plans[0]
     laid = whole or made
     streams = [stored.stream for stored in laid.stored]
-    layout = make_layout(streams, first.parameters, shard_bytes, laid.own)
+    layout = make_layout(streams, first.parameters, shard_bytes, laid.own, first.components)
     chosen = _budget(made, memory, workers)
     small = [_small_files(plan, place.out) for plan, place in zip(made.plans, places, strict=True)]
     if not fresh:
@@ -449,7 +449,7 @@ def _small_files(plan: Plan, out: Path) -> dict[str, bytes]:
 
 def _sizes(folder: Path) -> tuple[int, int]:
     """Bytes of a folder's weight files, and of those that are elsewhere too, by hard links."""
-    files = [path.stat() for path in folder.glob("*.safetensors")]
+    files = [path.stat() for path in folder.rglob("*.safetensors")]
     shared = sum(file.st_size for file in files if file.st_nlink > 1)
     return sum(file.st_size for file in files), shared
 
@@ -652,6 +652,14 @@ def extract_adapter(
         )
     plan = plan_extract(*source) if isinstance(source, tuple) else source
     plan.check()
+    if any(component.prefix for component in plan.components):
+        raise UsageError(
+            "an adapter adapts one model, and this is a folder of several",
+            code="adapter-of-components",
+            where=str(plan.new_base),
+            remedy="name the folder of one of them: "
+            + ", ".join(component.folder for component in plan.components if component.prefix),
+        )
     parts = linear(plan, embeddings)
     number_type = stored or lowrank.common_dtype(parts)
     where = " − ".join(str(source) for source in plan.lineages[0] if source is not None)

@@ -1,5 +1,7 @@
 """Files that other files name: code, modules, components, adapters."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -245,3 +247,19 @@ def test_stored_delta(tmp_path):
     assert codes(tmp_path) == {"no-model": NOTE}
     edit(tmp_path, "generation_config.json", eos_token_id=3)
     assert codes(tmp_path)["template-never-stops"] is REFUSED
+
+
+def test_routes_of_a_router(tmp_path):
+    """The modules of every route are looked at; one that is not there, or outside, is refused."""
+    right(tmp_path / "document_0_Transformer")
+    types = {"document_0_Transformer": "x.Transformer", "query_0_Dense": "x.Dense"}
+    put(tmp_path, "query_0_Dense/config.json", json.dumps(DENSE))
+    modules = [{"idx": 0, "name": "0", "path": "", "type": "x.Router"}]
+    put(tmp_path, "modules.json", json.dumps(modules))
+    put(tmp_path, "router_config.json", json.dumps({"types": types}))
+    assert codes(tmp_path)["no-weights"] is REFUSED
+    assert check(tmp_path).tensors > 0
+    types = {"gone": "x.Dense", "../out": "x.Dense"}
+    put(tmp_path, "router_config.json", json.dumps({"types": types}))
+    found = codes(tmp_path)
+    assert found["module-missing"] is found["path-outside"] is REFUSED

@@ -79,3 +79,61 @@ def test_a_folder_in_place_of_a_file(tmp_path):
     with pytest.raises((CheckpointError, StorageError)):
         opening.checkpoint(tmp_path / "m", "post")
     shutil.rmtree(tmp_path / "m")
+
+
+@pytest.mark.parametrize(
+    ("files", "what", "remedy"),
+    [
+        (
+            ["checkpoint-500/model.safetensors", "trainer_state.json"],
+            "no weights",
+            "checkpoint-500",
+        ),
+        (["unet/diffusion_pytorch_model.safetensors"], "no weights", "unet"),
+        (["global_step9/zero_pp_rank_0_mp_rank_00_model_states.pt"], "training", "zero_to_fp32"),
+        (["optimizer.pt", "training_args.bin"], "training", "save the model"),
+        (["consolidated.00.pth", "consolidated.01.pth"], "Meta's own format", "transformers"),
+        (["model-00001-of-00002.safetensors"], "cannot tell", "finish the download"),
+        (["__0_0.distcp"], "distributed", "dcp_to_torch"),
+    ],
+)
+def test_what_is_no_checkpoint_is_named(tmp_path, files, what, remedy):
+    """Folders of runs, training states and parts of pipelines: what it is, and what to do."""
+    for name in files:
+        (tmp_path / "m" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "m" / name).write_bytes(encode(llama()))
+    with pytest.raises(CheckpointError, match=what) as error:
+        opening.checkpoint(tmp_path / "m")
+    assert remedy in str(error.value.remedy)
+
+
+def test_a_recipe_is_no_checkpoint(tmp_path):
+    """A mergekit configuration in the place of a checkpoint: the command that reads it is named."""
+    (tmp_path / "merge.yml").write_text("merge_method: linear\n")
+    with pytest.raises(UsageError, match="YAML") as error:
+        opening.checkpoint(tmp_path / "merge.yml")
+    assert "recipe import" in str(error.value.remedy)
+
+
+@pytest.mark.parametrize(
+    ("name", "stem"),
+    [
+        ("model.fp16.safetensors", "model"),
+        ("diffusion_pytorch_model.fp16.safetensors", "diffusion_pytorch_model"),
+        ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model"),
+        ("consolidated.safetensors", "model"),
+    ],
+)
+def test_lone_files_of_other_names(tmp_path, name, stem):
+    """A variant alone is the checkpoint; the output gets the name that its loader looks for."""
+    (tmp_path / name).write_bytes(encode(llama()))
+    (component,) = opening.checkpoint(tmp_path).components
+    assert component.stem == stem
+
+
+def test_a_missing_file_is_not_looked_for_on_the_hub(tmp_path, monkeypatch):
+    """The name of a weight file in this folder, which is not there."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("model.safetensors", "post.gguf", "recipe.yaml", ".hidden"):
+        with pytest.raises(UsageError, match="no such checkpoint"):
+            opening.checkpoint(name)

@@ -73,7 +73,7 @@ def test_an_unreadable_file_is_not_a_failure(lineage, monkeypatch):
     fake = SimpleNamespace(
         role="post",
         location=source.location,
-        files=type("Files", (dict,), {"text": broken})(files),
+        folder=type("Files", (dict,), {"text": broken})(files),
     )
     assert origins_of([fake])[0].license == "see its LICENSE"
 

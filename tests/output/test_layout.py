@@ -41,7 +41,7 @@ def test_shards_keep_to_their_size(sizes, most, apart):
         assert metadata == {"format": "pt"}
         assert len(shard.header) % 8 == 0
         assert sum(e.nbytes for e in entries) == data == shard.size - len(shard.header)
-    assert (layout.index is None) == (len(layout.shards) == 1)
+    assert (not layout.indexes) == (len(layout.shards) == 1)
     if apart is not None and 0 < apart < len(sizes):
         assert apart in {shard.first for shard in layout.shards}
     assert layout.size == sum(shard.size for shard in layout.shards)

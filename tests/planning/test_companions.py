@@ -121,7 +121,15 @@ def test_dtype_is_told(tmp_path, files):
 
 def test_sentence_transformers_modules_come_along(tmp_path, files):
     """modules.json and the folders of its modules are companions too."""
-    files["post"]["modules_json"] = "[]"
+    files["post"]["modules_json"] = [
+        {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
+        {
+            "idx": 1,
+            "name": "1",
+            "path": "1_Pooling",
+            "type": "sentence_transformers.models.Pooling",
+        },
+    ]
     recipe = lineage(tmp_path, files)
     (tmp_path / "post" / "1_Pooling").mkdir()
     (tmp_path / "post" / "1_Pooling" / "config.json").write_text("{}")

@@ -12,6 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import numpy as np
 import pytest
 
+from tests.assembled import modules
 from tests.attacks.hostile import torch_file
 from tests.checkpoints import encode, llama, moved
 
@@ -26,9 +27,29 @@ REPOS = {
 OLD = {"model.norm.weight": np.arange(8, dtype=np.float32)}
 TRAINING = {"optimizer.pt": b"states", "training_args.bin": b"a pickle of code"}
 PICKLED = {  # repositories without safetensors
-    "org/old": {"pytorch_model.bin": torch_file(OLD), "other.pt": b"", **TRAINING},
+    "org/old": {"pytorch_model.bin": torch_file(OLD), "onnx/model.onnx": b"", **TRAINING},
+    "old": {"pytorch_model.bin": torch_file(OLD)},  # a name of one part, as gpt2
     "org/lone": {"model.pt": torch_file(OLD), "2_Dense/pytorch_model.bin": b"", **TRAINING},
 }
+DENSE = {"linear.weight": np.ones((4, 16), np.float32)}
+PARTS = {  # an embedder: what belongs to it, and what does not
+    "modules.json": json.dumps(modules(**{"main": "Transformer", "2_Dense": "Dense"})).encode(),
+    "config.json": b'{"model_type": "llama"}',
+    "model.safetensors": encode(BASE),
+    "2_Dense/config.json": b'{"in_features": 16, "out_features": 4}',
+    "2_Dense/model.safetensors": encode(DENSE),
+    "bpe.codes": b"a b",
+}
+UNWANTED = {
+    "consolidated.safetensors": b"again",
+    "pytorch_model.bin": b"again",
+    "2_Dense/pytorch_model.bin": b"again",
+    "checkpoint-500/model.safetensors": b"earlier",
+    "onnx/model.onnx": b"elsewhere",
+    "hf_token.txt": b"hf_x",
+    **TRAINING,
+}
+PICKLED["org/parts"] = PARTS | UNWANTED
 
 
 class Hub(BaseHTTPRequestHandler):
@@ -58,8 +79,8 @@ class Hub(BaseHTTPRequestHandler):
 
     def _answer(self, body):
         path = self.path.split("?")[0]
-        listing = re.fullmatch(r"/api/models/([^/]+/[^/]+)/(revision|tree)/([^/]+).*", path)
-        file = re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path)
+        listing = re.fullmatch(r"/api/models/([^/]+(?:/[^/]+)?)/(revision|tree)/([^/]+).*", path)
+        file = re.fullmatch(r"/([^/]+(?:/[^/]+)?)/resolve/([^/]+)/(.+)", path)
         repo, revision = (
             (listing[1], listing[3]) if listing else (file[1], file[2]) if file else (0, 0)
         )
@@ -145,7 +166,12 @@ def test_mix_from_the_hub_pins_revisions(hub, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("repo", "weights"), [("org/old", "pytorch_model.bin"), ("org/lone", "model.pt")]
+    ("repo", "weights"),
+    [
+        ("org/old", "pytorch_model.bin"),
+        ("org/lone", "model.pt"),
+        ("old", "pytorch_model.bin"),
+    ],
 )
 def test_pickles_are_downloaded_where_there_is_nothing_else(hub, repo, weights):
     """Only the weights: neither another file nor what training left; offline, the cache serves."""
@@ -156,6 +182,17 @@ def test_pickles_are_downloaded_where_there_is_nothing_else(hub, repo, weights):
     assert set(server.downloaded) == {weights}
     result = run(environment | {"HF_HUB_OFFLINE": "1"}, "plan", *same)
     assert result.returncode == 0, result.stderr
+
+
+def test_folders_of_several_models_are_downloaded_whole(hub, tmp_path):
+    """The modules that modules.json names, and nothing that the output does not need."""
+    server, environment = hub
+    same = ["--post", "org/parts", "--base", "org/parts", "--new-base", "org/parts"]
+    result = run(environment, "mix", *same, "--vocabulary", "id", "--out", str(tmp_path / "out"))
+    assert result.returncode == 0, result.stderr
+    assert set(server.downloaded) == PARTS.keys()
+    assert (tmp_path / "out" / "2_Dense" / "model.safetensors").exists()
+    assert (tmp_path / "out" / "bpe.codes").exists()
 
 
 @pytest.mark.parametrize(

@@ -89,6 +89,8 @@ def read_part(folder: Folder, kind: str, findings: Findings) -> Part:
 
 def find_parts(folder: Folder, findings: Findings) -> tuple[str, list[Part]]:
     """What the folder is, and its parts."""
+    if "paramdelta.delta.json" in folder:  # a difference of models is none itself
+        return "delta", [read_part(folder, "delta", findings)]
     if "model_index.json" in folder:
         return "diffusers", list(_components(folder, findings))
     if "modules.json" in folder:
@@ -97,8 +99,6 @@ def find_parts(folder: Folder, findings: Findings) -> tuple[str, list[Part]]:
     weights = any(name.endswith((".safetensors", ".bin")) for name in folder.direct)
     if "adapter_config.json" in folder and not _is_model(folder, config):
         return "adapter", [read_part(folder, "adapter", findings)]
-    if "paramdelta.delta.json" in folder:  # a difference of models is none itself
-        return "delta", [read_part(folder, "delta", findings)]
     if "_class_name" in config:
         return "diffusers component", [read_part(folder, "diffusers", findings)]
     if "config.json" in folder:
@@ -155,20 +155,44 @@ def _modules(folder: Folder, findings: Findings) -> Iterator[Part]:
             continue
         seen.add(path)
         name = kind.rpartition(".")[2]
-        inner = folder.sub(path)
-        if name in ("Transformer", "MLMTransformer"):
-            yield read_part(inner, "transformers", findings)
-        elif path and not folder.has_folder(path):
-            if name != "Normalize":  # it has no files, and the Hub keeps no empty folders
-                findings.add(
-                    Severity.REFUSED,
-                    "module-missing",
-                    f"modules.json names {path!r} ({name}), which is not there",
-                    folder.place("modules.json"),
-                    remedy="copy the folder of the module",
-                )
+        if name in ("Router", "Asym"):
+            yield from _routes(folder.sub(path), findings)
         else:
-            yield read_part(inner, "module", findings)
+            yield from _module(folder, path, name, "modules.json", findings)
+
+
+def _module(
+    folder: Folder, path: str, name: str, listing: str, findings: Findings
+) -> Iterator[Part]:
+    """One module of class ``name``. ``listing``: the file that names it."""
+    inner = folder.sub(path)
+    if name in ("Transformer", "MLMTransformer"):
+        yield read_part(inner, "transformers", findings)
+    elif path and not folder.has_folder(path):
+        if name != "Normalize":  # it has no files, and the Hub keeps no empty folders
+            findings.add(
+                Severity.REFUSED,
+                "module-missing",
+                f"{listing} names {path!r} ({name}), which is not there",
+                folder.place(listing),
+                remedy="copy the folder of the module",
+            )
+    else:
+        yield read_part(inner, "module", findings)
+
+
+def _routes(folder: Folder, findings: Findings) -> Iterator[Part]:
+    """The modules of a router: those of all routes."""
+    listing = "router_config.json" if "router_config.json" in folder else "config.json"
+    types = folder.object(listing, findings).get("types")
+    if not isinstance(types, Mapping) or not all(isinstance(k, str) for k in types.values()):
+        _invalid(folder, listing, "it names no modules", findings)
+        return
+    for path, kind in list(types.items())[:_MAX_PARTS]:
+        if is_inside(path):
+            yield from _module(folder, path, kind.rpartition(".")[2], listing, findings)
+        else:
+            _outside(folder, listing, path, findings)
 
 
 _COMPANIONS = re.compile(r".*(Scheduler|Tokenizer(Fast)?|Processor|Extractor)$")

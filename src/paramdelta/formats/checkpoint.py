@@ -3,11 +3,20 @@
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from paramdelta.errors import CheckpointError, UsageError
 from paramdelta.formats import magic
+from paramdelta.formats.components import (
+    DIFFUSION,
+    MODEL,
+    SINGLE,
+    WHOLE,
+    Component,
+    Makeup,
+    read_makeup,
+)
 from paramdelta.formats.gguf import model as gguf
 from paramdelta.formats.gguf.header import MAGIC
 from paramdelta.formats.gguf.header import read_header as read_gguf_header
@@ -15,31 +24,38 @@ from paramdelta.formats.safetensors import header_length, parse_header
 from paramdelta.formats.torch_pickle import read_pickle
 from paramdelta.formats.view import Tensor, View
 from paramdelta.storage.blob import Blob
+from paramdelta.storage.filekinds import PICKLES, is_training, is_weights
 from paramdelta.storage.files import Files
 from paramdelta.storage.location import Location
 from paramdelta.storage.reader import Reader
 from paramdelta.text import shown
 
-WEIGHTS = "model.safetensors"
-INDEX = "model.safetensors.index.json"
+WEIGHTS = Component().weights
+INDEX = Component().index
 DELTA = "paramdelta.delta.json"  # in a folder that holds a stored Δ and no model (`delta`)
 PICKLE = "pytorch_model.bin"
 PICKLE_INDEX = "pytorch_model.bin.index.json"
 # An adapter, which may lie beside the weights of a whole model.
 _ADAPTERS = {"adapter_model.safetensors", "adapter_model.bin", "adapters.safetensors"}
 HEAD = 1 << 16  # bytes read at first: most headers fit
-_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pth.tar", ".pt.tar")
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.(safetensors|bin)")
-# What training leaves beside the weights: all of it pickles, none of it a model.
-_TRAINING = re.compile(r"(training_args|optimizer|scheduler|scaler|rng_state.*)\.(bin|pt|pth)")
 
 
 @dataclass(frozen=True)
 class SourceFile:
-    """A weight file and the digest of its header. If either changes, it is another file."""
+    """A weight file and the digest of its header. If either changes, it is another file.
+
+    ``folder``: that it is in, relative to the checkpoint's, with a slash at its end.
+    """
 
     blob: Blob
     header_sha256: str
+    folder: str = ""
+
+    @property
+    def name(self) -> str:
+        """Its path in the checkpoint's folder."""
+        return self.folder + self.blob.name
 
 
 @dataclass(frozen=True)
@@ -48,8 +64,11 @@ class Checkpoint:
 
     ``role``: "new base", "post" or "base", for messages. ``location``: where it is. ``tensors``:
     file by file, in the order of their bytes or of the pickle. ``sources``: the weight files.
-    ``files``: everything that lies beside the weights. ``config``: config.json, {} if absent.
-    ``ignored``: what a pickle holds that is not a tensor, by place and kind ("epoch (int)").
+    ``files``: everything that lies beside the weights of the main model. ``config``: config.json,
+    {} if absent. ``ignored``: what a pickle holds that is not a tensor, by place and kind ("epoch
+    (int)"). ``components``: the models that it consists of. ``makeup``: what its folder consists
+    of. ``folder``: all files, if there are more than ``files``. ``gathered``: weight files that
+    were read together though no index names them.
     """
 
     role: str
@@ -59,6 +78,14 @@ class Checkpoint:
     files: Files = field(compare=False, repr=False)
     config: Mapping[str, Any] = field(default_factory=dict)
     ignored: tuple[str, ...] = ()
+    components: tuple[Component, ...] = WHOLE
+    makeup: Makeup = SINGLE
+    folder: Files = field(default=None, compare=False, repr=False)  # type: ignore[assignment]
+    gathered: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.folder is None:
+            object.__setattr__(self, "folder", self.files)
 
     def __str__(self) -> str:
         return f"{self.role} ({self.location.address})"
@@ -102,32 +129,70 @@ def open_checkpoint(files: Files, role: str) -> Checkpoint:
             where=f"{role}: {files.location.address}",
             remedy="pass it as `delta` in place of `post` and `base`",
         )
-    index: Mapping[str, str] = {}
-    if files.single is not None:
-        blobs = [files.single]
-    else:
-        blobs, index = _weight_files(files)
-    if _is_gguf(files.reader, blobs[0]):
-        return _gguf_checkpoint(files, role, blobs)
+    _check_is_weights(files, role)
+    makeup = read_makeup(files)
+    whole = _weight_files(files) if makeup is SINGLE else None
+    if whole is not None and _is_gguf(files.reader, whole.blobs[0]):
+        return _gguf_checkpoint(files, role, whole.blobs)
     tensors: dict[str, View] = {}
     sources: list[SourceFile] = []
     ignored: list[str] = []
-    for blob in blobs:
-        source, found, others = read_weights(files.reader, blob, files.location.branch)
-        sources.append(source)
-        ignored += others
-        for tensor in found:
-            if tensor.name in tensors:
-                raise CheckpointError(
-                    f"tensor {tensor.name!r} is in two files",
-                    code="duplicate-tensor",
-                    where=f"{_blob(tensors[tensor.name])} and {blob}",
-                    remedy="remove the file that does not belong to the checkpoint",
-                )
-            tensors[tensor.name] = tensor
-    _check_index(files, index, tensors)
-    config = files.json("config.json")
-    return Checkpoint(role, files.location, tensors, tuple(sources), files, config, tuple(ignored))
+    components: list[Component] = []
+    gathered: tuple[str, ...] = ()
+    for folder in (makeup.main, *makeup.inner):
+        if folder is None:
+            continue
+        inner, is_main = files.sub(folder), folder == makeup.main
+        found = _weight_files(inner)
+        if found is None:
+            if (is_main and makeup.main is not None) or _needs_weights(inner):
+                raise _no_weights(inner)
+            continue
+        component = Component(folder, found.stem, is_main)
+        components.append(component)
+        gathered += tuple(folder + blob.name for blob in found.blobs) if found.gathered else ()
+        own: dict[str, View] = {}
+        for blob in found.blobs:
+            source, views, others = read_weights(files.reader, blob, files.location.branch)
+            sources.append(replace(source, folder=folder))
+            ignored += others
+            for view in views:
+                if view.name in own:
+                    raise _duplicate(view.name, _blob(own[view.name]), blob)
+                own[view.name] = view
+        _check_index(inner, found.index, own)
+        for name, view in own.items():
+            full = component.prefix + name
+            if full in tensors:
+                raise _duplicate(full, _blob(tensors[full]), _blob(view))
+            tensors[full] = replace(view, name=full) if component.prefix else view
+    if not components:
+        raise _no_weights(files)
+    main = files.sub(makeup.main or "")
+    return Checkpoint(
+        role,
+        files.location,
+        tensors,
+        tuple(sources),
+        main,
+        main.json("config.json"),
+        tuple(ignored),
+        tuple(components),
+        makeup,
+        files,
+        gathered,
+    )
+
+
+def _duplicate(name: str, one: Blob, other: Blob) -> CheckpointError:
+    return CheckpointError(
+        f"tensor {name!r} is in two files",
+        code="duplicate-tensor",
+        where=f"{one} and {other}",
+        expected="an index, or files that hold different tensors",
+        remedy="remove the file that does not belong to the checkpoint, or name one file instead "
+        "of the folder",
+    )
 
 
 def read_header(reader: Reader, blob: Blob) -> tuple[SourceFile, list[Tensor], dict[str, str]]:
@@ -161,7 +226,7 @@ def read_weights(
     kind.check(str(blob))
     format_ = kind.reader
     if format_ is None:
-        torch = blob.name.endswith(_PICKLES)
+        torch = blob.name.endswith(PICKLES)
         format_ = magic.Reader.TORCH if torch else magic.Reader.SAFETENSORS
     if format_ is magic.Reader.SAFETENSORS:
         source, tensors, _ = read_header(reader, blob)
@@ -206,67 +271,140 @@ def _blob(view: View) -> Blob:
     return view.parts[0].blob
 
 
-def _weight_files(files: Files) -> tuple[list[Blob], Mapping[str, str]]:
-    """The weight files of a folder in the order of their names, by the rules of transformers.
+@dataclass(frozen=True)
+class _Found:
+    """The weight files of one folder. ``stem``: what a loader's names for them begin with.
 
-    Safetensors if there are any, else pickles. The second value is the index's map from tensor to
-    file name; empty without an index.
+    ``index``: the index's map from tensor to file name; empty without an index. ``gathered``:
+    whether files were taken together that no index and no numbers in their names put together.
     """
+
+    blobs: tuple[Blob, ...]
+    stem: str = MODEL
+    index: Mapping[str, str] = field(default_factory=dict)
+    gathered: bool = False
+
+
+def _weight_files(files: Files) -> _Found | None:
+    """The weight files of a folder in the order of their names, by the rules of its loaders.
+
+    Safetensors if there are any, else pickles. None if there are no weights at all.
+    """
+    if files.single is not None:
+        return _Found((files.single,))
     top = {name: files[name] for name in sorted(files) if "/" not in name}
     if not {PICKLE, PICKLE_INDEX}.isdisjoint(top):
         top = {name: blob for name, blob in top.items() if name not in _ADAPTERS}
-    found = [name for name in top if name.endswith(".safetensors")]
-    single, index, expected = WEIGHTS, INDEX, f"{WEIGHTS}, or {INDEX}"
-    if not found and index not in top:
-        found = [n for n in top if n.endswith(_PICKLES) and not _TRAINING.fullmatch(n)]
-        single, index = PICKLE, PICKLE_INDEX
-        if found or index in top:
-            expected = f"{PICKLE}, or {PICKLE_INDEX}"
-    where = files.location.url
-    if single in top:
-        return [top[single]], {}
-    if index in top:
-        weight_map = _weight_map(files, index)
-        return [top[name] for name in sorted(set(weight_map.values()))], weight_map
-    shards = [match for name in found if (match := _SHARD.fullmatch(name))]
-    complete = bool(shards) and len(shards) == len(found) == int(shards[0]["count"])
-    if complete or (len(found) == 1 and not shards):  # complete, though the index is lost
-        return [top[name] for name in found], {}
-    if found:
+    stems = (MODEL, DIFFUSION)
+    safe = [name for name in top if name.endswith(".safetensors")]
+    if safe or any(f"{stem}.safetensors.index.json" in top for stem in stems):
+        singles = {stem: f"{stem}.safetensors" for stem in stems}
+        found = safe
+    else:
+        singles = {MODEL: PICKLE, DIFFUSION: f"{DIFFUSION}.bin"}
+        found = [n for n in top if n.endswith(PICKLES) and not is_training(n)]
+    for stem, single in singles.items():
+        index = f"{single}.index.json"
+        if single in top:
+            return _Found((top[single],), stem)
+        if index in top:
+            weight_map = _weight_map(files, index, single.rpartition(".")[2])
+            shards = sorted(set(weight_map.values()))
+            return _Found(tuple(top[name] for name in shards), stem, weight_map)
+    # Other forms of the same weights, which no loader reads beside the usual ones.
+    found = [n for n in found if not n.startswith(("consolidated", "adapter_"))] or found
+    if not found:
+        parts = gguf.choose(top, files.location.url)
+        return _Found(tuple(parts)) if parts else None
+    stem = DIFFUSION if found[0].startswith(DIFFUSION) else MODEL
+    numbered = [match for name in found if (match := _SHARD.fullmatch(name))]
+    complete = bool(numbered) and len(numbered) == len(found) == int(numbered[0]["count"])
+    if complete or (len(found) == 1 and not numbered):  # complete, though the index is lost
+        return _Found(tuple(top[name] for name in found), stem)
+    if all(name.startswith("consolidated") for name in found) and not safe:
+        raise CheckpointError(
+            "these are the weights in Meta's own format, cut for several processors",
+            code="unsupported-file",
+            where=files.location.url,
+            expected="safetensors, or what transformers saved",
+            got=", ".join(found[:8]),
+            remedy="use the release for transformers, or transformers' own conversion script",
+        )
+    if numbered or not safe:
+        single = singles[stem]
         raise CheckpointError(
             "cannot tell which of these files make up the checkpoint",
             code="ambiguous-weights",
-            where=where,
-            expected=f"{expected}, or all shards",
+            where=files.location.url,
+            expected=f"{single}, or {single}.index.json, or all shards",
             got=", ".join(found[:8]) + (" …" if len(found) > 8 else ""),
             remedy="name one file instead of the folder, or finish the download",
         )
-    if parts := gguf.choose(top, where):
-        return parts, {}
-    other = magic.named(top)
+    return _Found(tuple(top[name] for name in found), stem, gathered=True)
+
+
+def _needs_weights(files: Files) -> bool:
+    """Whether a component's configuration is that of a model, so that it has weights."""
+    config = files.json("config.json")
+    return "model_type" in config or "_class_name" in config or "in_features" in config
+
+
+def _no_weights(files: Files) -> CheckpointError:
+    """The error for a folder without weights: what is there instead, and what to do."""
+    inner = sorted(
+        {
+            f"{name.rpartition('/')[0]}/"
+            for name in files
+            if "/" in name and is_weights(name) and not is_training(name)
+        }
+    )
+    other = magic.named([name for name in files if not inner or "/" not in name])
     kind = next(iter(other.values()), None)
-    raise CheckpointError(
-        "no weights here" + (f" that can be read: this is {kind.what}" if kind else ""),
+    what, remedy = "no weights here", None
+    if kind is not None:
+        what, remedy = f"{what} that can be read: this is {kind.what}", kind.remedy
+    elif inner:
+        remedy = "name the folder that holds the model: " + ", ".join(map(shown, inner[:4]))
+        remedy += " …" if len(inner) > 4 else ""
+    elif any(is_training(name) and is_weights(name) for name in files):
+        what += ": this is the state of a training run"
+        remedy = "save the model, for DeepSpeed with its zero_to_fp32.py, and name that folder"
+    found = [*other, *inner]
+    return CheckpointError(
+        what,
         code="no-weights",
-        where=where,
-        expected=expected,
-        got=", ".join(shown(name) for name in list(other)[:8]) or "neither",
-        remedy=kind.remedy if kind else None,
+        where=files.location.url,
+        expected=f"{WEIGHTS}, or {INDEX}",
+        got=", ".join(map(shown, found[:8])) or "neither",
+        remedy=remedy,
     )
 
 
-def _weight_map(files: Files, index: str) -> dict[str, str]:
+def _check_is_weights(files: Files, role: str) -> None:
+    """Raise UsageError for a single file that is a recipe and not a checkpoint."""
+    single = files.single
+    if single is not None and single.name.endswith((".yaml", ".yml")):
+        raise UsageError(
+            "this is a YAML file and not a checkpoint",
+            code="yaml-as-checkpoint",
+            where=f"{role}: {files.location.address}",
+            expected="a folder, a weight file or a Hub id",
+            remedy="pass a recipe to mix by itself; read a mergekit configuration with "
+            "paramdelta recipe import",
+        )
+
+
+def _weight_map(files: Files, index: str, suffix: str) -> dict[str, str]:
     """The index's map from tensor to shard, checked: no name may leave the folder."""
     where = str(files[index])
     weight_map = files.json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError("the index has no weight_map", code="invalid-index", where=where)
-    suffix = ".bin" if index == PICKLE_INDEX else ".safetensors"
     for tensor, name in weight_map.items():
         plain = isinstance(name, str) and re.fullmatch(r"[^/\\:\x00]+", name)
-        if not plain or not name.endswith(suffix):
+        if not plain or not name.endswith(f".{suffix}"):
             raise CheckpointError(
-                f"the index names a file that is not a plain {suffix} name",
+                f"the index names a file that is not a plain .{suffix} name",
                 code="unsafe-file-name",
                 where=f"{where}, tensor {tensor!r}",
                 expected="a file of the same folder",

@@ -113,6 +113,9 @@ COMPRESSED = Kind("a compressed file", "decompress it")
 OTHER_ZIP = Kind("a zip archive that torch.save did not write", "unpack it and give what is inside")
 BIG_ENDIAN = Kind("a GGUF file of the other byte order", "use the model that it was converted from")
 
+PICKLES = (PICKLE, ARRAYS, SKLEARN, SCRIPT, EXPORTED, OLD_TAR)
+"""Kinds of files that run code where their own library loads them."""
+
 _STARTS = (
     (b"version https://git-lfs", LFS),
     (b"version https://hawser", LFS),

@@ -84,11 +84,9 @@ def read_pickle(reader: Reader, blob: Blob, key: str | None = None) -> Contents:
             no key, or a key that names none of them.
         StorageError: the file cannot be read.
     """
-    where, size = blob.url, blob.size
-    allowance = Allowance(size, where)
-    read: Read = partial(reader.get, blob)
-    read_object = _read_archive if read(0, min(4, size)) == b"PK\3\4" else _read_legacy
-    held, offsets, digest = read_object(read, size, allowance, where)
+    where = blob.url
+    allowance = Allowance(blob.size, where)
+    held, offsets, digest = _read_object(reader, blob, allowance)
     place, state = _chosen(held, key, where)
     tensors = []
     for name, value in state.items():
@@ -100,6 +98,27 @@ def read_pickle(reader: Reader, blob: Blob, key: str | None = None) -> Contents:
             raise error("invalid tensor name", where, f"text, at most {MAX_WORD} long", got)
         tensors.append(_view(name, value, offsets, f"{where}, tensor '{shown(name)}'", blob))
     return Contents(tuple(tensors), tuple(_ignored(held, place)), digest, "/".join(place))
+
+
+def foreign_code(reader: Reader, blob: Blob) -> frozenset[str]:
+    """The code that a file of `torch.save` asks for besides that of tensors and plain values.
+
+    Raises:
+        CheckpointError: damaged or hostile.
+        StorageError: the file cannot be read.
+    """
+    allowance = Allowance(blob.size, blob.url)
+    _read_object(reader, blob, allowance)
+    return frozenset(allowance.foreign)
+
+
+def _read_object(
+    reader: Reader, blob: Blob, allowance: Allowance
+) -> tuple[Any, dict[str, int], str]:
+    """The object, the offset of each storage that it uses, and the digest."""
+    read: Read = partial(reader.get, blob)
+    is_zip = read(0, min(4, blob.size)) == b"PK\3\4"
+    return (_read_archive if is_zip else _read_legacy)(read, blob.size, allowance, blob.url)
 
 
 # -- which branch holds the weights ----------------------------------------------------------------

@@ -115,10 +115,13 @@ class Allowance:
     A unit of work is about 0.3 µs: one instruction, or the share of an element in a longer one. A
     tensor needs 65 units and 2.5 KB. So only a file with more than 30,000 tensors of a few bytes
     each, and no larger ones, is refused though torch wrote it.
+
+    ``foreign``: names of code that the pickles asked for and that is not known here.
     """
 
     def __init__(self, size: int, where: str) -> None:
         self.where = where
+        self.foreign: set[str] = set()
         self.work = min(1_500_000 + size // 10, 20_000_000)
         self.memory = min(32_000_000 + 8 * size, 1_000_000_000)
 
@@ -175,6 +178,7 @@ class Machine:
         self.stream = stream
         self.where = allowance.where
         self.spend = allowance.spend
+        self.asked = allowance.foreign
         self.storages: dict[str, Storage] = {}
         self._opaque: dict[tuple[str, bool], Opaque] = {}
         self._foreign: dict[str, Maker] = {}
@@ -339,6 +343,7 @@ class Machine:
         known = _KNOWN.get(full) or self._foreign.get(full)
         if known is None:
             known = self._foreign[full] = Maker(_foreign(full), full, foreign=True)
+            self.asked.add(full)
             self.spend(3, 500 + sys.getsizeof(full))
         self.stack.append(known)
 

@@ -267,7 +267,7 @@ def source_facts(source: Checkpoint) -> dict[str, Any]:
     """What a checkpoint was, without any path of this machine."""
     public = source.location.pinned if source.location.repo else source.location.name
     files = [
-        {"name": f.blob.name, "size": f.blob.size, "header_sha256": f.header_sha256}
+        {"name": f.name, "size": f.blob.size, "header_sha256": f.header_sha256}
         for f in source.sources
     ]
     return {"name": public, "files": files}

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from paramdelta import documents
 from paramdelta.errors import ParamDeltaError
 from paramdelta.formats.checkpoint import Checkpoint
+from paramdelta.formats.components import DIFFUSERS, MODULES, PIPELINE, SENTENCES
 from paramdelta.output.lock import renamed
 from paramdelta.planning.plan import Plan
 from paramdelta.schemes.dare import Dare
@@ -217,7 +218,7 @@ def _wanted(lines: Sequence[str]) -> list[str]:
 def _text(source: Checkpoint, name: str) -> str:
     """The text of a small file; "" if it is absent, too large or cannot be read."""
     try:
-        return source.files.text(name, _MOST) if name in source.files else ""
+        return source.folder.text(name, _MOST) if name in source.folder else ""
     except ParamDeltaError:
         return ""
 
@@ -238,7 +239,7 @@ def _license(source: Checkpoint, metadata: dict[str, Any]) -> str:
         stated = ", ".join(stated)
     if stated:
         return markdown(stated, 300)
-    name = next((name for name in ("LICENSE", "LICENSE.txt") if name in source.files), None)
+    name = next((name for name in ("LICENSE", "LICENSE.txt") if name in source.folder), None)
     if name is None:
         return "not stated"
     first = _text(source, name).strip()[:1000].splitlines()[:1]
@@ -246,8 +247,10 @@ def _license(source: Checkpoint, metadata: dict[str, Any]) -> str:
 
 
 def _library(plan: Plan, origins: Sequence[Origin]) -> str:
-    if any(companion.name == "modules.json" for companion in plan.companions):
-        return "sentence-transformers"
+    if any(companion.name == MODULES for companion in plan.companions):
+        return SENTENCES
+    if any(companion.name == PIPELINE for companion in plan.companions):
+        return DIFFUSERS
     named = [o.metadata["library_name"] for o in origins if "library_name" in o.metadata]
     return str(named[0]) if named and isinstance(named[0], str) else "transformers"
 

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from paramdelta.errors import BusyError, MisfitError, StorageError
-from paramdelta.formats.checkpoint import INDEX
 from paramdelta.output.guard import Guard
 from paramdelta.output.journal import Journal
 from paramdelta.output.layout import Layout, Shard
@@ -68,7 +67,6 @@ class FolderSink:
         self.files: dict[str, File] = {}
         self.kept: tuple[Path, list[str]] | None = None
         self._shards: tuple[Shard, ...] = ()
-        self._index: str | None = None
         self._layout: Layout | None = None
         self._linked: set[int] = set()
         self._put: set[str] = set()
@@ -83,7 +81,7 @@ class FolderSink:
     def begin(self, layout: Layout) -> Durable:
         """See `Sink.begin`."""
         raise_open_file_limit()
-        self._layout, self._shards, self._index = layout, layout.shards, layout.index
+        self._layout, self._shards = layout, layout.shards
         ends = [*(place.position for place in layout.places), layout.nbytes]
         self._ends = [ends[shard.last] for shard in layout.shards]
         try:
@@ -147,11 +145,15 @@ class FolderSink:
             self._unlink_twins()
         journal = self.journal = Journal(self.place.journal, self.identity)
         self.digests.known = journal.leaves
-        for name in (*journal.puts, INDEX):  # they are written again, maybe with other contents
+        assert self._layout is not None
+        for name in (*journal.puts, *self._layout.small):  # written again, maybe with other bytes
             if _is_inside(name):
                 self._path(name).unlink(missing_ok=True)
         known = {n for shard in self._shards for n in (shard.name, shard.name + PART)}
-        others = sorted(path.name for path in self.place.staging.iterdir() if path.is_file())
+        staging = self.place.staging
+        others = sorted(
+            path.relative_to(staging).as_posix() for path in staging.rglob("*") if path.is_file()
+        )
         if strange := [name for name in others if name not in known]:
             raise MisfitError(
                 "the unfinished run holds files that no run of paramdelta wrote",
@@ -163,6 +165,11 @@ class FolderSink:
         return journal
 
     def _open_shard(self, number: int, shard: Shard) -> None:
+        path = self._shard_path(shard)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise storage_error(error, path, "create") from None
         if self.twin is not None and self.own is not None and shard.first >= self.own:
             self._link(shard, self.twin)
         file = File.create(self._shard_path(shard))
@@ -250,10 +257,11 @@ class FolderSink:
                 part = self._path(name + PART)
                 if part.exists():
                     part.rename(self._path(name))
-            if self._index is not None:
-                write_bytes(self._path(INDEX), self._index.encode())
+            indexes = self._layout.small if self._layout is not None else {}
+            for name, data in indexes.items():
+                write_bytes(self._path(name), data)
             self._close_files()
-            expected = {*self.files, *self._put, *((INDEX,) if self._index is not None else ())}
+            expected = {*self.files, *self._put, *indexes}
             found = {
                 path.relative_to(staging).as_posix()
                 for path in staging.rglob("*")
@@ -268,7 +276,8 @@ class FolderSink:
                     remedy="pass `fresh=True` to start again",
                 )
             staging.chmod(0o777 & ~_umask())
-            sync_folder(staging)
+            for folder in sorted({self._path(name).parent for name in expected} | {staging}):
+                sync_folder(folder)
         except OSError as error:
             raise storage_error(error, self.place.out, "finish") from None
         if self.inspect is not None:

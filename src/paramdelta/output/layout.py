@@ -1,8 +1,9 @@
 """The output's files: shards, offsets, headers and index, all known before the first byte."""
 
 import json
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import accumulate
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 from paramdelta.documents import to_json
 from paramdelta.encodings.encoding import Stream
 from paramdelta.errors import UsageError
-from paramdelta.formats.checkpoint import INDEX, WEIGHTS
+from paramdelta.formats.components import WHOLE, Component, component_of
 from paramdelta.formats.safetensors import encode_header
 from paramdelta.storage.local import PAGE
 from paramdelta.units import show_size
@@ -21,8 +22,8 @@ MIN_SHARD = 1_000_000  # bytes: below, a model would become thousands of files
 
 @dataclass(frozen=True)
 class Shard:
-    """One weight file. ``header``: its first bytes, up to the data. ``first`` to ``last``: numbers
-    of its tensors. ``size``: bytes of the whole file.
+    """One weight file. ``name``: its path in the output. ``header``: its first bytes, up to the
+    data. ``first`` to ``last``: numbers of its tensors. ``size``: bytes of the whole file.
     """
 
     name: str
@@ -43,15 +44,15 @@ class Place:
 
 @dataclass(frozen=True)
 class Layout:
-    """All weight files of an output, in order, and the index that names them.
+    """All weight files of an output, in order, and the indexes that name them.
 
-    ``streams``: the tensors of the files. ``index``: text of model.safetensors.index.json; None
-    for a single file.
+    ``streams``: the tensors of the files. ``indexes``: by name, the text of the index of each
+    component that has several files.
     """
 
     streams: tuple[Stream, ...]
     shards: tuple[Shard, ...]
-    index: str | None
+    indexes: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def size(self) -> int:
@@ -60,8 +61,8 @@ class Layout:
 
     @property
     def small(self) -> dict[str, bytes]:
-        """The index as a file; empty for a single weight file."""
-        return {} if self.index is None else {INDEX: self.index.encode()}
+        """The indexes as files."""
+        return {name: text.encode() for name, text in self.indexes.items()}
 
     @property
     def nbytes(self) -> int:
@@ -84,12 +85,17 @@ class Layout:
 
 
 def make_layout(
-    streams: Sequence[Stream], parameters: int, shard_size: int, apart: int | None = None
+    streams: Sequence[Stream],
+    parameters: int,
+    shard_size: int,
+    apart: int | None = None,
+    components: Sequence[Component] = WHOLE,
 ) -> Layout:
     """Pack tensors, in order, into files of at most ``shard_size`` bytes each.
 
     A larger tensor gets a separate file. ``parameters``: for the index. ``apart``: the number of
-    a tensor that starts a new file in any case.
+    a tensor that starts a new file in any case. ``components``: of the output; each has its own
+    files and index, in which the names of its tensors have no prefix.
 
     Raises:
         UsageError: a shard size under 1 MB.
@@ -100,26 +106,61 @@ def make_layout(
             code="shard-size-too-small",
             expected=f"at least {show_size(MIN_SHARD)}",
         )
+    owners = _owners(streams, components)
     groups: list[tuple[int, int]] = []
     first, size = 0, 0
     for number, stream in enumerate(streams):
         needed = stream.nbytes + _entry_bound(stream)
-        if number > first and (size + needed > shard_size or number == apart):
+        starts = number == apart or owners[number] is not owners[first]
+        if number > first and (size + needed > shard_size or starts):
             groups.append((first, number))
             first, size = number, 0
         size = size or 128 + PAGE  # the length, the metadata and the padding of the header
         size += needed
     groups.append((first, len(streams)))
+    names = _names([owners[first] if owners else components[0] for first, _ in groups])
     shards = []
-    for number, (first, last) in enumerate(groups, 1):
-        name = (
-            WEIGHTS if len(groups) == 1 else f"model-{number:05d}-of-{len(groups):05d}.safetensors"
-        )
-        header = make_header(streams[first:last])
+    for name, (first, last) in zip(names, groups, strict=True):
+        prefix = owners[first].prefix if owners else ""
+        header = make_header(_inside(streams[first:last], prefix))
         size = len(header) + sum(stream.nbytes for stream in streams[first:last])
         shards.append(Shard(name, header, first, last, size))
-    index = None if len(shards) == 1 else _index(streams, parameters, shards)
-    return Layout(tuple(streams), tuple(shards), index)
+    indexes = {}
+    for component in components:
+        own = [s for s in shards if owners and owners[s.first] is component]
+        if len(own) > 1:
+            inside = sum(s.last - s.first for s in own) < len(streams)
+            count = (
+                sum(stream.elements for s in own for stream in streams[s.first : s.last])
+                if inside
+                else parameters
+            )
+            indexes[component.index] = _index(streams, count, own, component)
+    return Layout(tuple(streams), tuple(shards), indexes)
+
+
+def _owners(streams: Sequence[Stream], components: Sequence[Component]) -> list[Component]:
+    """The component of every tensor."""
+    if len(components) == 1 and not components[0].prefix:
+        return list(components) * len(streams)
+    return [component_of(stream.name, components) for stream in streams]
+
+
+def _names(owners: Sequence[Component]) -> list[str]:
+    """The names of weight files, of which the components are given."""
+    counts = Counter(owners)
+    numbers: Counter[Component] = Counter()
+    names = []
+    for owner in owners:
+        numbers[owner] += 1
+        several = counts[owner] > 1
+        names.append(owner.shard(numbers[owner], counts[owner]) if several else owner.weights)
+    return names
+
+
+def _inside(streams: Sequence[Stream], prefix: str) -> Sequence[Stream]:
+    """The tensors as the component's own files name them."""
+    return [replace(s, name=s.name[len(prefix) :]) for s in streams] if prefix else streams
 
 
 def make_header(streams: Iterable[Stream]) -> bytes:
@@ -136,13 +177,19 @@ def _entry_bound(stream: Stream) -> int:
     return name + 100 + 21 * len(stream.shape)
 
 
-def _index(streams: Sequence[Stream], parameters: int, shards: Sequence[Shard]) -> str:
-    weight_map = {
-        stream.name: shard.name for shard in shards for stream in streams[shard.first : shard.last]
-    }
-    metadata: dict[str, Any] = {
-        "total_parameters": parameters,
-        "total_size": sum(stream.nbytes for stream in streams),
-    }
+def _index(
+    streams: Sequence[Stream], parameters: int, shards: Sequence[Shard], component: Component
+) -> str:
+    """The index of a component's weight files, which lies beside them."""
+    weight_map: dict[str, str] = {}
+    total = 0
+    for shard in shards:
+        own = streams[shard.first : shard.last]
+        weight_map |= dict.fromkeys(
+            (stream.name for stream in _inside(own, component.prefix)),
+            shard.name[len(component.folder) :],
+        )
+        total += sum(stream.nbytes for stream in own)
+    metadata: dict[str, Any] = {"total_parameters": parameters, "total_size": total}
     index = {"metadata": metadata, "weight_map": dict(sorted(weight_map.items()))}
     return to_json(index)

@@ -74,7 +74,7 @@ def _source(source: Checkpoint, digests: Mapping[Blob, str | None]) -> dict[str,
         "address": source.location.pinned,
         "files": [
             {
-                "name": file.blob.name,
+                "name": file.name,
                 "size": file.blob.size,
                 "header_sha256": file.header_sha256,
                 "digest": digests.get(file.blob),

@@ -303,7 +303,7 @@ def _identity(folder: Path) -> tuple[int, int] | None:
 def _allocated(folder: Path) -> int:
     if not folder.is_dir():
         return 0
-    found = [path.stat() for path in folder.iterdir() if path.is_file()]
+    found = [path.stat() for path in folder.rglob("*") if path.is_file()]
     return sum(getattr(file, "st_blocks", 0) * 512 for file in found)
 
 

@@ -6,13 +6,16 @@ settings) comes from post. Here it is decided and can be printed; `output.compan
 """
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from paramdelta.dtypes import torch_name
 from paramdelta.errors import UsageError
 from paramdelta.formats.checkpoint import Checkpoint
+from paramdelta.formats.components import PIPELINE, SENTENCES, Component
+from paramdelta.planning.code import GENERATE, code_files, references
 from paramdelta.planning.facts import (
     CONFIG,
     FAST,
@@ -33,21 +36,24 @@ from paramdelta.planning.facts import (
     token_text,
     value,
 )
+from paramdelta.planning.findings import Findings, Severity
+from paramdelta.planning.predictors import stated_layers
 from paramdelta.planning.settlement import Settlement
+from paramdelta.planning.sidefiles import SideFiles, side_files
 from paramdelta.planning.tokenaxes import size_places
-from paramdelta.planning.tokenizer import ADDED, is_tokenizer_file, is_vocabulary_file
+from paramdelta.planning.tokenizer import (
+    ADDED,
+    is_tokenizer_file,
+    is_vocabulary_file,
+    read_vocabulary,
+    vocabulary_names,
+)
+from paramdelta.planning.vocabtable import Table
 from paramdelta.planning.vocabulary import MOST
 from paramdelta.storage.blob import Blob
+from paramdelta.storage.filekinds import is_license, is_weights
+from paramdelta.storage.files import Files
 
-_SMALL_FILE = re.compile(r".*\.(json|txt|jinja|model|tiktoken|py)")
-_NOT_COMPANIONS = re.compile(
-    r"(.*\.index\.json|README\.md|paramdelta\.(lock|delta|lora)\.json|adapter_.*|"
-    r"trainer_state\.json|all_results\.json|train_results\.json|eval_results\.json|"
-    r"requirements\.txt|\..*)"
-)
-_SUBFOLDERS = re.compile(r"\d+_\w+|additional_chat_templates")  # sentence-transformers' modules
-# How weights were quantised. The output's are not, or config.json says how.
-_QUANTISED = ("hf_quant_config.json", "quantize_config.json", "quant_config.json")
 # Settings of a tokenizer that belong to how a model was trained to be used.
 _USE = ("truncation_side", "add_bos_token", "add_eos_token")
 # What tokenizer_config.json says of the vocabulary that it lies beside.
@@ -89,8 +95,9 @@ class Facts:
     ``dtype``: the one floating-point dtype (safetensors name), None if there are several. ``tied``:
     whether the output head is the input embedding; None to leave config.json as it is. ``rows``:
     of embeddings and heads that have grown, by how many rows they had. ``quantised``: the
-    quantization_config of an output that is quantised. ``head``: keys of config.json that describe
-    a head that is taken from post; None for those that are removed.
+    quantization_config of an output that is quantized. ``head``: keys of config.json that describe
+    a head that is taken from post; None for those that are removed. ``predicts``: whether it has
+    layers that predict further tokens.
     """
 
     dtype: str | None
@@ -98,18 +105,78 @@ class Facts:
     rows: Mapping[int, int]
     quantised: Mapping[str, Any] | None = None
     head: Mapping[str, Any] = field(default_factory=dict)
+    predicts: bool = True
+
+
+@dataclass(frozen=True)
+class Choice:
+    """``companions``: every small file of the output. ``left``: why other files stay behind."""
+
+    companions: tuple[Companion, ...]
+    left: Mapping[Blob, str]
 
 
 def choose(
-    new: Checkpoint, post: Checkpoint, settlement: Settlement, facts: Facts
-) -> tuple[Companion, ...]:
+    new: Checkpoint,
+    post: Checkpoint,
+    base: Checkpoint | None,
+    settlement: Settlement,
+    facts: Facts,
+    components: Sequence[Component],
+    dtypes: Mapping[str, str | None],
+    findings: Findings,
+) -> Choice:
     """Decide every companion of the output.
+
+    ``components``: of the output. ``dtypes``: by the prefix of each, the one floating-point dtype
+    of its weights, None if there are several.
 
     Raises:
         UsageError: a graft that no file of the new base's tokenizer can hold.
         CheckpointError, StorageError: a file cannot be read.
     """
-    ours, theirs = _companions(new), _companions(post)
+    folder = next((component.folder for component in components if component.is_main), "")
+    ours, theirs = _beside(new), _beside(post)
+    left = {**ours.left, **theirs.left}
+    main = _main(ours.may, theirs.may, new, post, settlement, facts, findings)
+    _report_tokenizer(main, new, base, findings)
+    chosen = [replace(each, name=folder + each.name) for each in main]
+    chosen += _around(new, post, left)
+    for inner, giver in _inner_folders(new, post, base, components, findings).items():
+        owner = post if giver == "post" else new
+        found = side_files(owner.folder.sub(inner), owner, _never)
+        left |= found.left
+        chosen += _inside(inner, found.may, owner, giver, dtypes)
+    unique = {each.name: each for each in reversed(chosen)}
+    return Choice(tuple(sorted(unique.values(), key=_by_name)), left)
+
+
+def _never(name: str) -> bool:
+    return False
+
+
+def _starts(folders: tuple[str, ...], name: str) -> bool:
+    return name.startswith(folders)
+
+
+def _beside(checkpoint: Checkpoint) -> SideFiles:
+    """The files beside the main model, without those of other modules."""
+    makeup = checkpoint.makeup
+    within = makeup.main or ""
+    return side_files(checkpoint.files, checkpoint, lambda n: makeup.folder_of(within + n) != "")
+
+
+def _main(
+    ours: Mapping[str, Blob],
+    theirs: Mapping[str, Blob],
+    new: Checkpoint,
+    post: Checkpoint,
+    settlement: Settlement,
+    facts: Facts,
+    findings: Findings,
+) -> list[Companion]:
+    """The files beside the main model's weights, under their names there."""
+    words = vocabulary_names(new.files) | vocabulary_names(post.files)
     chosen: list[Companion] = []
     for name in sorted(ours.keys() | theirs.keys()):
         if name == CONFIG:
@@ -117,33 +184,233 @@ def choose(
                 chosen.append(_config(ours[name], new, post, settlement, facts))
         elif name == GENERATION:
             chosen.append(_generation(ours.get(name), theirs.get(name), new, post, settlement))
-        elif name in _QUANTISED or _is_template(name) or is_tokenizer_file(name):
+        elif _is_template(name) or is_tokenizer_file(name) or name in words:
             continue
+        elif name.startswith(GENERATE):
+            chosen += _generate(name, ours, theirs)
         elif name.endswith(".py"):
             if name in ours:
                 chosen.append(
                     Companion(name, ours[name], "new base", "model code: copied, never run")
                 )
+        elif name == PIPELINE or is_license(name):
+            what = "the components of the pipeline" if name == PIPELINE else "terms of use"
+            giver, files = ("new base", ours) if name in ours else ("post", theirs)
+            chosen.append(Companion(name, files[name], giver, what))
         else:
             giver, files = ("post", theirs) if name in theirs else ("new base", ours)
-            chosen.append(Companion(name, files[name], giver, "how the model is used"))
+            what = "how the model is used"
+            if is_weights(name):
+                what = "weights that code of its own loads; copied, not mixed"
+                _report_side_weights(name, ours, theirs, new, post, findings)
+            chosen.append(Companion(name, files[name], giver, what))
     chosen += _tokenizer(ours, theirs, new, post, settlement)
-    return tuple(sorted(_templates(chosen, ours, theirs, new, post), key=_by_name))
+    chosen = _templates(chosen, ours, theirs, new, post)
+    code = _code(chosen, new, post, findings)
+    replaced = {each.name for each in code}
+    return [each for each in chosen if each.name not in replaced] + code
+
+
+def _generate(name: str, ours: Mapping[str, Blob], theirs: Mapping[str, Blob]) -> list[Companion]:
+    """One file of code for generation: all of them from post if it has any."""
+    is_posts = any(each.startswith(GENERATE) for each in theirs)
+    giver, files = ("post", theirs) if is_posts else ("new base", ours)
+    if name not in files:
+        return []
+    return [Companion(name, files[name], giver, "how it generates: copied, never run")]
+
+
+def _code(
+    chosen: Sequence[Companion], new: Checkpoint, post: Checkpoint, findings: Findings
+) -> list[Companion]:
+    """The code that files of post name; reports code that is named and not there."""
+    found: dict[str, Companion] = {}
+    for giver, owner in (("new base", new), ("post", post)):
+        given = [c for c in chosen if c.giver == giver and c.name.endswith("config.json")]
+        for each in given:
+            content = {**owner.read_json(each.name), **dict(each.changes)}
+            names, missing = code_files(owner.files, references(content))
+            for name in missing:
+                findings.add(
+                    Severity.WARNING,
+                    "code-missing",
+                    f"{each.name} names {name}, which is not there; the output cannot be loaded "
+                    "with it either",
+                    owner,
+                    remedy="download the file beside the others",
+                )
+            for name in names if giver == "post" else ():
+                why = f"code that {each.name} needs: copied, never run"
+                found.setdefault(name, Companion(name, post.files[name], "post", why))
+    kept = _model_code(new)
+    for name in sorted(found.keys() & kept):
+        if not _is_same(new.files, post.files, name):
+            findings.add(
+                Severity.WARNING,
+                "code-differs",
+                f"the model's code needs {name} and so do files of post, whose {name} differs; "
+                "that of the new base is taken",
+                post,
+                remedy="compare the two files",
+            )
+        del found[name]
+    return list(found.values())
+
+
+def _model_code(new: Checkpoint) -> set[str]:
+    """The code that the new base's config.json names."""
+    return set(code_files(new.files, references(new.config))[0])
+
+
+def _is_same(ours: Files, theirs: Files, name: str) -> bool:
+    return ours[name].size == theirs[name].size and ours.bytes(name, MOST) == theirs.bytes(
+        name, MOST
+    )
+
+
+def _report_side_weights(
+    name: str,
+    ours: Mapping[str, Blob],
+    theirs: Mapping[str, Blob],
+    new: Checkpoint,
+    post: Checkpoint,
+    findings: Findings,
+) -> None:
+    """Warn of weights that are copied from post although the new base has others."""
+    if name in ours and name in theirs and not _is_same(new.files, post.files, name):
+        findings.add(
+            Severity.WARNING,
+            "side-weights",
+            f"{name} lies beside the weights and differs between post and the new base; it is "
+            "copied from post, not mixed",
+            post,
+            remedy="put its tensors into the weight files to have them mixed",
+        )
+
+
+def _report_tokenizer(
+    main: Sequence[Companion], new: Checkpoint, base: Checkpoint | None, findings: Findings
+) -> None:
+    """Warn of a template, or of a base with a tokenizer, where the output gets none."""
+    if new.makeup.main is None or any(is_vocabulary_file(each.name) for each in main):
+        return
+    has_template = any(_is_template(each.name) or each.name == TOKENIZER for each in main)
+    if vocabulary_names(new.files):
+        return
+    if has_template or (base is not None and any(map(is_vocabulary_file, base.files))):
+        findings.add(
+            Severity.WARNING,
+            "tokenizer-missing",
+            "neither post nor the new base has the vocabulary of a tokenizer, so the output has "
+            "none",
+            new,
+            remedy="put the tokenizer's files into the folder of the new base",
+        )
+
+
+def _around(new: Checkpoint, post: Checkpoint, left: dict[Blob, str]) -> list[Companion]:
+    """The files around a main model that is in a folder of its own: post's, or the new base's."""
+    chosen: dict[str, Companion] = {}
+    for giver, owner in (("new base", new), ("post", post)):
+        makeup = owner.makeup
+        if not makeup.main:
+            continue
+        inner = (makeup.main, *makeup.inner)
+        found = side_files(owner.folder, owner, partial(_starts, inner))
+        left |= found.left
+        for name, blob in found.may.items():
+            chosen[name] = Companion(name, blob, giver, "how the model is used")
+    return list(chosen.values())
+
+
+def _inner_folders(
+    new: Checkpoint,
+    post: Checkpoint,
+    base: Checkpoint | None,
+    components: Sequence[Component],
+    findings: Findings,
+) -> dict[str, str]:
+    """Who gives the files of each module or component beside the main model, by its folder.
+
+    A model's configuration describes its weights, so it is the new base's; that of a module which
+    only post has is post's. A folder without weights (a pooling, a scheduler, a tokenizer) says how
+    the model is used: it is post's, unless post-training left it as it was in base.
+    """
+    listing = post if post.makeup.library == SENTENCES else new
+    weights = {component.folder for component in components if not component.is_main}
+    found: dict[str, str] = {}
+    for inner in listing.makeup.inner:
+        ours, theirs = new.folder.sub(inner), post.folder.sub(inner)
+        if ours and theirs:
+            _compare_vocabulary(inner, new, post, base, findings)
+        if inner in weights:
+            found[inner] = "new base" if ours else "post"
+            continue
+        theirs_kept = base is not None and _same_folder(theirs, base.folder.sub(inner))
+        if not theirs or (ours and (theirs_kept or _same_folder(ours, theirs))):
+            found[inner] = "new base"
+        else:
+            found[inner] = "post"
+    return found
+
+
+def _same_folder(ours: Files, theirs: Files) -> bool:
+    """Whether two folders hold the same."""
+    return ours.keys() == theirs.keys() and all(
+        ours[n].size <= MOST and _is_same(ours, theirs, n) for n in ours
+    )
+
+
+def _compare_vocabulary(
+    inner: str, new: Checkpoint, post: Checkpoint, base: Checkpoint | None, findings: Findings
+) -> None:
+    """Refuse a pipeline's tokenizers with other tokens: its embeddings are mixed row by row."""
+    known: dict[bytes, Table] = {}
+    ours = read_vocabulary(new.folder.sub(inner), {}, known)
+    if ours is None:
+        return
+    for other in (post, base):
+        theirs = read_vocabulary(other.folder.sub(inner), {}, known) if other else None
+        if other is not None and theirs is not None and theirs != ours:
+            findings.add(
+                Severity.REFUSED,
+                "component-vocabulary",
+                f"{inner} has another vocabulary than that of the new base, and rows of tokens are "
+                "mixed by number in a folder of several models",
+                other,
+                remedy="mix the model of this vocabulary by itself: name its folder",
+                allowed="rows are mixed by number",
+            )
+
+
+def _inside(
+    inner: str,
+    files: Mapping[str, Blob],
+    owner: Checkpoint,
+    giver: str,
+    dtypes: Mapping[str, str | None],
+) -> list[Companion]:
+    """The files of one module or component."""
+    has_weights = inner in dtypes
+    what = "describes the weights" if has_weights else "how the model is used"
+    chosen = []
+    for name, blob in files.items():
+        each = Companion(inner + name, blob, giver, what)
+        if name == CONFIG and has_weights:
+            within = owner.folder.sub(inner)
+            edits: Edits = {("_name_or_path",): None}
+            dtype = dtypes[inner]
+            if dtype is not None:
+                stated = [s.keys for s in statements("dtype", within) if s.file == CONFIG]
+                edits |= dict.fromkeys(stated, torch_name(dtype))
+            changes = changed(within.json(CONFIG), edits)
+            each = replace(each, changes=tuple(changes.items()))
+        chosen.append(each)
+    return chosen
 
 
 def _by_name(companion: Companion) -> str:
     return companion.name
-
-
-def _companions(checkpoint: Checkpoint) -> dict[str, Blob]:
-    return {
-        name: blob
-        for name, blob in checkpoint.files.items()
-        if ("/" not in name or _SUBFOLDERS.fullmatch(name.rpartition("/")[0]))
-        and (_SMALL_FILE.fullmatch(name) or is_tokenizer_file(name))
-        and not _NOT_COMPANIONS.fullmatch(name)
-        and blob.size <= MOST
-    }
 
 
 # -- config.json and generation_config.json --------------------------------------------------------
@@ -174,6 +441,8 @@ def _config(
     edits |= dict.fromkeys(stated, None)
     if facts.quantised is not None:
         edits[("quantization_config",)] = facts.quantised
+    if not facts.predicts:
+        edits |= dict.fromkeys(stated_layers(new.config), 0)
     edits[("_name_or_path",)] = None
     edits |= {(key,): stated for key, stated in facts.head.items()}
     why = "architecture, positions and context length"
@@ -187,9 +456,12 @@ def _config(
 
 
 def _places(fact: str, checkpoint: Checkpoint) -> list[tuple[str, ...]]:
-    """The keys under which config.json states a fact; its usual key if it does not."""
+    """The keys under which config.json states a fact; its usual key if it does not.
+
+    A model of diffusers takes no key that its class does not know.
+    """
     found = [s.keys for s in statements(fact, checkpoint.files) if s.file == CONFIG]
-    return found or [(fact,)]
+    return found or ([] if "_class_name" in checkpoint.config else [(fact,)])
 
 
 def _role_ids(role: str, post: Checkpoint, settlement: Settlement) -> Any:
@@ -272,8 +544,13 @@ def _tokenizer(
     Post's where it is the new base's own vocabulary, for its roles and template are wanted.
     Otherwise the new base's, with post's roles and settings, and grafted tokens, put in.
     """
-    our_files = {n: blob for n, blob in ours.items() if is_tokenizer_file(n)}
-    their_files = {n: blob for n, blob in theirs.items() if is_tokenizer_file(n)}
+    our_files, their_files = (
+        {n: blob for n, blob in files.items() if is_tokenizer_file(n) or n in named}
+        for files, named in (
+            (ours, vocabulary_names(new.files)),
+            (theirs, vocabulary_names(post.files)),
+        )
+    )
     if _is_posts(our_files, their_files, new, post, settlement):
         return [_of_post(name, blob, new, post) for name, blob in their_files.items()]
     chosen = []
@@ -348,8 +625,10 @@ def _is_posts(
     settlement: Settlement,
 ) -> bool:
     """Whether the output has post's tokenizer; an adapter may have a template and no vocabulary."""
-    our_words = {n: blob for n, blob in ours.items() if is_vocabulary_file(n)}
-    their_words = {n: blob for n, blob in theirs.items() if is_vocabulary_file(n)}
+    our_words, their_words = (
+        {n: blob for n, blob in files.items() if n not in (TOKENIZER, SPECIAL, ADDED)}
+        for files in (ours, theirs)
+    )
     if not theirs or (our_words and not their_words):
         return False
     if not ours:

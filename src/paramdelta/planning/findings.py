@@ -21,6 +21,7 @@ ALLOWABLE = frozenset(
     {
         "adapted-embedding",
         "architecture-differs",
+        "component-vocabulary",
         "integer-changed",
         "layers-moved",
         "missing-in-base",

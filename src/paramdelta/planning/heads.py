@@ -74,7 +74,7 @@ def settle_head(sources: Sources, how: str, findings: Findings) -> tuple[Sources
 def _pair(sources: Sources) -> tuple[str, str] | None:
     """Names of the head and of the embedding that it can be tied to: rather the new base's own."""
     known = [source.known for source in sources.all]
-    heads = [name for each in known for name in each if names.is_head(name)]
+    heads = [name for each in known for name in names.heads_of(each)]
     return names.head_and_embedding([heads, known[0]]) or names.head_and_embedding(known)
 
 

@@ -7,6 +7,7 @@ from paramdelta.planning.coefficients import coefficient
 from paramdelta.planning.constants import refuse_quantized
 from paramdelta.planning.findings import Findings, Severity
 from paramdelta.planning.pairs import LOOK
+from paramdelta.planning.predictors import is_predictor
 from paramdelta.planning.sources import Lineage, Sources
 from paramdelta.recipe import Recipe
 from paramdelta.recipe.schedule import Schedule
@@ -46,6 +47,16 @@ def _report(
     if chosen is not None and chosen.scale == 0:
         what = "tensors without a place in the new base, at scale 0, are left out"
         findings.add(Severity.NOTE, "scale-zero", what, each.post, tensor=name)
+        return
+    if is_predictor(name, each.post.checkpoint.config):
+        findings.add(
+            Severity.WARNING,
+            "predictor-left",
+            "the new base lacks the layers that predict further tokens; they are left out, and "
+            "config.json says so",
+            each.post,
+            tensor=name,
+        )
         return
     form = each.post.codes.get(view.name)
     if form is not None:

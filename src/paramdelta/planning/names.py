@@ -356,9 +356,9 @@ def is_meant(name: str, pattern: str) -> bool:
     return fnmatchcase(name, pattern) or name.startswith(f"{pattern}.")
 
 
-def is_head(name: str) -> bool:
-    """Whether a tensor is called as output heads are."""
-    return ("." + name).endswith(_HEAD_ENDINGS)
+def heads_of(names: Iterable[str]) -> list[str]:
+    """The names that output heads have."""
+    return [name for name in names if ("." + name).endswith(_HEAD_ENDINGS)]
 
 
 def is_embedding(name: str) -> bool:

@@ -4,6 +4,7 @@ from paramdelta.formats.delta import other_half
 from paramdelta.formats.view import View
 from paramdelta.planning.constants import refuse_quantized
 from paramdelta.planning.findings import Findings, Severity
+from paramdelta.planning.predictors import is_predictor
 from paramdelta.planning.sources import Lineage, Source
 from paramdelta.schemes.pair import Pair
 
@@ -34,6 +35,16 @@ def pairs_of(name: str, each: Lineage, scale: float, new: Source, findings: Find
         return found
     if post is None or base is None or each.base is None:
         source = each.post if post is None else each.base or f"the base of {each.post}"
+        if is_predictor(name, new.checkpoint.config):
+            findings.add(
+                Severity.WARNING,
+                "predictor-without-delta",
+                f"layers that predict further tokens are missing there; they are {_COPIED}, and "
+                "speculative decoding with them may accept fewer tokens",
+                source,
+                tensor=name,
+            )
+            return found
         if isinstance(source, Source) and source.codes:  # so it has codes in its place
             form = next(iter(source.codes.values()))
             refuse_quantized(form, name, source, findings)

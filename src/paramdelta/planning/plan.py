@@ -11,7 +11,9 @@ from paramdelta.dtypes import DTYPES
 from paramdelta.encodings.encoding import Encoding, Stream
 from paramdelta.errors import MisfitError, parameter
 from paramdelta.formats.checkpoint import Checkpoint, SourceFile
+from paramdelta.formats.components import WHOLE, Component
 from paramdelta.formats.view import View
+from paramdelta.planning.account import FileFate
 from paramdelta.planning.coefficients import Coefficient
 from paramdelta.planning.companions import Companion
 from paramdelta.planning.findings import Finding, Severity
@@ -148,6 +150,8 @@ class Plan:
     in the order of the output. ``likeness``: cosine and distance on a sample, by pair of roles.
     ``shifts``: how far the new base moved beside each Δ, by the role of post.
     ``vocabulary``: what becomes of the output's rows of tokens; empty if they correspond by number.
+    ``components``: the models of the output, each with files of its own. ``account``: what becomes
+    of every file of every source.
     """
 
     recipe: Recipe
@@ -159,6 +163,8 @@ class Plan:
     likeness: Mapping[str, Likeness] = field(default_factory=dict)
     shifts: Mapping[str, Shift] = field(default_factory=dict)
     vocabulary: tuple[Case, ...] = ()
+    components: tuple[Component, ...] = WHOLE
+    account: tuple[FileFate, ...] = ()
 
     @property
     def sources(self) -> tuple[Checkpoint, ...]:
@@ -265,6 +271,7 @@ class Plan:
                 {"name": c.name, "giver": c.giver, "why": c.why, "changes": dict(c.changes)}
                 for c in self.companions
             ],
+            "account": [fate.to_dict() for fate in self.account],
             "findings": [finding.to_dict() for finding in self.findings],
         }
         return plain | {"terms": [t.to_dict() for t in self.tensors]} if tensors else plain

@@ -336,5 +336,15 @@ def _whole(checkpoint: Checkpoint, findings: Findings) -> Source:
         findings.add(
             Severity.NOTE, "ignored", what + (f" and {rest} more" if rest > 0 else ""), checkpoint
         )
+    if checkpoint.gathered:
+        findings.add(
+            Severity.NOTE,
+            "files-without-index",
+            "no index names these weight files; all of them are read: "
+            + ", ".join(checkpoint.gathered[:6])
+            + (" …" if len(checkpoint.gathered) > 6 else ""),
+            checkpoint,
+            remedy="name one file instead of the folder, if they are not parts of one model",
+        )
     codes = {part: each.format for each in read_codes(views) for part in each.parts}
     return Source(checkpoint, views, codes=codes)

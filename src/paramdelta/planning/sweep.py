@@ -11,6 +11,7 @@ from functools import cached_property
 from paramdelta.dtypes import DTYPES
 from paramdelta.encodings.encoding import Stream
 from paramdelta.errors import UsageError
+from paramdelta.formats.components import component_of
 from paramdelta.formats.view import View
 from paramdelta.planning.plan import OutputTensor, Plan, bytes_to_measure
 from paramdelta.planning.planner import make_plan
@@ -62,6 +63,10 @@ class Sweep:
             for part, stream in enumerate(tensor.streams)
         ]
         listed.sort(key=lambda stored: -DTYPES[stored.stream.dtype].size)
+        components = self.plans[0].components
+        if len(components) > 1:  # each has files of its own
+            order = {component: number for number, component in enumerate(components)}
+            listed.sort(key=lambda stored: order[component_of(stored.stream.name, components)])
         if self._shares:
             listed.sort(key=lambda stored: self.alike[stored.tensor])
         return tuple(listed)

@@ -13,6 +13,7 @@ from typing import Any
 
 from paramdelta.errors import CheckpointError
 from paramdelta.planning.bytelevel import is_tiktoken, tekken, tiktoken
+from paramdelta.planning.code import LARGEST, code_files, references
 from paramdelta.planning.facts import (
     FAST,
     ROLES,
@@ -66,6 +67,30 @@ def is_tokenizer_file(name: str) -> bool:
     return is_vocabulary_file(name) or _OTHERS.fullmatch(name) is not None
 
 
+def vocabulary_names(files: Files) -> frozenset[str]:
+    """Files beside the weights that hold a tokenizer's vocabulary, by their names or because
+    tokenizer_config.json, or the code of the tokenizer that it names, speaks of them.
+    """
+    said = files.json(TOKENIZER)
+    others = [name for name in _top(files) if not is_tokenizer_file(name) and _may_be_named(name)]
+    found = {name for name in _top(files) if is_vocabulary_file(name)}
+    if others:
+        texts = {text for text in said.values() if isinstance(text, str)}
+        found |= texts & {*others}
+        code, _ = code_files(files, references(said))
+        sources = [files.text(name) for name in code if files[name].size <= LARGEST]
+        found |= {
+            n for n in others if any(re.search(rf"[\"']{re.escape(n)}[\"']", s) for s in sources)
+        }
+    return frozenset(found)
+
+
+def _may_be_named(name: str) -> bool:
+    """Whether a name is not that of a file which has another role."""
+    suffixes = (".safetensors", ".py", ".md", "config.json", ".jinja", ".index.json")
+    return not name.endswith(suffixes)
+
+
 def read_vocabulary(
     files: Files, config: Mapping[str, Any], known: Known
 ) -> Vocabulary | Opaque | None:
@@ -108,7 +133,7 @@ def read_vocabulary(
         except NumberingError as error:
             return _opaque(files, f"{file}: {error}")
         return _completed(table, files, said, kind)
-    present = [file for file in _top(files) if is_vocabulary_file(file)]
+    present = sorted(vocabulary_names(files))
     if not present:
         return None
     who = f"{name}Tokenizer" if name else "a tokenizer of an unknown class"
@@ -157,7 +182,8 @@ def _class_of(name: str, files: Files) -> tuple[str, TokenizerClass] | None:
             return "", candidate
         found = next((file for file in candidate.files if file in files), None)
         if found is None and candidate.files[-1] == PIECE_FILES[-1]:
-            models = [n for n in _top(files) if n.endswith((".model", ".spm"))]
+            named = [n for n in vocabulary_names(files) if not is_vocabulary_file(n)]
+            models = [n for n in _top(files) if n.endswith((".model", ".spm"))] or named
             found = models[0] if len(models) == 1 else None
         if found is not None:
             return found, candidate
@@ -210,8 +236,9 @@ def _entries(decoder: Any) -> Iterable[tuple[str, Any]]:
 def _opaque(files: Files, why: str) -> Opaque:
     """A tokenizer that is the same only where all of its files are."""
     digest = hashlib.sha256()
+    words = vocabulary_names(files)
     for name in _top(files):
-        if is_vocabulary_file(name) or name in (ADDED, SPECIAL) or name.endswith(".py"):
+        if name in words or name in (ADDED, SPECIAL) or name.endswith(".py"):
             digest.update(json.dumps([name, len(files.bytes(name, MOST))]).encode())
             digest.update(files.bytes(name, MOST))
     added = files.json(TOKENIZER).get("added_tokens_decoder")

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from paramdelta import documents
@@ -11,6 +12,8 @@ from paramdelta.storage.location import Location
 from paramdelta.storage.reader import Reader
 
 MOST_JSON = 64_000_000  # bytes; the index of a model with 100,000 tensors is under 10 MB
+POINTERS = range(100, 400)  # bytes of a Git LFS pointer, which stands for a file
+_POINTER = b"version https://git-lfs"
 KEPT = 1_000_000  # bytes; larger contents are not kept in memory
 
 
@@ -32,6 +35,7 @@ class Files(Mapping[str, Blob]):
         self._blobs = {} if self.single is not None else found
         self.stated: Mapping[str, Mapping[str, Any]] = {}
         self._objects: dict[str, dict[str, Any]] = {}
+        self._subs: dict[str, Files] = {}
 
     def __getitem__(self, name: str) -> Blob:
         return self._blobs[name]
@@ -43,7 +47,24 @@ class Files(Mapping[str, Blob]):
         return len(self._blobs)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_objects": {}}
+        return {**self.__dict__, "_objects": {}, "_subs": {}}
+
+    def sub(self, folder: str) -> "Files":
+        """The files below a folder (with a slash at its end), by their names there."""
+        if not folder:
+            return self
+        if folder not in self._subs:
+            inside = copy.copy(self)
+            url = f"{self.location.url.rstrip('/')}/{folder.rstrip('/')}"
+            inside.location = replace(self.location, url=url)
+            inside.single, inside.stated, inside._objects, inside._subs = None, {}, {}, {}
+            inside._blobs = {
+                name[len(folder) :]: blob
+                for name, blob in self._blobs.items()
+                if name.startswith(folder)
+            }
+            self._subs[folder] = inside
+        return self._subs[folder]
 
     def stating(self, stated: Mapping[str, Mapping[str, Any]]) -> "Files":
         """The same files with what their weights state."""
@@ -53,7 +74,15 @@ class Files(Mapping[str, Blob]):
 
     def bytes(self, name: str, limit: int = MOST_JSON) -> bytes:
         """The contents of a file that is there; raises CheckpointError, StorageError."""
-        return self.reader.small(self[name], limit)
+        data = self.reader.small(self[name], limit)
+        if data.startswith(_POINTER):
+            raise CheckpointError(
+                "this is a Git LFS pointer, not the file itself",
+                code="lfs-pointer",
+                where=str(self[name]),
+                remedy="run git lfs pull, or download the file again",
+            )
+        return data
 
     def text(self, name: str, limit: int = MOST_JSON) -> str:
         """The contents as text; bytes that are not UTF-8 are replaced. Raises as `bytes`."""

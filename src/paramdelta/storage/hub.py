@@ -3,15 +3,11 @@
 from pathlib import Path
 
 from paramdelta.errors import StorageError
+from paramdelta.storage.filekinds import wanted
 from paramdelta.storage.location import not_here
 
-# Weights in the order in which a folder's are chosen: pickles only where a repo has no safetensors.
-_WEIGHTS = (["*.safetensors"], ["pytorch_model*.bin"], ["*.bin", "*.pt", "*.pth"])
-_BESIDE = ["*.json", "*.txt", "*.model", "*.jinja", "*.py", "README.md", "LICENSE*"]
-_UNWANTED = ["onnx/*", "openvino/*", "original/*", "*/*.bin", "*/*.pt", "*/*.pth"]
-# What training leaves beside the weights.
-_UNWANTED += ["training_args.bin", "optimizer.bin", "scheduler.bin", "rng_state*.pth"]
-_UNWANTED += ["optimizer.pt", "scheduler.pt", "scaler.pt"]
+TRIES = 3  # if a repository changes while it is read
+LARGEST = 256_000_000  # bytes of a file that is fetched and is no weights
 
 
 def download(repo: str, revision: str | None, cached: bool = False) -> tuple[Path, str]:
@@ -26,31 +22,43 @@ def download(repo: str, revision: str | None, cached: bool = False) -> tuple[Pat
         MisfitError: it is not in the cache, and only that was asked for.
         StorageError: no such repository or revision, no access, or the network failed.
     """
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
         HfHubHTTPError,
         LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
         RepositoryNotFoundError,
         RevisionNotFoundError,
     )
 
     where = f"{repo}@{revision}" if revision else repo
-    commit = revision
+    name = revision or "main"
+    commit: str | None = None
+    patterns: list[str] = []
+    online = False
     try:
-        for weights in _WEIGHTS:
+        for _ in range(TRIES):
+            if not cached:
+                try:
+                    found = HfApi().model_info(repo, revision=name, files_metadata=True)
+                    sizes = {file.rfilename: file.size for file in found.siblings or ()}
+                    commit, patterns = found.sha, [_exactly(n) for n in wanted(sizes, LARGEST)]
+                    online = True
+                except (RepositoryNotFoundError, RevisionNotFoundError, GatedRepoError):
+                    raise
+                except (OfflineModeIsEnabled, HfHubHTTPError, OSError):
+                    pass  # what an earlier download left may be enough
             folder = Path(
                 snapshot_download(
                     repo,
-                    revision=commit,
-                    allow_patterns=[*weights, *_BESIDE],
-                    ignore_patterns=_UNWANTED,
-                    local_files_only=cached,
+                    revision=name,  # by its name, so that the cache knows it offline
+                    allow_patterns=patterns,  # offline none, for what is wanted is not known
+                    local_files_only=not online,
                 )
             )
-            commit = folder.name  # the same one, whatever is pushed meanwhile
-            if any(any(folder.glob(pattern)) for pattern in weights):
-                break
+            if commit in (None, folder.name):
+                break  # else someone pushed between the two calls
     except GatedRepoError:
         raise StorageError(
             "access to this model must be asked for",
@@ -84,3 +92,8 @@ def download(repo: str, revision: str | None, cached: bool = False) -> tuple[Pat
             "the download failed", code="download-failed", where=where, got=reason
         ) from None
     return folder, folder.name
+
+
+def _exactly(name: str) -> str:
+    """A pattern that matches only this name."""
+    return "".join(f"[{c}]" if c in "*?[" else c for c in name)

@@ -8,7 +8,12 @@ from pathlib import Path
 from paramdelta.errors import MisfitError, UsageError
 from paramdelta.storage.store import LOCAL, is_known, scheme_of
 
-_HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
+# The Hub allows names of up to 96 characters.
+_HUB_ID = re.compile(r"(?P<repo>([\w.-]{1,96}/)?[\w.-]{1,96})(@(?P<revision>[\w./-]{1,255}))?")
+# A name of one part with such an end is that of a file that is not there.
+_FILE = re.compile(
+    r".*\.(safetensors|bin|pt|pth|ckpt|tar|gguf|onnx|h5|npz|json|ya?ml|zip|gz)", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True)
@@ -73,12 +78,13 @@ def locate(address: str, download: bool = True) -> Location:
             remedy="download it to a folder first",
         )
     match = _HUB_ID.fullmatch(address)
-    if match is None or address.startswith(("./", "../")):
+    no_id = address.startswith(".") or ("/" not in address and _FILE.fullmatch(address))
+    if match is None or no_id:
         raise UsageError(
             "no such checkpoint",
             code="no-such-checkpoint",
             where=address,
-            expected="an existing folder or weight file, or a Hub id (org/name@revision)",
+            expected="an existing folder or weight file, or a Hub id (name or org/name@revision)",
         )
     from paramdelta.storage import hub  # keeps huggingface_hub out of local work
 

@@ -348,7 +348,12 @@ def test_nothing_is_downloaded_unless_asked_for(out, monkeypatch):
         asked.append((repo, options["local_files_only"]))
         raise LocalEntryNotFoundError("not there")
 
+    def listing(api, repo, **options):
+        asked.append((repo, False))
+        raise OSError("no network")
+
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", listing)
     assert hub.download
     lock = json.loads((out / LOCK).read_text())
     lock["recipe"]["new_base"] = "someone/model@main"
@@ -360,7 +365,7 @@ def test_nothing_is_downloaded_unless_asked_for(out, monkeypatch):
     assert asked == [("someone/model", True)]
     with pytest.raises(paramdelta.StorageError):
         verify(out, download=True)
-    assert asked[-1] == ("someone/model", False)
+    assert asked[1:] == [("someone/model", False), ("someone/model", True)]
 
 
 def test_a_place_behind_a_network_is_not_read_unless_asked_for(out, monkeypatch):

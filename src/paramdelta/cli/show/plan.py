@@ -8,8 +8,10 @@ from paramdelta.cli.show.findings import finding_facts, show_findings
 from paramdelta.cli.show.recipe import formula_of, show_schedules
 from paramdelta.cli.show.terminal import say
 from paramdelta.engine.memory import Budget
+from paramdelta.formats.components import component_of_file
 from paramdelta.formats.view import View
 from paramdelta.output.layout import Layout
+from paramdelta.planning.account import Fate
 from paramdelta.planning.plan import Plan
 from paramdelta.units import show_count, show_size
 
@@ -44,6 +46,7 @@ def show_plan(
     _show_output(plan, budget, layout, free)
     _show_rows(plan)
     _show_companions(plan)
+    _show_account(plan, tensors)
     if tensors:
         _show_tensors(plan)
     say("", "findings" if plan.findings else "no findings")
@@ -82,9 +85,13 @@ def _show_output(plan: Plan, budget: Budget, layout: Layout, free: int) -> None:
         f"  tensors   {plan.mixed} mixed, {plan.copied} copied from the new base; "
         f"{show_count(plan.parameters)} parameters, {_dtypes(streams)}"
     )
-    first, last = layout.shards[0], layout.shards[-1]
-    names = first.name if first is last else f"{first.name} to {last.name}, and their index"
-    say(f"  weights   {show_size(layout.size)} in {names}")
+    for number, component in enumerate(plan.components):
+        own = [s for s in layout.shards if component is component_of_file(s.name, plan.components)]
+        if own:
+            first, last = own[0], own[-1]
+            names = first.name if first is last else f"{first.name} to {last.name}, and their index"
+            size = show_size(sum(shard.size for shard in own))
+            say(f"  {'weights' if number == 0 else '':<9} {size} in {names}")
     say(
         f"  work      {show_size(plan.bytes_to_read)} to read, {show_size(plan.bytes_to_write)} to"
         f" write; {show_size(free)} of disk free"
@@ -113,6 +120,21 @@ def _show_companions(plan: Plan) -> None:
             f"  {companion.name:<28} from {companion.giver:<8}  {companion.why}",
             *([f"{'':31}changed: {changes}"] if changes else []),
         )
+
+
+def _show_account(plan: Plan, whole: bool) -> None:
+    """What becomes of the sources' files; unless ``whole``, only of those that stay behind."""
+    groups: dict[tuple[str, str, str], list[str]] = {}
+    for fate in plan.account:
+        if whole or fate.fate is Fate.LEFT:
+            groups.setdefault((fate.fate.value, fate.source, fate.reason), []).append(fate.name)
+    if groups:
+        say("", "files of the sources" if whole else "files left behind")
+    for (kind, source, reason), names in groups.items():
+        shown = names if whole else names[:4]
+        rest = f" and {len(names) - len(shown)} more" if len(names) > len(shown) else ""
+        what = f"{kind}: {reason}" if whole else reason
+        say(f"  {source:<9} {', '.join(shown)}{rest}", f"{'':12}{what}")
 
 
 def _show_tensors(plan: Plan) -> None:

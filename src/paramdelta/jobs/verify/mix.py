@@ -130,7 +130,7 @@ def _sources(plan: Plan, lock: Lock) -> dict[Blob, ListedFile]:
         known = {file.name: file for file in listed}
         for file in source.sources:
             blob = file.blob
-            locked = known.pop(blob.name, None)
+            locked = known.pop(file.name, None)
             if locked is None:
                 wrong.append(f"{blob} was not there")
             elif (locked.file.size, locked.header_sha256) != (blob.size, file.header_sha256):
