@@ -28,14 +28,16 @@ of a mix (see [the study](study.md)).
 
 - **plan**: no refusal and no warning, except for those in the last column.
 - **mix**: the mix runs, and `verify` recomputes every element.
+- **check**: `paramdelta check` finds nothing in the output.
 - **load**: the Auto class loads the output without warnings and without missing, unexpected or
   mismatched keys; architecture and positions are those of the new base, chat template and eos ids
   those of post.
 - **equal**: each stored tensor, and each tensor of the loaded model, is the float64 sum of the
   three, rounded once.
+- **forward**: the loaded model gives the same outputs, bit for bit, as a model built from that sum.
 
-| family | loaded by | as | weights | plan | mix | load | equal | |
-| --- | --- | --- | --- | :-: | :-: | :-: | :-: | --- |
+| family | loaded by | as | weights | plan | mix | check | load | equal | forward | |
+| --- | --- | --- | --- | :-: | :-: | :-: | :-: | :-: | :-: | --- |
 """
 FORMATS = """
 ## Formats

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 _NAMES = {"float64": "F64", "float32": "F32", "float16": "F16", "int64": "I64", "bool": "BOOL"}
-_NAMES["uint8"] = "F8_E4M3"
+_NAMES |= {"int32": "I32", "uint8": "F8_E4M3"}
 
 
 def bf16(values) -> np.ndarray:

@@ -65,7 +65,7 @@ def stored(values: np.ndarray, dtype: str) -> np.ndarray:
 
 
 def filled(role: str, name: str, dtype: str, shape: Iterable[int]) -> np.ndarray:
-    """A tensor of an outline with numbers: weights, FP8 codes, their scales, or counters."""
+    """A tensor of an outline with numbers: weights, FP8 codes, scales, variances or counters."""
     shape = tuple(shape)
     if dtype == "F8_E4M3":
         codes = (raw(f"{role}/{name}", shape) >> np.uint64(32)).astype(np.uint8)
@@ -75,6 +75,8 @@ def filled(role: str, name: str, dtype: str, shape: Iterable[int]) -> np.ndarray
         return words.astype(np.int64) if dtype == "I64" else words > 99
     if name.endswith(("_scale_inv", "_scale")):
         return stored(1e-4 * (1.5 + 0.5 * uniform(f"{role}/{name}", shape)), dtype)
+    if name.endswith("running_var"):
+        return stored(2 + 0.25 * uniform(f"{role}/{name}", shape), dtype)
     return stored(weights(role, name, shape), dtype)
 
 

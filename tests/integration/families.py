@@ -6,15 +6,18 @@ tensors, the files and the loading are transformers' own. Nothing is downloaded.
 """
 
 import contextlib
+import copy
 import json
 import logging
 import os
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a processor would look for its code on the Hub
 
@@ -23,11 +26,13 @@ import transformers as hf
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from paramdelta import Delta, Recipe, mix, plan, verify
+from paramdelta import Delta, Recipe, Rule, Schedule, mix, plan, verify
+from paramdelta.check import architecture, child, template
+from paramdelta.check import check as check_folder
 
 State = dict[str, torch.Tensor]
 ROLES = ("new", "post", "base")
-STEPS = ("plan", "mix", "load", "equal")
+STEPS = ("plan", "mix", "check", "load", "equal", "forward")
 
 # -- the families ----------------------------------------------------------------------------------
 
@@ -63,6 +68,16 @@ SEQ2SEQ = {
     "encoder_ffn_dim": 64,
     "decoder_ffn_dim": 64,
 }
+BART = SEQ2SEQ | {
+    "vocab_size": 96,
+    "max_position_embeddings": 64,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "decoder_start_token_id": 2,
+    "forced_eos_token_id": 2,
+}
+ENDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 RESNET = {
     "embedding_size": 8,
     "hidden_sizes": [8, 16, 16, 16],
@@ -91,7 +106,10 @@ R1_TOKENS = {
     95: "<think>",
 }
 CHAT = "{% for m in messages %}{{ m.role }} {{ m.content }} </s>{% endfor %}"
-R1_CHAT = "{% for m in messages %}<｜User｜>{{ m.content }}{% endfor %}<｜Assistant｜><think>"
+R1_CHAT = (
+    "{% for m in messages %}{{ '<｜User｜>' if m.role == 'user' else '<｜Assistant｜>' }}"
+    "{{ m.content }}{{ '<｜end▁of▁sentence｜>' if m.role == 'assistant' }}{% endfor %}"
+)
 FP8 = {"quant_method": "fp8", "fmt": "e4m3", "activation_scheme": "dynamic"}
 
 
@@ -103,8 +121,9 @@ class Family:
     sizes. ``roles``: what the config of post, base or new base has differently. ``tokens``: tokens
     that post calls otherwise, by id. ``chat``: post's chat template; None for a model without a
     tokenizer. ``processor``: an image processor or feature extractor beside the weights. ``fp8``:
-    by role, how its weights are quantized (see `quantize`). ``warned``: codes of warnings that are
-    right to come.
+    by role, how its weights are quantized (see `quantize`). ``kept``: patterns of the tensors that
+    stay the new base's, by a rule of the scale. ``warned``: codes of warnings that are right to
+    come.
     """
 
     auto: str
@@ -116,6 +135,7 @@ class Family:
     chat: str | None = CHAT
     processor: Callable[[], Any] | None = None
     fp8: Mapping[str, str] = field(default_factory=dict)
+    kept: tuple[str, ...] = ()
     warned: tuple[str, ...] = ()
     note: str = ""
 
@@ -143,6 +163,70 @@ def _gemma_vision(**changes: Any) -> Any:
     )
 
 
+def _gemma_4(**changes: Any) -> Any:
+    text = hf.Gemma4TextConfig(
+        **DECODER,
+        sliding_window=16,
+        layer_types=["sliding_attention", "full_attention"],
+        vocab_size_per_layer_input=96,
+        hidden_size_per_layer_input=8,
+        **changes,
+    )
+    return hf.Gemma4Config(
+        text_config=text,
+        vision_config=VISION
+        | {"num_key_value_heads": 4, "head_dim": 8, "patch_size": 4, "position_embedding_size": 16},
+        audio_config=None,
+        boi_token_id=90,
+        eoi_token_id=91,
+        image_token_id=92,
+        video_token_id=93,
+        boa_token_id=94,
+        eoa_token_index=95,
+        audio_token_id=89,
+    )
+
+
+def _qwen3_vl(**changes: Any) -> Any:
+    rope = {"rope_type": "default", "rope_theta": 5e6, "mrope_section": [2, 1, 1]}
+    text = hf.Qwen3VLTextConfig(**DECODER, rope_parameters=rope, **changes)
+    return hf.Qwen3VLConfig(
+        text_config=text.to_dict(),
+        vision_config={
+            "depth": 2,
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_heads": 4,
+            "patch_size": 14,
+            "out_hidden_size": 32,
+            "num_position_embeddings": 16,
+            "deepstack_visual_indexes": [0],
+        },
+        vision_start_token_id=90,
+        vision_end_token_id=91,
+        image_token_id=92,
+        video_token_id=93,
+        tie_word_embeddings=True,
+    )
+
+
+def _chameleon(**sizes: Any) -> Any:
+    codes = {f"IMGIMG{letter}Z": 80 + number for number, letter in enumerate("ABCD")}
+    return hf.ChameleonConfig(
+        **sizes,
+        vocabulary_map={"<image>": 92, **codes},
+        vq_config={
+            "embed_dim": 8,
+            "num_embeddings": 96,  # as many codes of images as tokens of text
+            "latent_channels": 8,
+            "resolution": 16,
+            "base_channels": 32,
+            "channel_multiplier": [1],
+            "num_res_blocks": 1,
+        },
+    )
+
+
 def _detr(**sizes: Any) -> Any:
     backbone = hf.ResNetConfig(**RESNET, out_features=["stage4"])
     return hf.DetrConfig(use_timm_backbone=False, backbone_config=backbone, **sizes)
@@ -163,7 +247,6 @@ FAMILIES: dict[str, Family] = {
         LLAMA_31,
         tokens=R1_TOKENS,
         chat=R1_CHAT,
-        roles={"post": {"eos_token_id": 2, "bos_token_id": 1, "pad_token_id": 2}},
         note="other chat template and special tokens",
     ),
     "Qwen2": decoder("Qwen2Config"),
@@ -205,6 +288,7 @@ FAMILIES: dict[str, Family] = {
             "qk_rope_head_dim": 8,
             "qk_nope_head_dim": 8,
             "v_head_dim": 8,
+            "num_nextn_predict_layers": 0,  # transformers does not store them
         },
         fp8=dict.fromkeys(ROLES, "block"),
         note="FP8 weights with scales of 128 × 128 blocks; the output is BF16 by default",
@@ -232,6 +316,58 @@ FAMILIES: dict[str, Family] = {
         {},
         processor=lambda: hf.Gemma3ImageProcessorPil(size={"height": 28, "width": 28}),
     ),
+    "Gemma 3n": decoder(
+        "Gemma3nTextConfig",
+        {
+            "tie_word_embeddings": True,
+            "sliding_window": 16,
+            "layer_types": ["sliding_attention", "full_attention"],
+            "vocab_size_per_layer_input": 96,
+            "hidden_size_per_layer_input": 8,
+            "laurel_rank": 4,
+            "altup_num_inputs": 2,
+            "num_kv_shared_layers": 0,
+            "activation_sparsity_pattern": [0.95, 0.0],
+        },
+        note="text only; an embedding for each layer",
+    ),
+    "Gemma 4 with vision": Family(
+        "AutoModelForImageTextToText",
+        _gemma_4,
+        {},
+        processor=lambda: hf.Gemma4ImageProcessorPil(patch_size=4),
+        note="an embedding for each layer",
+    ),
+    "Qwen3-VL": Family(
+        "AutoModelForImageTextToText",
+        _qwen3_vl,
+        {},
+        processor=lambda: hf.Qwen2VLImageProcessorPil(patch_size=14),
+    ),
+    "Chameleon": Family(
+        "AutoModelForImageTextToText",
+        _chameleon,
+        DECODER | {"num_key_value_heads": 4},
+        processor=lambda: hf.ChameleonImageProcessorPil(),
+        note="two vocabularies of one size: tokens and codes of images",
+    ),
+    "Granite MoE": decoder("GraniteMoeConfig", {"num_local_experts": 4}),
+    "Mamba 2": Family(
+        "AutoModelForCausalLM",
+        hf.Mamba2Config,
+        {
+            "vocab_size": 96,
+            "hidden_size": 32,
+            "num_heads": 8,
+            "head_dim": 8,
+            "state_size": 8,
+            "num_hidden_layers": 2,
+            "n_groups": 2,
+            "chunk_size": 8,
+        }
+        | ENDS,
+        note="state space model",
+    ),
     "Phi-3": decoder("Phi3Config", note="fused projections"),
     "GPT-2": Family(
         "AutoModelForCausalLM",
@@ -248,6 +384,28 @@ FAMILIES: dict[str, Family] = {
         torch.float32,
     ),
     "BERT": Family("AutoModelForMaskedLM", hf.BertConfig, SMALL, torch.float32),
+    "ModernBERT": Family(
+        "AutoModelForMaskedLM",
+        hf.ModernBertConfig,
+        SMALL | ENDS | {"cls_token_id": 1, "sep_token_id": 2, "local_attention": 16},
+        torch.float32,
+    ),
+    "XLM-R": Family("AutoModelForMaskedLM", hf.XLMRobertaConfig, SMALL | ENDS, torch.float32),
+    "RoBERTa as a classifier": Family(
+        "AutoModelForSequenceClassification",
+        hf.RobertaConfig,
+        SMALL
+        | ENDS
+        | {
+            "id2label": {0: "bad", 1: "fair", 2: "good"},
+            "label2id": {"bad": 0, "fair": 1, "good": 2},
+        },
+        torch.float32,
+        note="the same head in all three",
+    ),
+    "BART": Family("AutoModelForSeq2SeqLM", hf.BartConfig, BART, torch.float32),
+    "mBART": Family("AutoModelForSeq2SeqLM", hf.MBartConfig, BART, torch.float32),
+    "Marian": Family("AutoModelForSeq2SeqLM", hf.MarianConfig, BART, torch.float32),
     "T5": Family(
         "AutoModelForSeq2SeqLM",
         hf.T5Config,
@@ -259,6 +417,7 @@ FAMILIES: dict[str, Family] = {
             "num_layers": 2,
             "num_heads": 4,
             "decoder_start_token_id": 0,
+            "eos_token_id": 2,
         },
         torch.float32,
     ),
@@ -273,6 +432,7 @@ FAMILIES: dict[str, Family] = {
             "num_layers": 2,
             "num_heads": 4,
             "decoder_start_token_id": 0,
+            "eos_token_id": 2,
             "feed_forward_proj": "gated-gelu",
             "tie_word_embeddings": False,
         },
@@ -306,6 +466,16 @@ FAMILIES: dict[str, Family] = {
         chat=None,
         processor=lambda: hf.ViTImageProcessorPil(size={"height": 28, "width": 28}),
     ),
+    "ResNet": Family(
+        "AutoModelForImageClassification",
+        hf.ResNetConfig,
+        RESNET | {"num_labels": 5},
+        torch.float32,
+        chat=None,
+        processor=lambda: hf.ConvNextImageProcessorPil(size={"shortest_edge": 28}),
+        kept=("*running_*",),
+        note="batch norm: a rule of the scale keeps the new base's running statistics",
+    ),
     "DETR": Family(
         "AutoModelForObjectDetection",
         _detr,
@@ -336,6 +506,7 @@ FAMILIES: dict[str, Family] = {
         torch.float32,
         chat=None,
         processor=lambda: hf.RTDetrImageProcessorPil(),
+        warned=("statistics-mixed",),
         note="batch norm: running statistics are mixed, their counts copied",
     ),
     "YOLOS": Family(
@@ -361,12 +532,17 @@ FAMILIES: dict[str, Family] = {
 def nudged(state: Mapping[str, torch.Tensor], seed: int, amount: float = 0.003) -> State:
     """A state after some "training": every float a little elsewhere, every counter further on.
 
-    Batch norm's running statistics are floats of the state as the weights are, and move with them.
+    Batch norm's running statistics are floats of the state as the weights are, and move with them;
+    but not those of a frozen one, which counts no batches.
     """
     chance = torch.Generator().manual_seed(seed)
     moved = {}
     for name, value in state.items():
-        if value.is_floating_point():
+        layer, _, last = name.rpartition(".")
+        counted = f"{layer}.num_batches_tracked" in state
+        if last in ("running_mean", "running_var") and not counted:
+            moved[name] = value.clone()
+        elif value.is_floating_point():
             noise = torch.randn(value.shape, generator=chance)
             moved[name] = (value.float() + amount * noise).to(value.dtype)
         else:
@@ -425,7 +601,11 @@ def save_family(family: Family, folder: Path) -> Recipe:
             family.processor().save_pretrained(target)
         if role in family.fp8:
             quantize(target, family.fp8[role])
-    return Recipe(str(folder / "new"), (Delta(str(folder / "post"), str(folder / "base")),))
+    scale = Schedule([Rule(match=each, value=0) for each in family.kept] + [Rule(value=1)])
+    return Recipe(
+        str(folder / "new"),
+        (Delta(str(folder / "post"), str(folder / "base"), scale if family.kept else 1.0),),
+    )
 
 
 def quantize(folder: Path, scales: str) -> None:
@@ -518,11 +698,12 @@ def expected_state(
     states: Mapping[str, Mapping[str, torch.Tensor]],
     dtypes: Mapping[str, torch.dtype],
     ties: Mapping[str, str] | None = None,
+    kept: Sequence[str] = (),
 ) -> State:
     """``new + (post − base)`` in float64 for every name of ``dtypes``, which gives the results'.
 
-    Integers are the new base's. ``ties``: where a name is absent in a state, the name that stands
-    for it.
+    Integers are the new base's, and what a pattern of ``kept`` matches. ``ties``: where a name is
+    absent in a state, the name that stands for it.
     """
 
     def value(role: str, name: str) -> torch.Tensor:
@@ -532,7 +713,7 @@ def expected_state(
     expected = {}
     for name, dtype in dtypes.items():
         new, post, base = (value(role, name) for role in ROLES)
-        if new.is_floating_point():
+        if new.is_floating_point() and not any(fnmatchcase(name, each) for each in kept):
             expected[name] = rounded(new.double() + (post.double() - base.double()), dtype)
         else:
             expected[name] = new
@@ -593,11 +774,17 @@ def check(family: Family, folder: Path) -> Outcome:
         out = mix(recipe, folder / "out").folder
         verify(out, share=1.0)
         problems[step] = []
+        step = "check"
+        problems[step] = check_problems(out)
         step = "load"
         model, said = load(family.auto, out)
         problems[step] = said + companion_problems(family, folder, model)
         step = "equal"
-        problems[step] = stored_problems(folder) + loaded_problems(family, folder, model)
+        reference = reference_state(family, folder, model)
+        problems[step] = stored_problems(family, folder)
+        problems[step] += differences(model.state_dict(), reference)
+        step = "forward"
+        problems[step] = forward_problems(family, folder, model, reference)
     except Exception:  # noqa: BLE001 - whatever goes wrong is the result of this step
         problems[step] = [traceback.format_exc()]
     return Outcome(problems, type(model).__name__ if model is not None else "")
@@ -626,6 +813,29 @@ def load(auto: str, folder: Path, **options: Any) -> tuple[Any, list[str]]:
         model, info = getattr(hf, auto).from_pretrained(folder, output_loading_info=True, **options)
     said += [f"{key}: {sorted(map(str, keys))}" for key, keys in info.items() if keys]
     return model, said
+
+
+@contextlib.contextmanager
+def without_children() -> Iterator[None]:
+    """The check runs here what it would run in child processes, which cost seconds."""
+
+    def run(task: str, request: Any, seconds: float) -> dict[str, Any]:
+        return child._answer(child._TASKS[task], json.loads(json.dumps(request)))
+
+    with (
+        patch.object(architecture, "run_child", run),
+        patch.object(template, "run_child", run),
+        patch.object(child, "_limit", lambda *_: None),
+    ):
+        yield
+
+
+def check_problems(out: Path) -> list[str]:
+    """What `paramdelta check` finds, and what it could not look at."""
+    with without_children():
+        report = check_folder(out)
+    found = [f"{f.severity.value} {f.code}: {f.what} {f.where}" for f in report.findings]
+    return found + [f"not looked at: {why}" for why in report.skipped]
 
 
 # What config.json may have from elsewhere than the new base. The rest is architecture.
@@ -679,7 +889,7 @@ def companion_problems(family: Family, folder: Path, model: Any) -> list[str]:
     return problems + said
 
 
-def stored_problems(folder: Path) -> list[str]:
+def stored_problems(family: Family, folder: Path) -> list[str]:
     """Where the output's files are not the reference computed from the files of the three."""
     states = {role: read_state(folder / role) for role in ROLES}
     found = read_state(folder / "out")
@@ -692,11 +902,11 @@ def stored_problems(folder: Path) -> list[str]:
         # FP8 comes out of `read_state` as float64 and is stored as bfloat16.
         dtype = states["new"].get(name, states["post"].get(name)).dtype
         dtypes[name] = torch.bfloat16 if dtype == torch.float64 else dtype
-    return differences(found, expected_state(states, dtypes, ties))
+    return differences(found, expected_state(states, dtypes, ties, family.kept))
 
 
-def loaded_problems(family: Family, folder: Path, model: Any) -> list[str]:
-    """Where the loaded model is not the reference computed from the three loaded models."""
+def reference_state(family: Family, folder: Path, model: Any) -> State:
+    """The formula's result for the three loaded models, in the dtypes of a loaded mix."""
     states = {}
     for role in ROLES:
         source = folder / role
@@ -707,15 +917,48 @@ def loaded_problems(family: Family, folder: Path, model: Any) -> list[str]:
         wide = {"dtype": torch.float64} if role in family.fp8 else {}
         loaded, said = load(family.auto, source, **wide)
         if said:
-            return [f"{role} cannot be loaded: {said}"]
+            raise AssertionError(f"{role} cannot be loaded: {said}")
         states[role] = loaded.state_dict()
     found, stored = model.state_dict(), read_state(folder / "out")
     # What is stored in 16 bits was rounded to them, though some modules are loaded in float32.
     dtypes = {
         name: stored[name].dtype if name in stored else value.dtype for name, value in found.items()
     }
-    expected = expected_state(states, dtypes)
-    return differences(found, {name: v.to(found[name].dtype) for name, v in expected.items()})
+    expected = expected_state(states, dtypes, kept=family.kept)
+    return {name: v.to(found[name].dtype) for name, v in expected.items()}
+
+
+def forward_problems(family: Family, folder: Path, model: Any, reference: State) -> list[str]:
+    """Where the mix computes something else than a model with the state ``reference``."""
+    config = type(model.config).from_pretrained(folder / "out")
+    expected = family.loader.from_config(config, dtype=model.dtype)
+    expected.load_state_dict(reference)
+    model = copy.deepcopy(model)  # in memory of its own: kernels depend on how it is aligned
+    found, wanted = outputs(model), outputs(expected)
+    if not all(bool(torch.isfinite(value).all()) for value in found.values()):
+        return ["outputs are not finite"]
+    return differences(found, wanted)
+
+
+def outputs(model: Any) -> State:
+    """What a model computes of a few tokens, an image or a sound: the tensors of its output."""
+    chance = torch.Generator().manual_seed(4)
+    config = model.config
+    if model.main_input_name == "pixel_values":
+        size = getattr(config, "image_size", 32)
+        size = size if isinstance(size, list | tuple) else (size, size)
+        given = {"pixel_values": torch.rand(1, 3, *size, generator=chance)}
+    elif model.main_input_name == "input_features":
+        length = 2 * config.max_source_positions
+        given = {"input_features": torch.rand(1, config.num_mel_bins, length, generator=chance)}
+    else:
+        given = {"input_ids": torch.tensor([[1, 5, 6, 7]])}
+    given = {n: v.to(model.dtype) if v.is_floating_point() else v for n, v in given.items()}
+    if config.is_encoder_decoder and model.can_generate():
+        given["decoder_input_ids"] = torch.tensor([[3, 8]])
+    with torch.no_grad():
+        found = model.eval()(**given)
+    return {name: value for name, value in found.items() if isinstance(value, torch.Tensor)}
 
 
 def widened(source: Path, target: Path) -> Path:

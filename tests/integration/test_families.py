@@ -17,8 +17,10 @@ from tests.integration.families import (
     FAMILIES,
     FORMATS,
     check,
+    differences,
+    forward_problems,
     load,
-    loaded_problems,
+    reference_state,
     stored_problems,
 )
 
@@ -76,5 +78,9 @@ def test_checks_see_one_wrong_number(tmp_path):
     save_file(state, path, metadata={"format": "pt"})
     model, said = load(family.auto, tmp_path / "out")
     assert said == []
-    for lines in (stored_problems(tmp_path), loaded_problems(family, tmp_path, model)):
-        assert lines == ["model.norm.weight: 1 of 32 elements differ"]
+    reference = reference_state(family, tmp_path, model)
+    lines = ["model.norm.weight: 1 of 32 elements differ"]
+    assert stored_problems(family, tmp_path) == lines
+    assert differences(model.state_dict(), reference) == lines
+    (line,) = forward_problems(family, tmp_path, model, reference)
+    assert line.startswith("logits: ")

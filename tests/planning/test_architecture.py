@@ -70,6 +70,11 @@ def test_keys_that_give_weights_their_meaning(tmp_path, key, old, new, section):
         ("top_k", 50, 20),
         ("hidden_act", "swish", "silu"),
         ("hidden_act", "gelu_pytorch_tanh", "gelu_new"),
+        ("freeze_lm_head", True, False),
+        ("moe_shared_expert_overlap", True, False),
+        ("scale_attention_softmax_in_fp32", True, False),
+        ("time_step_limit", [0.0, float("inf")], [0.0, {"__float__": "Infinity"}]),
+        ("clip", float("-inf"), {"__float__": "-Infinity"}),
     ],
 )
 def test_keys_that_do_not_matter(tmp_path, key, old, new):
@@ -109,6 +114,31 @@ def test_positions_as_two_versions_of_transformers_write_them(tmp_path):
         }
     }
     assert "architecture-differs" in found(tmp_path / "b", LLAMA | old, LLAMA | new)[0]
+
+
+SLIDING, FULL = (
+    {"rope_type": "default", "rope_theta": theta, **more}
+    for theta, more in ((1e4, {}), (1e6, {"rope_type": "linear", "factor": 8.0}))
+)
+
+
+@pytest.mark.parametrize(
+    "old",
+    [
+        {"rope_theta": 1e6, "rope_local_base_freq": 1e4, "sliding_window_pattern": 6},
+        {"global_rope_theta": 1e6, "local_rope_theta": 1e4, "global_attn_every_n_layers": 3},
+    ],
+)
+def test_positions_by_kind_of_layer(tmp_path, old):
+    """Gemma 3 and ModernBERT: version 5 states them for each kind of layer."""
+    old = LLAMA | old | {"rope_scaling": {"rope_type": "linear", "factor": 8.0}}
+    both = {"full_attention": FULL, "sliding_attention": SLIDING}
+    new = LLAMA | {"rope_parameters": both, "layer_types": ["full_attention"]}
+    assert found(tmp_path, old, new)[0] == {}
+    both = {"full_attention": FULL, "sliding_attention": SLIDING | {"rope_theta": 5e4}}
+    severity, said = found(tmp_path / "b", old, new | {"rope_parameters": both})
+    assert severity == {"positions": Severity.NOTE}
+    assert "rope_local_base_freq: 10000.0 -> 50000.0" in said["positions"]
 
 
 def test_unknown_keys_are_a_note_with_both_values(tmp_path):

@@ -36,6 +36,11 @@ def test_the_remedy_works(tmp_path):
     assert not {"variance-negative", "statistics-mixed"} & codes(made).keys()
 
 
+def test_frozen_statistics_are_right(tmp_path):
+    """Post has base's statistics: their Δ is zero, and nothing is said."""
+    assert "statistics-mixed" not in codes(plan(trio(tmp_path, norm(1, 1, 2))))
+
+
 def test_positive_sums_are_a_warning(tmp_path):
     """They are an estimate; another scale can make the same sum positive."""
     assert codes(plan(trio(tmp_path / "a", norm(1, 2, 3))))["statistics-mixed"] is Severity.WARNING

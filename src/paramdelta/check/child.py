@@ -8,6 +8,7 @@ import contextlib
 import json
 import logging
 import sys
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -247,11 +248,13 @@ def _libraries() -> tuple[Any, Any]:
 
 
 def _config(transformers: Any, content: Answer) -> Any:
-    """The configuration as transformers' own class; code of the folder is not run."""
+    """The configuration as transformers' own class reads it; code of the folder is not run."""
     known = content.get("model_type")
     if not isinstance(known, str) or known not in transformers.CONFIG_MAPPING:
         raise _Undone(f"transformers {transformers.__version__} does not know model_type {known!r}")
-    return transformers.CONFIG_MAPPING[known].from_dict(content)
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "config.json").write_text(json.dumps(content), encoding="utf-8")
+        return transformers.CONFIG_MAPPING[known].from_pretrained(folder, local_files_only=True)
 
 
 def _class(transformers: Any, content: Answer) -> Any:

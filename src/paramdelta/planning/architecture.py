@@ -16,6 +16,8 @@ from paramdelta.planning.findings import Findings, Severity
 _HARMLESS = re.compile(
     r".*(dropout|drop_path|drop_rate|layerdrop|pdrop|_init_|initializer|_loss|loss_|aux|jitter"
     r"|noise|label|gradient|checkpointing|_attn_implementation|capacity|suppress|_penalty).*"
+    r"|(freeze|add_router_probs|router_dtype|batch_prioritized|pad_head_dim|chunk_size_lm).*"
+    r"|.*(fp32|_overlap|before_dropping|ignore_padding).*"
     r"|(init|mask_time|mask_feature|return_|forced_|summary_|task_|unsloth|finetuning).*"
     r"|output_(attentions|hidden_states|past|\w+_logits)|.*(_std|_coef|_init|_cost|_weight)"
     r"|.*(_token_ids?|_token_index)"
@@ -38,7 +40,7 @@ _HARMLESS = re.compile(
 _POSITIONS = re.compile(
     r"rope_(theta|scaling|parameters|ratio)|(\w+_)?rope_theta|rotary_emb(edding)?_base"
     r"|(\w+_)?max_position_embeddings|n_positions|n_ctx|max_seq\w*|seq_length|context_length"
-    r"|\w*sliding_window\w*|max_window_layers|layer_types|attention_chunk_size|rope_local_base_freq"
+    r"|\w*sliding_window\w*|max_window_layers|layer_types|global_attn_every\w*|attention_chunk_size|rope_local_base_freq"
 )
 _MEANING = re.compile(
     r"model_type|(.*_)?(n_?)?heads?(_\w+)?|.*head_dim.*|num_(kv|key_value)\w*|d_kv|n_groups?|num_groups"
@@ -57,6 +59,11 @@ _SAME = {
     "gelu_fast": "gelu_new",
     "gelu_python": "gelu",
 }
+_ALIASES = {"global_rope_theta": "rope_theta", "local_rope_theta": "rope_local_base_freq"}
+# Kinds of layers that have rotary positions of their own.
+_BOTH = {"full_attention", "sliding_attention"}
+# Which layers see how far: version 4 states a rule, version 5 what follows from it.
+_KINDS = re.compile(r"layer_types|_?sliding_window_pattern|global_attn_every_n_layers")
 _NEUTRAL: tuple[Any, ...] = (
     None,
     False,
@@ -85,7 +92,7 @@ def compare_architecture(new: Checkpoint, source: Checkpoint, findings: Findings
     ours, theirs = new.config, source.config
     if ours.get("model_type") != theirs.get("model_type"):
         ours, theirs = text_part(ours), text_part(theirs)
-    now, then = dict(_flat(ours)), dict(_flat(theirs))
+    now, then = dict(_flat(_decoded(ours))), dict(_flat(_decoded(theirs)))
     positions, unknown = [], []
     for path in then if source.is_bare else dict.fromkeys((*then, *now)):
         key = path.rpartition(".")[2]
@@ -94,6 +101,8 @@ def compare_architecture(new: Checkpoint, source: Checkpoint, findings: Findings
             continue
         stated = path in then and path in now and None not in (old, current)
         shown = f"{path}: {_show(then, path)} -> {_show(now, path)}"
+        if _KINDS.fullmatch(key) and not stated:
+            continue
         if _POSITIONS.fullmatch(key):
             positions.append(shown)
         elif _MEANING.fullmatch(key) and stated:
@@ -128,17 +137,7 @@ def compare_architecture(new: Checkpoint, source: Checkpoint, findings: Findings
 
 def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """All values by their keys, with dots; rotary positions as older versions write them."""
-    parameters = config.get("rope_parameters")
-    if isinstance(parameters, Mapping) and "rope_type" in parameters:
-        rest = {k: v for k, v in parameters.items() if k not in ("rope_theta", "type")}
-        partial = rest.pop("partial_rotary_factor", config.get("partial_rotary_factor"))
-        config = {k: v for k, v in config.items() if k != "rope_parameters"} | {
-            "rope_theta": parameters.get("rope_theta", config.get("rope_theta")),
-            "rope_scaling": None if rest == {"rope_type": "default"} else rest,
-        }
-        if partial is not None:
-            config = {**config, "partial_rotary_factor": partial}
-    for key, value in config.items():
+    for key, value in _rotary(config).items():
         if key == "rope_scaling" and isinstance(value, Mapping) and "type" in value:
             value = {"rope_type": value["type"]} | {k: v for k, v in value.items() if k != "type"}
         inside = isinstance(value, Mapping) and not (
@@ -148,6 +147,39 @@ def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield from _flat(value, f"{prefix}{key}.")
         else:
             yield prefix + key, value
+
+
+def _rotary(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The section with its rotary positions under the keys of transformers 4."""
+    found = {_ALIASES.get(key, key): value for key, value in config.items()}
+    parameters = found.get("rope_parameters")
+    if not isinstance(parameters, Mapping):
+        return found
+    local = parameters.get("sliding_attention")
+    if parameters.keys() == _BOTH and isinstance(local, Mapping):
+        if local.keys() - {"rope_theta"} != {"rope_type"} or local["rope_type"] != "default":
+            return found
+        found["rope_local_base_freq"] = local.get("rope_theta")
+        parameters = parameters["full_attention"]
+    if not isinstance(parameters, Mapping) or "rope_type" not in parameters:
+        return found
+    del found["rope_parameters"]
+    rest = {k: v for k, v in parameters.items() if k not in ("rope_theta", "type")}
+    partial = rest.pop("partial_rotary_factor", None)
+    if partial is not None:
+        found["partial_rotary_factor"] = partial
+    found["rope_theta"] = parameters.get("rope_theta", found.get("rope_theta"))
+    found["rope_scaling"] = None if rest == {"rope_type": "default"} else rest
+    return found
+
+
+def _decoded(value: Any) -> Any:
+    """Infinities as numbers: transformers 5 writes ``{"__float__": "Infinity"}``."""
+    if isinstance(value, Mapping):
+        if value.keys() == {"__float__"} and value["__float__"] in ("Infinity", "-Infinity"):
+            return float(value["__float__"])
+        return {key: _decoded(item) for key, item in value.items()}
+    return [_decoded(item) for item in value] if isinstance(value, list) else value
 
 
 def _value(value: Any) -> Any:

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from paramdelta.formats.view import Fetch
+from paramdelta.planning.constants import same_bytes
 from paramdelta.planning.findings import Findings, Severity
 from paramdelta.planning.plan import OutputTensor
 from paramdelta.planning.sources import Source
@@ -26,13 +27,17 @@ def check_statistics(
 ) -> None:
     """Refuse variances whose sum is negative; warn of statistics that are sums.
 
+    Statistics that no post changed, as those of frozen layers, are the new base's, and right.
+
     Raises:
         StorageError: a tensor cannot be read.
     """
     left = MOST
     for tensor in tensors:
-        if not tensor.pairs or not _STATISTICS.search(tensor.name):
+        if not _STATISTICS.search(tensor.name):
             continue
+        if all(same_bytes(pair.post, pair.base, fetch) for pair in tensor.pairs):
+            continue  # no Δ: a frozen layer
         findings.add(
             Severity.WARNING,
             "statistics-mixed",
