@@ -252,7 +252,7 @@ def families() -> Iterator[tuple[str, Case]]:
         ties = {"density": 0.3, "scale": 1.1}
         yield f"{model} TIES", mixes(recorded(model, ties=ties, dare={"drop": 0.25}))
     model = "family/DeepSeek-R1-Distill-Qwen"
-    yield f"{model} head=drop", mixes(recorded(model, head="drop", allow=("untied",)))
+    yield f"{model} head=drop", mixes(recorded(model, head="drop"))
 
 
 NORMS = ("*.LayerNorm.gamma -> *.LayerNorm.weight", "*.LayerNorm.beta -> *.LayerNorm.bias")

@@ -561,6 +561,9 @@ def build_models(family: Family) -> dict[str, Any]:
         config = family.config(**{**family.sizes, **family.roles.get(role, {})})
         built[role] = family.loader.from_config(config).to(family.dtype)
     start = built["base"].state_dict()
+    for value in start.values():
+        if value.dim() > 1 and value.is_floating_point() and not value.any():
+            value.normal_(std=0.02)  # a trained matrix is not zero
     for role, seed in (("post", 1), ("new", 2)):
         built[role].load_state_dict(nudged(start, seed))
         built[role].tie_weights()
