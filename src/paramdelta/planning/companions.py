@@ -48,6 +48,7 @@ from paramdelta.planning.tokenizer import (
     read_vocabulary,
     vocabulary_names,
 )
+from paramdelta.planning.tokenizerjson import differing_rules
 from paramdelta.planning.vocabtable import Table
 from paramdelta.planning.vocabulary import MOST
 from paramdelta.storage.blob import Blob
@@ -140,6 +141,8 @@ def choose(
     left = {**ours.left, **theirs.left}
     main = _main(ours.may, theirs.may, new, post, settlement, facts, findings)
     _report_tokenizer(main, new, base, findings)
+    if settlement.new is not None and settlement.post is not None:
+        _report_splitting(main, new, post, findings)
     chosen = [replace(each, name=folder + each.name) for each in main]
     chosen += _around(new, post, left)
     for inner, giver in _inner_folders(new, post, base, components, findings).items():
@@ -305,6 +308,28 @@ def _report_tokenizer(
             "none",
             new,
             remedy="put the tokenizer's files into the folder of the new base",
+        )
+
+
+def _report_splitting(
+    main: Sequence[Companion], new: Checkpoint, post: Checkpoint, findings: Findings
+) -> None:
+    """Note where tokenizer.json of post splits text into tokens by other rules."""
+    chosen = next((each for each in main if each.name == FAST), None)
+    if chosen is None or FAST not in new.files or FAST not in post.files:
+        return
+    if _is_same(new.files, post.files, FAST):
+        return
+    keys = differing_rules(new.read_json(FAST), post.read_json(FAST))
+    if keys:
+        findings.add(
+            Severity.NOTE,
+            "splitting-differs",
+            "tokenizer.json of post and the new base split text into tokens by other rules "
+            f"({', '.join(keys)}); those of {chosen.giver} are used",
+            post,
+            remedy="compare the two files; where only one was saved by a newer library, both can "
+            "mean the same",
         )
 
 
@@ -636,7 +661,7 @@ def _is_posts(
     if settlement.mode == "new-base" or not settlement.same:
         return False
     if settlement.new is not None and settlement.post is not None:
-        return True
+        return not settlement.post.is_cut  # it has tokens for which there is no row
     # The vocabularies were not compared. Equal files or not fewer rows: post's tokenizer knows all.
     if our_words.keys() == their_words.keys() and all(
         blob.size == their_words[name].size

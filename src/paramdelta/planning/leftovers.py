@@ -1,5 +1,7 @@
 """Tensors of post and base that the output does not get."""
 
+import re
+
 from paramdelta.errors import parameter
 from paramdelta.formats.buffers import is_buffer
 from paramdelta.formats.view import View
@@ -11,6 +13,10 @@ from paramdelta.planning.predictors import is_predictor
 from paramdelta.planning.sources import Lineage, Sources
 from paramdelta.recipe import Recipe
 from paramdelta.recipe.schedule import Schedule
+from paramdelta.storage.filekinds import is_training, is_weights
+
+# The adapter once more, and whole models, which have a finding of their own.
+_OWN = re.compile(r".*/|adapter_|(pytorch_)?model[.-]")
 
 
 def report_leftovers(recipe: Recipe, sources: Sources, findings: Findings) -> None:
@@ -20,6 +26,8 @@ def report_leftovers(recipe: Recipe, sources: Sources, findings: Findings) -> No
         for name, view in {**each.post.views, **each.post.deltas}.items():
             if name not in wanted:
                 _report(name, view, each, delta.scale, findings)
+        if each.is_adapter:
+            _report_beside(each, findings)
         if each.base is not None:
             for name in sorted(each.base.views.keys() - wanted - each.post.views.keys()):
                 findings.add(
@@ -29,6 +37,23 @@ def report_leftovers(recipe: Recipe, sources: Sources, findings: Findings) -> No
                     each.base,
                     tensor=name,
                 )
+
+
+def _report_beside(each: Lineage, findings: Findings) -> None:
+    """Warn of weights that were trained beside an adapter and are no part of it."""
+    checkpoint = each.post.checkpoint
+    read = {source.blob for source in checkpoint.sources}
+    for name, blob in checkpoint.files.items():
+        if blob in read or not is_weights(name) or is_training(name) or _OWN.match(name):
+            continue
+        findings.add(
+            Severity.WARNING,
+            "weights-beside-adapter",
+            f"{name} holds weights that are no part of the adapter; they are not mixed",
+            each.post,
+            remedy="if they were trained, merge them and the adapter with the library that wrote "
+            "them, and pass the merged folder as post",
+        )
 
 
 def _taking(name: str) -> str:

@@ -18,7 +18,13 @@ from paramdelta.planning.settlement import (
 )
 from paramdelta.planning.sources import Source, Sources
 from paramdelta.planning.tokenizer import Known, read_vocabulary
-from paramdelta.planning.tokens import tell_doubts, tell_numbers, tell_rows, with_rows
+from paramdelta.planning.tokens import (
+    tell_doubts,
+    tell_numbers,
+    tell_rows,
+    tell_unnamed,
+    with_rows,
+)
 from paramdelta.planning.vocabulary import Opaque, Vocabulary
 from paramdelta.recipe import Recipe
 from paramdelta.schemes.pair import Pair
@@ -121,6 +127,7 @@ def report_rows(
     heights = _heights(embedding, axes[embedding], sources)
     shown = [*heights, *heights[-1:] * 2][:3]
     cases = tell_rows(settlement, sources, embedding, shown, findings)
+    tell_unnamed(settlement, sources, axes, findings)
     tell_numbers(settlement, sources, findings, embedding)
     return cases
 

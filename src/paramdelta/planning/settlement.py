@@ -129,6 +129,8 @@ class Settlement:
     def output_id(self, post_id: int) -> int | None:
         """The output's id of a token of post; None if the output lacks it."""
         agreement = self.agreements[1]
+        if self.post is not None and self.post.is_cut and post_id not in self.post.tokens:
+            return None
         if agreement is None or agreement.same:
             return post_id
         for out, post in self.grafts.items():

@@ -1,4 +1,4 @@
-"""tokenizer.json, the file of the tokenizers library: its tokens and their ids.
+"""tokenizer.json, the file of the tokenizers library: its tokens, their ids, and how it splits text.
 
 The library numbers added tokens itself and ignores the ids that the file states for them: a token
 that the model has keeps the model's id; the others are numbered on from the model's size. Source:
@@ -9,6 +9,17 @@ from collections.abc import Mapping
 from typing import Any
 
 from paramdelta.planning.vocabtable import Table, checked_ids
+
+# What a model of the library states beside its tokens.
+_RULES = (
+    "type",
+    "unk_token",
+    "byte_fallback",
+    "ignore_merges",
+    "continuing_subword_prefix",
+    "end_of_word_suffix",
+    "max_input_chars_per_word",
+)
 
 
 def tokenizer_table(content: Mapping[str, Any]) -> Table:
@@ -26,3 +37,30 @@ def tokenizer_table(content: Mapping[str, Any]) -> Table:
     for token in content.get("added_tokens") or []:
         table.add(str(token["content"]), special=bool(token.get("special")))
     return table
+
+
+def differing_rules(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> tuple[str, ...]:
+    """The keys by which two tokenizer.json split the same text into other tokens.
+
+    The merges of BPE and the scores of Unigram are compared where both have the same vocabulary;
+    a larger one has more of them.
+    """
+    found = [key for key in ("normalizer", "pre_tokenizer") if ours.get(key) != theirs.get(key)]
+    mine, other = ours.get("model"), theirs.get("model")
+    if not isinstance(mine, Mapping) or not isinstance(other, Mapping):
+        return tuple(found)
+    for key in _RULES:
+        if (mine.get(key) or None) != (other.get(key) or None):  # absent, false and "" are the same
+            found.append(f"model.{key}")
+    if isinstance(mine.get("vocab"), list):
+        sizes = {len(each.get("vocab") or ()) for each in (mine, other)}
+        if len(sizes) == 1 and mine["vocab"] != other.get("vocab"):
+            found.append("model.vocab")
+    elif mine.get("vocab") == other.get("vocab") and _merges(mine) != _merges(other):
+        found.append("model.merges")
+    return tuple(found)
+
+
+def _merges(model: Mapping[str, Any]) -> list[Any]:
+    """The merges of BPE as pairs: older files write each as one string."""
+    return [m.split(" ") if isinstance(m, str) else m for m in model.get("merges") or ()]

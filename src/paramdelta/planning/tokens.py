@@ -12,6 +12,7 @@ from paramdelta.planning.roles import needed
 from paramdelta.planning.settlement import Case, Settlement
 from paramdelta.planning.sources import Lineage, Source, Sources
 from paramdelta.planning.tokenaxes import rows_of_tokens
+from paramdelta.planning.tokenizer import vocabulary_names
 from paramdelta.planning.vocabulary import Vocabulary, first_tokens
 
 UNTRAINED = 0.1  # of the median row norm: a row below this was hardly ever trained
@@ -35,7 +36,7 @@ def with_rows(vocabulary: Vocabulary, source: Source, findings: Findings) -> Voc
         source,
     )
     kept = {i: token for i, token in vocabulary.tokens.items() if i < rows}
-    return Vocabulary(kept, frozenset(i for i in vocabulary.special if i < rows))
+    return Vocabulary(kept, frozenset(i for i in vocabulary.special if i < rows), is_cut=True)
 
 
 def tell_rows(
@@ -126,6 +127,38 @@ def tell_numbers(settlement: Settlement, sources: Sources, findings: Findings, n
                 f"tokenizers, but there are {theirs.shape[0]} here and {ours[0]} in the new base",
                 source,
                 remedy="leave `vocabulary` out unless the same number is the same token",
+            )
+
+
+def tell_unnamed(
+    settlement: Settlement, sources: Sources, axes: Mapping[str, int], findings: Findings
+) -> None:
+    """Warn where a post without a tokenizer has more rows of tokens than what it was trained from.
+
+    Somebody added tokens, or rounded the rows up; no file says which.
+    """
+    if settlement.post is None or settlement.forced:
+        return
+    for each in sources.lineages:
+        post, start = each.post, each.base or sources.new
+        if post.is_stored or vocabulary_names(post.checkpoint.files):
+            continue
+        for name, axis in axes.items():
+            theirs = post.views.get(name) or post.deltas.get(name)
+            ours = start.views.get(name)
+            if theirs is None or ours is None or len(theirs.shape) != len(ours.shape):
+                continue
+            rows, before = theirs.shape[axis], ours.shape[axis]
+            if rows <= before:
+                continue
+            findings.add(
+                Severity.WARNING,
+                "rows-without-tokens",
+                f"it has {rows} rows of tokens and {start.checkpoint.role} has {before}, but no "
+                f"tokenizer that says what the {rows - before} others are; they are left out",
+                post,
+                tensor=name,
+                remedy="put the tokenizer's files that it was trained with into its folder",
             )
 
 

@@ -33,10 +33,14 @@ class Opaque:
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """A checkpoint's tokens by id; ``special``: ids of special tokens."""
+    """A checkpoint's tokens by id; ``special``: ids of special tokens.
+
+    ``is_cut``: whether the tokenizer has further tokens, for which the checkpoint has no rows.
+    """
 
     tokens: Mapping[int, str]
     special: frozenset[int] = frozenset()
+    is_cut: bool = False
     ids: Mapping[str, int] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
