@@ -77,6 +77,22 @@ def test_embedder(tmp_path):
     assert report.tensors == 21 + 2
 
 
+@pytest.mark.parametrize(
+    ("family", "length", "expected"),
+    [("bert", 16, 0), ("bert", 17, 1), ("roberta", 14, 0), ("roberta", 16, 1), ("bert", None, 0)],
+)
+def test_texts_longer_than_the_positions(tmp_path, family, length, expected):
+    """max_seq_length against the table of positions; RoBERTa's starts behind padding."""
+    embedder(tmp_path)
+    config = {"architectures": None, "model_type": family, "pad_token_id": 1}
+    edit(tmp_path, "config.json", **config)
+    state = {"embeddings.position_embeddings.weight": np.ones((16, 8), np.float32)}
+    put(tmp_path, "model.safetensors", state)
+    put(tmp_path, "sentence_bert_config.json", {"max_seq_length": length})
+    codes = [f.code for f in check(tmp_path).findings]
+    assert codes.count("length-beyond-positions") == expected
+
+
 def _lose_dense(folder):
     (folder / "2_Dense" / "model.safetensors").unlink()
 

@@ -452,3 +452,17 @@ def test_whose_tokenizer_where_none_was_read(tmp_path, files, rows):
     assert givers["tokenizer.json"] == ("new base" if rows > 4 else "post")
     assert givers["chat_template.jinja"] == "post"
     assert not made.refused
+
+
+@pytest.mark.parametrize("more", [[], ["new"]])
+def test_text_is_split_by_other_rules(tmp_path, files, more):
+    """A note says whose rules are used: post's with its tokenizer, else the new base's."""
+    for role in ("base", "post", "new"):
+        files[role]["tokenizer_json"] = tokenizer(TOKENS + (more if role == "new" else []))
+    files["post"]["tokenizer_config_json"]["eos_token"] = "<eos>"
+    assert "splitting-differs" not in {f.code for f in plan(lineage(tmp_path, files)).findings}
+    files["post"]["tokenizer_json"] |= {"normalizer": {"type": "Lowercase"}}
+    made = plan(lineage(tmp_path, files))
+    (finding,) = (f for f in made.findings if f.code == "splitting-differs")
+    assert finding.severity is Severity.NOTE
+    assert f"(normalizer); those of {'new base' if more else 'post'}" in finding.what

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from paramdelta.planning.tokenizerjson import tokenizer_table
+from paramdelta.planning.tokenizerjson import differing_rules, tokenizer_table
 
 tokenizers = pytest.importorskip("tokenizers")
 
@@ -58,3 +58,31 @@ def test_special_tokens_are_those_that_are_marked():
     table = tokenizer_table({"model": {"vocab": {"c": 0}}, "added_tokens": added})
     assert table.special == {1}
     assert table.added == {"<a>": 1, "b": 2}
+
+
+MODEL = {"type": "BPE", "vocab": {"a": 0, "b": 1, "ab": 2}, "merges": ["a b"]}
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"model": {**MODEL, "merges": [["a", "b"]], "byte_fallback": False}}, ()),
+        ({"model": {**MODEL, "merges": []}}, ("model.merges",)),
+        ({"model": {**MODEL, "vocab": {**MODEL["vocab"], "c": 3}, "merges": []}}, ()),
+        ({"model": {**MODEL, "byte_fallback": True}}, ("model.byte_fallback",)),
+        ({"normalizer": {"type": "Lowercase"}}, ("normalizer",)),
+        ({"pre_tokenizer": {"type": "Metaspace"}, "model": 3}, ("pre_tokenizer",)),
+    ],
+)
+def test_rules_that_differ(change, expected):
+    """Only what splits a text into other tokens, however it is written."""
+    assert differing_rules({"normalizer": None, "model": MODEL}, {"model": MODEL} | change) == (
+        expected
+    )
+
+
+def test_scores_that_differ():
+    """Of Unigram, with vocabularies of one size."""
+    ours, theirs = ({"model": {"type": "Unigram", "vocab": [["a", s]]}} for s in (-1.0, -2.0))
+    assert differing_rules(ours, theirs) == ("model.vocab",)
+    assert differing_rules(ours, ours) == ()

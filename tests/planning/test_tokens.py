@@ -1,5 +1,6 @@
 """Rows of tokens in whole plans: which tensors follow the tokens, and what the user is told."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 from paramdelta import Delta, Recipe, Severity, mix, plan
 from paramdelta.errors import UsageError
 from paramdelta.planning import rows
-from tests.checkpoints import bf16, llama, moved, save
+from tests.checkpoints import bf16, encode, llama, moved, save
 from tests.opening import checkpoint, fetch
 from tests.planning.test_companions import tokenizer
 from tests.planning.test_sentencepiece import model
@@ -178,3 +179,60 @@ def test_tokens_that_only_a_config_names(tmp_path):
     assert found(made) == {"post-only-tokens": Severity.REFUSED}
     assert made.refused[0].remedy == "`graft=('<end>',)`"
     assert not plan(replace(recipe, graft=("<end>",))).refused
+
+
+def test_the_output_has_no_token_without_a_row(tmp_path):
+    """Post's tokenizer has one that its embedding lacks ([PAD]): the new base's is used."""
+    roles = {"tokenizer_config_json": {"eos_token": "t1", "pad_token": "<pad>"}}
+    post = words([*WORDS, "<pad>"]) | roles | {"generation_config_json": {"pad_token_id": 40}}
+    recipe = lineage(tmp_path, base=words(WORDS), post=post, new=words(WORDS))
+    made = plan(recipe)
+    given = {c.name: c for c in made.companions}
+    assert given["tokenizer.json"].giver == "new base"
+    assert dict(given["tokenizer_config.json"].changes)["pad_token"] is None
+    assert dict(given["generation_config.json"].changes) == {"pad_token_id": None}
+
+
+@pytest.mark.parametrize("with_base", [True, False])
+def test_rows_that_no_tokenizer_names(tmp_path, with_base):
+    """An adapter with more rows than its base and no tokenizer: somebody added tokens."""
+    recipe = lineage(tmp_path, base=words(WORDS), new=words(WORDS))
+    name, more = "base_model.model.model.embed_tokens.", np.ones((2, 42), np.float32)
+    factors = {"lora_embedding_A": more, "lora_embedding_B": np.ones((16, 2), np.float32)}
+    tensors = {name + key: factor for key, factor in factors.items()}
+    put_adapter(tmp_path / "adapter", tensors)
+    base = str(tmp_path / "base") if with_base else None
+    made = plan(replace(recipe, deltas=(Delta(str(tmp_path / "adapter"), base),)))
+    assert found(made) == {"rows-without-tokens": Severity.WARNING}
+    assert "42" in made.findings[0].what
+
+
+def test_weights_beside_an_adapter(tmp_path):
+    """Rows of new tokens or a projector in a file of their own: a warning, not silence."""
+    recipe = lineage(tmp_path, base=words(WORDS), new=words(WORDS))
+    name = "base_model.model.model.layers.0.self_attn.q_proj."
+    pair = {name + "lora_A.weight": np.ones((2, 16)), name + "lora_B.weight": np.ones((16, 2))}
+    folder = put_adapter(
+        tmp_path / "adapter", {key: value.astype(np.float32) for key, value in pair.items()}
+    )
+    recipe = replace(recipe, deltas=(Delta(str(folder)),))
+    for harmless in ("optimizer.pt", "training_args.bin", "adapter_model.bin"):
+        (folder / harmless).write_bytes(b"x")
+    assert found(plan(recipe)) == {}
+    (folder / "new_embeddings.safetensors").write_bytes(b"x")
+    (folder / "non_lora_trainables.bin").write_bytes(b"x")
+    made = plan(recipe)
+    assert found(made) == {"weights-beside-adapter": Severity.WARNING}
+    assert [f.what.partition(" ")[0] for f in made.findings] == [
+        "new_embeddings.safetensors",
+        "non_lora_trainables.bin",
+    ]
+
+
+def put_adapter(folder, tensors):
+    """A PEFT adapter of rank 2 with these tensors."""
+    folder.mkdir()
+    (folder / "adapter_model.safetensors").write_bytes(encode(tensors, {"format": "pt"}))
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["q_proj"]}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    return folder

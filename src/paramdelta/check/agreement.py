@@ -6,6 +6,7 @@
 - Rows of tokens: ``vocab_size`` of the text part, where there is one.
 - Tied head: transformers 5 reads ``tie_word_embeddings`` at the top, others of the text part.
 - Labels: ``id2label``, whose length is ``num_labels``.
+- Length of a text: ``max_seq_length`` of sentence-transformers, and the rows of absolute positions.
 """
 
 from collections.abc import Iterator, Mapping
@@ -16,6 +17,8 @@ from paramdelta.check.vocabulary import Tokens, role_tokens
 from paramdelta.dtypes import DTYPES, torch_name
 from paramdelta.planning.findings import Findings, Severity
 
+# Their positions are counted from the id of padding plus one.
+_AFTER_PADDING = {"roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "mpnet", "data2vec-text"}
 _DTYPES = {"half": "float16", "float": "float32", "double": "float64"}
 
 
@@ -36,6 +39,7 @@ def check_agreement(part: Part, tokens: Tokens, quantized: bool, findings: Findi
         findings,
     )
     _check_labels(part, findings)
+    _check_length(part, findings)
 
 
 def _severity(part: Part) -> Severity:
@@ -158,6 +162,31 @@ def _check_labels(part: Part, findings: Findings) -> None:
             problem,
             part.place(),
             remedy="take id2label, label2id and the classifier from one model",
+        )
+
+
+def _check_length(part: Part, findings: Findings) -> None:
+    """How long a text sentence-transformers passes on, and how many positions the encoder has."""
+    name = "sentence_bert_config.json"
+    length = part.folder.object(name, findings).get("max_seq_length")
+    table = next(
+        (t for n, t in part.weights.tensors.items() if n.endswith("position_embeddings.weight")),
+        None,
+    )
+    if table is None or len(table.shape) != 2 or not is_id(length):
+        return
+    positions = table.shape[0]
+    if part.config.get("model_type") in _AFTER_PADDING:
+        padding = part.config.get("pad_token_id")
+        positions -= 1 + (padding if is_id(padding) else 1)
+    if length > positions:
+        findings.add(
+            Severity.WARNING,
+            "length-beyond-positions",
+            f"max_seq_length is {length}, and the encoder has {positions} positions: a longer text "
+            "ends in an error",
+            part.place(name),
+            remedy=f"write max_seq_length: {positions}",
         )
 
 

@@ -1,4 +1,4 @@
-"""tokenizer.json, the file of the tokenizers library: its tokens, their ids, and how it splits text.
+"""tokenizer.json, the file of the tokenizers library: tokens, their ids, and how text is split.
 
 The library numbers added tokens itself and ignores the ids that the file states for them: a token
 that the model has keeps the model's id; the others are numbered on from the model's size. Source:
@@ -49,9 +49,9 @@ def differing_rules(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> tuple
     mine, other = ours.get("model"), theirs.get("model")
     if not isinstance(mine, Mapping) or not isinstance(other, Mapping):
         return tuple(found)
-    for key in _RULES:
-        if (mine.get(key) or None) != (other.get(key) or None):  # absent, false and "" are the same
-            found.append(f"model.{key}")
+    found += [  # absent, false and "" are the same
+        f"model.{key}" for key in _RULES if (mine.get(key) or None) != (other.get(key) or None)
+    ]
     if isinstance(mine.get("vocab"), list):
         sizes = {len(each.get("vocab") or ()) for each in (mine, other)}
         if len(sizes) == 1 and mine["vocab"] != other.get("vocab"):
