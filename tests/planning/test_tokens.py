@@ -229,6 +229,16 @@ def test_weights_beside_an_adapter(tmp_path):
     ]
 
 
+def test_weights_beside_a_model(tmp_path):
+    """A value head that only its trainer reads: a warning; the same model once more: nothing."""
+    recipe = lineage(tmp_path)
+    for harmless in ("consolidated.safetensors", "model.fp16.safetensors", "optimizer.pt"):
+        (tmp_path / "post" / harmless).write_bytes(b"x")
+    assert found(plan(recipe)) == {}
+    (tmp_path / "post" / "value_head.safetensors").write_bytes(b"x")
+    assert found(plan(recipe)) == {"weights-beside-model": Severity.WARNING}
+
+
 def put_adapter(folder, tensors):
     """A PEFT adapter of rank 2 with these tensors."""
     folder.mkdir()

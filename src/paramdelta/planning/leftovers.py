@@ -13,10 +13,10 @@ from paramdelta.planning.predictors import is_predictor
 from paramdelta.planning.sources import Lineage, Sources
 from paramdelta.recipe import Recipe
 from paramdelta.recipe.schedule import Schedule
-from paramdelta.storage.filekinds import is_training, is_weights
+from paramdelta.storage.filekinds import is_training, is_weights, left_because
 
 # The adapter once more, and whole models, which have a finding of their own.
-_OWN = re.compile(r".*/|adapter_|(pytorch_)?model[.-]")
+_OWN = re.compile(r".*/|adapter_|(pytorch_|flax_|tf_|rust_)?model[.-]|consolidated")
 
 
 def report_leftovers(recipe: Recipe, sources: Sources, findings: Findings) -> None:
@@ -26,7 +26,7 @@ def report_leftovers(recipe: Recipe, sources: Sources, findings: Findings) -> No
         for name, view in {**each.post.views, **each.post.deltas}.items():
             if name not in wanted:
                 _report(name, view, each, delta.scale, findings)
-        if each.is_adapter:
+        if not each.post.is_stored:
             _report_beside(each, findings)
         if each.base is not None:
             for name in sorted(each.base.views.keys() - wanted - each.post.views.keys()):
@@ -40,20 +40,34 @@ def report_leftovers(recipe: Recipe, sources: Sources, findings: Findings) -> No
 
 
 def _report_beside(each: Lineage, findings: Findings) -> None:
-    """Warn of weights that were trained beside an adapter and are no part of it."""
+    """Warn of weights in files of their own that lie beside those of post, such as a value head.
+
+    Of a whole model, pickles travel as files of code that loads them (see `companions`).
+    """
     checkpoint = each.post.checkpoint
+    if checkpoint.makeup.main is None:
+        return  # beside a pipeline lies the same model in one file
     read = {source.blob for source in checkpoint.sources}
     for name, blob in checkpoint.files.items():
         if blob in read or not is_weights(name) or is_training(name) or _OWN.match(name):
             continue
-        findings.add(
-            Severity.WARNING,
-            "weights-beside-adapter",
-            f"{name} holds weights that are no part of the adapter; they are not mixed",
-            each.post,
-            remedy="if they were trained, merge them and the adapter with the library that wrote "
-            "them, and pass the merged folder as post",
-        )
+        if each.is_adapter:
+            findings.add(
+                Severity.WARNING,
+                "weights-beside-adapter",
+                f"{name} holds weights that are no part of the adapter; they are not mixed",
+                each.post,
+                remedy="if they were trained, merge them and the adapter with the library that "
+                "wrote them, and pass the merged folder as post",
+            )
+        elif left_because(name):
+            findings.add(
+                Severity.WARNING,
+                "weights-beside-model",
+                f"{name} holds weights that the model's loader does not read; they are left out",
+                each.post,
+                remedy="if other code reads them, copy the file into the output",
+            )
 
 
 def _taking(name: str) -> str:
