@@ -1,8 +1,8 @@
 """Writes docs/errors.md from the source: every code of an error or finding. `make docs`."""
 
 import ast
-from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 from paramdelta import errors
@@ -67,21 +67,27 @@ class Module:
             if isinstance(base, ast.Name)
         }
 
-    def imports(self) -> Iterator[Path]:
+    @cache
+    def imports(self) -> list[Path]:
         """The modules of the package that it imports from."""
+        found = []
         for node in ast.walk(self.tree):
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("paramdelta."):
                 path = ROOT / "src" / Path(*node.module.split("."))
-                yield path.with_suffix(".py") if path.with_suffix(".py").is_file() else path
+                found.append(path.with_suffix(".py") if path.with_suffix(".py").is_file() else path)
+        return found
 
-    def calls(self) -> Iterator[tuple[ast.Call, dict[str, ast.expr]]]:
+    @cache
+    def calls(self) -> list[tuple[ast.Call, dict[str, ast.expr]]]:
         """All calls in order, with the values that names were given last before them."""
+        found: list[tuple[ast.Call, dict[str, ast.expr]]] = []
         names: dict[str, ast.expr] = {}
         for node in sorted(ast.walk(self.tree), key=_position):
             if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
-                names[node.targets[0].id] = node.value
+                names = {**names, node.targets[0].id: node.value}
             elif isinstance(node, ast.Call):
-                yield node, dict(names)
+                found.append((node, names))
+        return found
 
 
 MODULES = {path: Module(path) for path in sorted(PACKAGE.rglob("*.py"))}
@@ -102,6 +108,7 @@ def render() -> str:
     return HEAD + "".join(lines) + FINDINGS + "".join(more)
 
 
+@cache
 def error_codes() -> dict[str, Row]:
     """Every code of an error, with its classes and messages."""
     found: dict[str, Row] = {}
@@ -121,6 +128,7 @@ def error_codes() -> dict[str, Row]:
     return found
 
 
+@cache
 def finding_codes() -> dict[str, Row]:
     """Every code of a finding, with its severities and messages."""
     found: dict[str, Row] = {}
