@@ -66,10 +66,14 @@ class Module:
             for base in node.bases
             if isinstance(base, ast.Name)
         }
+        self._imports = self._read_imports()
+        self._calls = self._read_calls()
 
-    @cache
     def imports(self) -> list[Path]:
         """The modules of the package that it imports from."""
+        return self._imports
+
+    def _read_imports(self) -> list[Path]:
         found = []
         for node in ast.walk(self.tree):
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("paramdelta."):
@@ -77,9 +81,11 @@ class Module:
                 found.append(path.with_suffix(".py") if path.with_suffix(".py").is_file() else path)
         return found
 
-    @cache
     def calls(self) -> list[tuple[ast.Call, dict[str, ast.expr]]]:
         """All calls in order, with the values that names were given last before them."""
+        return self._calls
+
+    def _read_calls(self) -> list[tuple[ast.Call, dict[str, ast.expr]]]:
         found: list[tuple[ast.Call, dict[str, ast.expr]]] = []
         names: dict[str, ast.expr] = {}
         for node in sorted(ast.walk(self.tree), key=_position):
