@@ -96,9 +96,6 @@ class Module:
         return found
 
 
-MODULES = {path: Module(path) for path in sorted(PACKAGE.rglob("*.py"))}
-
-
 def render() -> str:
     """The page's text."""
     found, findings = error_codes(), finding_codes()
@@ -206,6 +203,9 @@ def _maker(name: str, path: Path) -> ast.FunctionDef | None:
 
 def _position(node: ast.AST) -> tuple[int, int]:
     return getattr(node, "lineno", 0), getattr(node, "col_offset", 0)
+
+
+MODULES = {path: Module(path) for path in sorted(PACKAGE.rglob("*.py"))}
 
 
 def _name(call: ast.Call) -> str:
