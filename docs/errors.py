@@ -1,8 +1,8 @@
 """Writes docs/errors.md from the source: every code of an error or finding. `make docs`."""
 
 import ast
-from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 from paramdelta import errors
@@ -66,25 +66,34 @@ class Module:
             for base in node.bases
             if isinstance(base, ast.Name)
         }
+        self._imports = self._read_imports()
+        self._calls = self._read_calls()
 
-    def imports(self) -> Iterator[Path]:
+    def imports(self) -> list[Path]:
         """The modules of the package that it imports from."""
+        return self._imports
+
+    def _read_imports(self) -> list[Path]:
+        found = []
         for node in ast.walk(self.tree):
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("paramdelta."):
                 path = ROOT / "src" / Path(*node.module.split("."))
-                yield path.with_suffix(".py") if path.with_suffix(".py").is_file() else path
+                found.append(path.with_suffix(".py") if path.with_suffix(".py").is_file() else path)
+        return found
 
-    def calls(self) -> Iterator[tuple[ast.Call, dict[str, ast.expr]]]:
+    def calls(self) -> list[tuple[ast.Call, dict[str, ast.expr]]]:
         """All calls in order, with the values that names were given last before them."""
+        return self._calls
+
+    def _read_calls(self) -> list[tuple[ast.Call, dict[str, ast.expr]]]:
+        found: list[tuple[ast.Call, dict[str, ast.expr]]] = []
         names: dict[str, ast.expr] = {}
         for node in sorted(ast.walk(self.tree), key=_position):
             if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
-                names[node.targets[0].id] = node.value
+                names = {**names, node.targets[0].id: node.value}
             elif isinstance(node, ast.Call):
-                yield node, dict(names)
-
-
-MODULES = {path: Module(path) for path in sorted(PACKAGE.rglob("*.py"))}
+                found.append((node, names))
+        return found
 
 
 def render() -> str:
@@ -102,6 +111,7 @@ def render() -> str:
     return HEAD + "".join(lines) + FINDINGS + "".join(more)
 
 
+@cache
 def error_codes() -> dict[str, Row]:
     """Every code of an error, with its classes and messages."""
     found: dict[str, Row] = {}
@@ -121,6 +131,7 @@ def error_codes() -> dict[str, Row]:
     return found
 
 
+@cache
 def finding_codes() -> dict[str, Row]:
     """Every code of a finding, with its severities and messages."""
     found: dict[str, Row] = {}
@@ -192,6 +203,9 @@ def _maker(name: str, path: Path) -> ast.FunctionDef | None:
 
 def _position(node: ast.AST) -> tuple[int, int]:
     return getattr(node, "lineno", 0), getattr(node, "col_offset", 0)
+
+
+MODULES = {path: Module(path) for path in sorted(PACKAGE.rglob("*.py"))}
 
 
 def _name(call: ast.Call) -> str:

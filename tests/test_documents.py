@@ -13,15 +13,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 import paramdelta
-from paramdelta.documents import (
-    DocumentError,
-    compose_yaml,
-    construct_yaml,
-    parse_json,
-    parse_yaml,
-    to_json,
-    to_yaml,
-)
+from paramdelta.documents import DocumentError, parse_json, to_json
+from paramdelta.documents.yaml import compose_yaml, construct_yaml, parse_yaml, to_yaml
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
@@ -142,7 +135,8 @@ def test_any_text_is_read_or_refused(text):
 PACKAGE = Path(paramdelta.__file__).parent
 PARSERS = {"loads", "load", "JSONDecoder", "safe_load", "full_load", "compose", "SafeLoader"}
 OWN = {
-    "documents.py": "the parsers",
+    "documents/json.py": "the parser of JSON",
+    "documents/yaml.py": "the parser of YAML",
     "formats/safetensors.py": "headers, which have a parser of their own",
 }
 

@@ -433,7 +433,7 @@ def test_the_command(lineage, tmp_path):
     assert (out / "scale--0.5" / "model.safetensors").is_file()
     wrong = run("sweep", *lineage.options, "--scale", "0.5,x", "--out", str(out))
     assert wrong.returncode == 2
-    assert "not scales" in wrong.stderr
+    assert "invalid scales" in wrong.stderr
     assert run("sweep", *lineage.options, "--out", str(out)).returncode == 2
 
 

@@ -143,7 +143,7 @@ def _json(path: Path) -> Any:
 
 
 def _yaml(path: Path) -> Any:
-    from paramdelta.documents import parse_yaml
+    from paramdelta.documents.yaml import parse_yaml
 
     return parse_yaml(path.read_text(errors="replace"))
 

@@ -154,7 +154,7 @@ TARGETS = {
         ),
         Target(
             "gguf",
-            "weights",
+            "folder",
             (GGUF,),
             (*(struct.pack("<Q", n) for n in (0, 1, 8, 2**31, 2**63)), b"blk.0.", bytes(3)),
             _as("model.gguf"),

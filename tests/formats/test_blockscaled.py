@@ -76,12 +76,13 @@ def test_scales_are_found_by_name_and_shape(scale, ending, block):
         "w.weight": store.tensor("w.weight", np.zeros((200, 300), np.uint8)),
         f"w.weight{ending}": store.tensor(f"w.weight{ending}", scale),
         "w.input_scale": store.tensor("w.input_scale", np.ones(1, np.float32)),
+        "w.activation_scale": store.tensor("w.activation_scale", np.ones((), np.float32)),
         "norm.weight": store.tensor("norm.weight", np.ones(3, np.float32)),
     }
     views, left = scaled_weights(tensors, {}, "here")
     assert views.keys() == {"w.weight", "norm.weight"}
     assert views["w.weight"].block == block
-    assert left == ("w.input_scale",)
+    assert left == ("w.input_scale", "w.activation_scale")
 
 
 def test_blocks_of_another_size():

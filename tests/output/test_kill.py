@@ -4,6 +4,7 @@ import hashlib
 import json
 import random
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -176,3 +177,19 @@ def test_fifty_kills_of_a_sweep(tmp_path):
 def test_a_hundred_kills(tmp_path):
     """Killed at a hundred moments of a run: a hundred identical outputs."""
     kill_and_resume(tmp_path, 100, seed=2)
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGINT"])
+def test_a_signal_ends_a_run_in_order(tmp_path, name):
+    """Exit code 130 and a line that says how to go on; the same command then goes on."""
+    command = ["mix", *lineage(tmp_path), "--out", str(tmp_path / "out")]
+    with Program(tmp_path / "said", OFTEN) as program:
+        program.warm_up([*command[:-1], str(tmp_path / "first")])
+        whole = program.run([*command[:-1], str(tmp_path / "whole")])
+        ended = program.run(command, whole.calls * 3 // 4, getattr(signal, name))
+        assert ended.code == 130, ended.err
+        assert "the same command continues" in ended.out + ended.err
+        assert not (tmp_path / "out").exists()
+        again = program.run(command)
+        assert again.code == 0, again.err
+        assert '"bytes_resumed": 0,' not in again.out.splitlines()[-1]

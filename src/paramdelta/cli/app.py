@@ -4,11 +4,14 @@ Exit codes: 0 done, 2 usage, 3 the inputs do not fit together (or an output is n
 4 I/O, 130 interrupted and resumable.
 """
 
+import contextlib
 import copy
 import gc
 import io
+import signal
 import sys
 import traceback
+from collections.abc import Iterator
 from typing import Annotated, Any
 
 import typer
@@ -77,7 +80,29 @@ def main(arguments: list[str] | None = None) -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal that lacks a character shows "?"
-    sys.exit(_run(arguments))
+    with _ends_like_ctrl_c():
+        code = _run(arguments)
+    sys.exit(code)
+
+
+@contextlib.contextmanager
+def _ends_like_ctrl_c() -> Iterator[None]:
+    """SIGTERM and SIGHUP end the work as Ctrl-C does: in order, resumable, and with a message.
+
+    Signals that are ignored, as under nohup, or handled by whoever calls this, stay so.
+    """
+    changed = []
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) == signal.SIG_DFL:
+            with contextlib.suppress(ValueError):  # not the main thread
+                signal.signal(number, signal.default_int_handler)
+                changed.append(number)
+    try:
+        yield
+    finally:
+        for number in changed:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def _run(arguments: list[str]) -> int:

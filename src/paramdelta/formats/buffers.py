@@ -20,10 +20,12 @@ def is_buffer(tensor: View) -> bool:
     ``attn.bias`` is GPT-2's causal mask where it is square over its last two axes, and the bias of
     a projection elsewhere.
     """
-    name = tensor.name
+    name = tensor.name  # asked of every tensor: no further calls for most
     if name.endswith("bias") and _MASK.search(name):
         return len(tensor.shape) >= 2 and tensor.shape[-1] == tensor.shape[-2]
-    return is_constant(name)
+    if "rotary" in name:
+        return is_constant(name)
+    return name[name.rfind(".") + 1 :] in _CONSTANTS
 
 
 def is_constant(name: str) -> bool:

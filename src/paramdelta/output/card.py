@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from paramdelta import documents
 from paramdelta.errors import ParamDeltaError
 from paramdelta.formats.checkpoint import Checkpoint
 from paramdelta.formats.components import DIFFUSERS, MODULES, PIPELINE, SENTENCES
@@ -129,7 +128,9 @@ def model_card(plan: Plan, out: Path) -> str:
 
 def _head(metadata: dict[str, Any], out: Path) -> list[str]:
     """The Hub's metadata, and the title."""
-    text = documents.to_yaml(metadata).strip()
+    from paramdelta.documents.yaml import to_yaml  # keeps yaml out of the start
+
+    text = to_yaml(metadata).strip()
     return ["---", text, "---", "", f"# {markdown(out.name)}", ""]
 
 
@@ -190,6 +191,8 @@ def _public(source: Checkpoint) -> str:
 
 def front_matter(source: Checkpoint) -> dict[str, Any]:
     """The metadata of a checkpoint's own card, {} if there is none that can be read."""
+    from paramdelta.documents.yaml import parse_yaml
+
     first, *lines = _text(source, "README.md").splitlines() or [""]
     ends = (number for number, text in enumerate(lines) if text.rstrip() == "---")
     end = next(ends, None)
@@ -198,7 +201,7 @@ def front_matter(source: Checkpoint) -> dict[str, Any]:
     # Results of benchmarks can make the whole as large as a book: try the wanted keys first.
     for part in (_wanted(lines[:end]), lines[:end]):
         with contextlib.suppress(ValueError):
-            data = documents.parse_yaml("\n".join(part))
+            data = parse_yaml("\n".join(part))
             if isinstance(data, dict):
                 return data
     return {}

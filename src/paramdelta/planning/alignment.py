@@ -11,6 +11,7 @@ from paramdelta.planning.lineage import RELATED, is_matrix, likeness
 from paramdelta.planning.sources import Source, Sources
 
 PROBES = 4  # pairs of matrices whose numbers are compared before a rule is proposed
+MANY = 8  # modules that agree in names and shapes
 AUTO = "auto"  # in place of a rule: apply the rules that are proposed
 
 
@@ -70,7 +71,8 @@ def _aligned(
     for text, count in used.items():
         findings.add(Severity.NOTE, "mapped", f"{count} names are read as {text}", source)
     moved, prefix = names.bridged(result, new.views)
-    if prefix is not None and _alike(_gained(result, moved, new.views), result, new.views, fetch):
+    gained = _gained(result, moved, new.views) if prefix is not None else []
+    if gained and _is_credible(gained, result, new.views, fetch):
         result = moved
         findings.add(Severity.NOTE, "prefix", f"tensor names are read as {prefix}…", source)
     result, changed = relaid(result, new.views)
@@ -80,7 +82,7 @@ def _aligned(
     proposals = tuple(
         proposal
         for proposal in names.propose(result, new.views)
-        if _is_credible(proposal.pairs, result, new.views, fetch)
+        if _is_credible(proposal.pairs, result, new.views, fetch, 2)
     )
     shown = "; ".join(map(str, proposals))
     if proposals and automatic:
@@ -103,16 +105,20 @@ def _is_credible(
     own: Mapping[str, View],
     new: Mapping[str, View],
     fetch: Fetch | None,
+    fewest: int = 1,
 ) -> bool:
-    """Whether tensors that a rule would pair are the same part of the model.
+    """Whether tensors that a rule would pair can be the same part of the model.
 
     Names and shapes can agree by accident, as those of two layers of equal size. So the numbers of
-    a few matrices are compared, and where there are none, more than one module has to agree.
+    a few matrices are compared. Where there are none, ``fewest`` modules have to agree; and `MANY`
+    modules are no accident, whatever their numbers: then `compare_relatives` warns.
     """
     modules = {name.rpartition(".")[0] for name, _ in pairs}
+    if len(modules) >= MANY:
+        return True
     matrices = any(is_matrix(new[counterpart]) for _, counterpart in pairs)
     if fetch is None or not matrices:
-        return len(modules) > 1
+        return len(modules) >= fewest
     return _alike(pairs, own, new, fetch)
 
 
@@ -120,7 +126,7 @@ def _alike(
     pairs: Sequence[tuple[str, str]],
     own: Mapping[str, View],
     new: Mapping[str, View],
-    fetch: Fetch | None,
+    fetch: Fetch,
 ) -> bool:
     """Whether most of a few matrices are like their counterparts; True if there are none to read.
 
@@ -134,8 +140,6 @@ def _alike(
         and own[name].kind.mixable
         and new[counterpart].kind.mixable
     ]
-    if fetch is None:
-        return True
     found = [
         likeness([""], {"": one}, {"": other}, fetch)
         for one, other in matrices[:: max(1, len(matrices) // PROBES)]

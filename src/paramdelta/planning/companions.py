@@ -95,7 +95,7 @@ class Facts:
 
     ``dtype``: the one floating-point dtype (safetensors name), None if there are several. ``tied``:
     whether the output head is the input embedding; None to leave config.json as it is. ``rows``:
-    of embeddings and heads that have grown, by how many rows they had. ``quantised``: the
+    of embeddings and heads that have grown, by how many rows they had. ``quantized``: the
     quantization_config of an output that is quantized. ``head``: keys of config.json that describe
     a head that is taken from post; None for those that are removed. ``predicts``: whether it has
     layers that predict further tokens.
@@ -104,7 +104,7 @@ class Facts:
     dtype: str | None
     tied: bool | None
     rows: Mapping[int, int]
-    quantised: Mapping[str, Any] | None = None
+    quantized: Mapping[str, Any] | None = None
     head: Mapping[str, Any] = field(default_factory=dict)
     predicts: bool = True
 
@@ -464,8 +464,8 @@ def _config(
             edits[keys] = facts.rows.get(rows, max(rows, most))
     stated = [s.keys for s in statements("quantization", new.files) if s.file == CONFIG]
     edits |= dict.fromkeys(stated, None)
-    if facts.quantised is not None:
-        edits[("quantization_config",)] = facts.quantised
+    if facts.quantized is not None:
+        edits[("quantization_config",)] = facts.quantized
     if not facts.predicts:
         edits |= dict.fromkeys(stated_layers(new.config), 0)
     edits[("_name_or_path",)] = None
@@ -475,7 +475,7 @@ def _config(
         why += "; special-token ids from post"
     if facts.head:
         why += "; architecture and labels of the head from post"
-    if facts.quantised is not None:
+    if facts.quantized is not None:
         why += "; FP8 with fresh scales of its blocks"
     return Companion(CONFIG, source, "new base", why, tuple(changed(new.config, edits).items()))
 

@@ -11,7 +11,7 @@ gpt-oss, whose joined tensors hold gate and up in turns, is known by its ``gate_
 left as it is: nobody ships it otherwise.
 
 H: hidden size, I: inner size, E: experts. The block around them is called ``block_sparse_moe``,
-``mlp`` or ``feed_forward``. Source: transformers' conversion_mapping and the modelling files.
+``mlp`` or ``feed_forward``. Source: transformers' conversion_mapping and the modeling files.
 """
 
 import re

@@ -1,6 +1,6 @@
 """Which tensor of one checkpoint corresponds to which of another: by name.
 
-What can stand between equal names: a prefix that one class of a modelling library writes and
+What can stand between equal names: a prefix that one class of a modeling library writes and
 another does not ("model.", "bert."); another layout of experts (see `experts`); another place in a
 larger model, which the user says with a rule ("model.* -> language_model.model.*") or has proposed;
 and an output head that is tied to the input embedding and therefore not stored.

@@ -119,7 +119,7 @@ def _make_plan(recipe: Recipe, opener: Opener) -> Plan:
         dtype=dtypes.get("") if quantization is None else None,
         tied=tied,
         rows=grown_rows(tensors, axes, sources),
-        quantised=quantization,
+        quantized=quantization,
         head=taken.config,
         predicts=_predicts(tensors, sources.new.checkpoint.config),
     )

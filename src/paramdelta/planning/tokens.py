@@ -16,7 +16,7 @@ from paramdelta.planning.tokenizer import vocabulary_names
 from paramdelta.planning.vocabulary import Vocabulary, first_tokens
 
 UNTRAINED = 0.1  # of the median row norm: a row below this was hardly ever trained
-NEIGHBOURS = 65  # rows, spread over the vocabulary, that the median is taken of
+NEIGHBORS = 65  # rows, spread over the vocabulary, that the median is taken of
 SPECIAL = 512  # special tokens, at most, whose rows are looked at
 SHARED = 0.5  # of a vocabulary: with less in common, one belongs to another family
 
@@ -248,7 +248,7 @@ def recommend_takes(
     shared = [(i, j) for i, j in shared if i < ours.shape[0] and i not in settlement.takes]
     if not shared:
         return
-    usual = np.linspace(0, min(new.size, ours.shape[0]) - 1, NEIGHBOURS).astype(int).tolist()
+    usual = np.linspace(0, min(new.size, ours.shape[0]) - 1, NEIGHBORS).astype(int).tolist()
     shared = shared[:SPECIAL]
     norms = lineage.row_norms(ours, [*usual, *(i for i, _ in shared)], fetch)
     least = UNTRAINED * float(np.median(norms[: len(usual)]))

@@ -13,7 +13,8 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from paramdelta.documents import construct_yaml, parse_json
+from paramdelta.documents import parse_json
+from paramdelta.documents.yaml import construct_yaml
 from paramdelta.dtypes import parse_dtype
 from paramdelta.errors import UsageError
 from paramdelta.recipe.model import Delta, Recipe

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
-from paramdelta.documents import to_yaml
 from paramdelta.dtypes import parse_dtype
 from paramdelta.errors import UsageError
 from paramdelta.recipe import formula
@@ -219,6 +218,8 @@ class Recipe:
 
     def to_yaml(self) -> str:
         """The recipe as a YAML document that `read_recipe` reads back."""
+        from paramdelta.documents.yaml import to_yaml  # keeps yaml out of the start
+
         return to_yaml(self.to_dict())
 
 

@@ -220,7 +220,9 @@ def parse(path: Path, what: str) -> Any:
     Raises:
         UsageError: it cannot be read, is not YAML (with the line), or has too many values.
     """
-    from paramdelta.documents import DocumentError, compose_yaml  # keeps yaml out of the start
+    # Keeps yaml out of the start.
+    from paramdelta.documents.json import DocumentError
+    from paramdelta.documents.yaml import compose_yaml
 
     text, line = read_text(path, what), None
     try:
