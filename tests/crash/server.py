@@ -122,7 +122,11 @@ def serve() -> None:
             setattr(os, name, counted(getattr(os, name)))
     os.pwrite = halved(os.pwrite)
     sys.addaudithook(opened)
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored by some who start this
+    # Ignored by some who start this: in the background, under nohup.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for name in ("SIGTERM", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_DFL)
     for line in sys.stdin:
         job = json.loads(line)
         if job["here"]:
