@@ -14,7 +14,7 @@ from paramdelta.documents import to_json
 from paramdelta.dtypes import FP8_BLOCK, parse_dtype
 from paramdelta.engine import threads
 from paramdelta.engine.job import Job, Progress
-from paramdelta.engine.memory import Budget, Need, budget, default_workers
+from paramdelta.engine.memory import Budget, Need, budget, computing_workers, default_workers
 from paramdelta.errors import Interrupted, MisfitError, UsageError
 from paramdelta.formats.adapter import CONFIG, is_adapter
 from paramdelta.formats.checkpoint import DELTA
@@ -518,7 +518,7 @@ def verify(
     options = Options(
         share,
         parse_size(memory),
-        workers or default_workers(),
+        workers or computing_workers(),
         int.from_bytes(os.urandom(4), "little") if seed is None else seed,
         download,
         progress or (lambda _: None),

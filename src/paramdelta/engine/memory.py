@@ -33,7 +33,12 @@ class Budget:
 
 def default_workers() -> int:
     """Threads: enough to keep the disk busy while some compute, no more than pays."""
-    return max(4, min(16, os.cpu_count() or 1))
+    return max(4, computing_workers())
+
+
+def computing_workers() -> int:
+    """Threads for work that computes more than it reads: further ones only disturb each other."""
+    return min(16, os.cpu_count() or 1)
 
 
 def budget(need: Callable[[int], Need], memory: int, workers: int, what: str = "") -> Budget:
