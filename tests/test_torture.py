@@ -15,7 +15,7 @@ pytestmark = forks
 def test_kills(tmp_path, name):
     """At the last calls of a run: nothing is lost, nothing differs, nothing is left over."""
     (scenario,) = (each for each in scenarios(tmp_path / "sources") if each.name == name)
-    done = kill(scenario, 6, 1, tmp_path / "work")
+    done = kill(scenario, 6, 1, tmp_path / "work", {})
     assert done["kills"] >= 4
 
 

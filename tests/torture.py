@@ -18,7 +18,7 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,8 +73,17 @@ def state(out: Path, scenario: Scenario) -> dict[str, str]:
     return {name: digest(out / name) for name in scenario.members if (out / name).is_dir()}
 
 
-def kill(scenario: Scenario, kills: int, seed: int, folder: Path) -> dict[str, int]:
+def kill(
+    scenario: Scenario,
+    kills: int,
+    seed: int,
+    folder: Path,
+    settings: Mapping[str, float] = OFTEN,
+) -> dict[str, int]:
     """Kill a command at many moments; returns how many kills struck, of how many tries.
+
+    ``settings``: by default the command commits all the time. Then no two runs make equally many
+    calls, and a kill at one of the last may come too late; with {} all runs make as many.
 
     Raises:
         AssertionError: a file was lost, differs or is left over.
@@ -83,7 +92,7 @@ def kill(scenario: Scenario, kills: int, seed: int, folder: Path) -> dict[str, i
     place = folder / f"place-{scenario.name.replace(' ', '')}"
     out = place / "out"
     struck = tries = 0
-    with Program(folder / "said", OFTEN) as program:
+    with Program(folder / "said", settings) as program:
         program.warm_up([*scenario.command, "--out", str(folder / "warm")])
         shutil.rmtree(folder / "warm")
         before: dict[str, str] = {}
