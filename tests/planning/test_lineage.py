@@ -5,7 +5,7 @@ import warnings
 import numpy as np
 import pytest
 
-from paramdelta.planning.lineage import likeness
+from paramdelta.planning.lineage import likeness, read_samples
 from tests.views import Store
 
 
@@ -16,7 +16,7 @@ def test_numbers_too_large_to_compare(huge):
     views = {"w": store.tensor("w", np.full((4, 4), huge))}
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert likeness(["w"], views, views, store.fetch) is None
+        assert likeness(*[read_samples(["w"], views, store.fetch)] * 2) is None
 
 
 def test_the_same_and_the_opposite():
@@ -24,8 +24,10 @@ def test_the_same_and_the_opposite():
     store = Store()
     one = {"w": store.tensor("w", np.eye(4))}
     other = {"w": store.tensor("v", -np.eye(4))}
-    same = likeness(["w"], one, one, store.fetch)
+    same = likeness(*[read_samples(["w"], one, store.fetch)] * 2)
     assert (same.cosine, same.distance) == (1, 0)
-    opposite = likeness(["w"], one, other, store.fetch)
+    opposite = likeness(
+        read_samples(["w"], one, store.fetch), read_samples(["w"], other, store.fetch)
+    )
     assert (opposite.cosine, opposite.distance) == (-1, 2)
-    assert likeness([], one, other, store.fetch) is None
+    assert likeness({}, {}) is None

@@ -69,12 +69,12 @@ WHOLE = (Component(),)
 class Makeup:
     """What a folder consists of.
 
-    ``library``: whose folder it is: "", `SENTENCES` or `DIFFUSERS`. ``main``: the folder of the
+    ``framework``: whose folder it is: "", `SENTENCES` or `DIFFUSERS`. ``main``: the folder of the
     main model; None if there is none. ``inner``: the other folders that belong to it, each with a
     slash at its end. ``types``: the class of each module or component, by folder.
     """
 
-    library: str = ""
+    framework: str = ""
     main: str | None = ""
     inner: tuple[str, ...] = ()
     types: Mapping[str, str] = field(default_factory=dict)

@@ -7,7 +7,7 @@ from paramdelta.formats.view import Fetch, View
 from paramdelta.planning import names
 from paramdelta.planning.experts import relaid
 from paramdelta.planning.findings import Findings, Severity
-from paramdelta.planning.lineage import RELATED, is_matrix, likeness
+from paramdelta.planning.lineage import RELATED, is_matrix, likeness, read_sample
 from paramdelta.planning.sources import Source, Sources
 
 PROBES = 4  # pairs of matrices whose numbers are compared before a rule is proposed
@@ -141,7 +141,7 @@ def _alike(
         and new[counterpart].kind.mixable
     ]
     found = [
-        likeness([""], {"": one}, {"": other}, fetch)
+        likeness({"": read_sample(one, fetch)}, {"": read_sample(other, fetch)})
         for one, other in matrices[:: max(1, len(matrices) // PROBES)]
     ]
     unlike = [each for each in found if each is not None and each.cosine < RELATED]

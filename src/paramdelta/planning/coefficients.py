@@ -14,6 +14,8 @@ from paramdelta.planning.sources import Sources
 from paramdelta.recipe import Recipe
 from paramdelta.recipe.schedule import Rule, Schedule, Span
 
+EXTREME = 2.0  # a scale beyond this is rarely meant
+
 
 @dataclass(frozen=True)
 class Coefficient:
@@ -67,6 +69,14 @@ def choose_factors(recipe: Recipe, sources: Sources, findings: Findings) -> tupl
         scales, idle = coefficients(delta.scale, axes, weights)
         densities, further = coefficients(recipe.density(each.number), axes, weights)
         chosen.append(Factors(scales, densities))
+        if isinstance(delta.scale, float | int) and abs(delta.scale) > EXTREME:
+            findings.add(
+                Severity.WARNING,
+                "scale-extreme",
+                f"scale {delta.scale:g} adds the Δ {abs(delta.scale):g} times over; the paper uses "
+                "scales up to 1",
+                each.post,
+            )
         for rule in (*idle, *further):
             where = f" ({rule.where})" if rule.where else ""
             findings.add(

@@ -361,7 +361,7 @@ def _inner_folders(
     only post has is post's. A folder without weights (a pooling, a scheduler, a tokenizer) says how
     the model is used: it is post's, unless post-training left it as it was in base.
     """
-    listing = post if post.makeup.library == SENTENCES else new
+    listing = post if post.makeup.framework == SENTENCES else new
     weights = {component.folder for component in components if not component.is_main}
     found: dict[str, str] = {}
     for inner in listing.makeup.inner:

@@ -52,12 +52,12 @@ def find_moved_layers(base: Source, new: Source, fetch: Fetch, findings: Finding
             best = max(likeness, key=lambda other: likeness[other])
             if likeness[best] >= RELATED:
                 moved[name] = number, best
+        first = next(iter(moved.values()), (0, 0))
         for name in moved:
-            number, best = next(iter(moved.values()))
             findings.add(
                 Severity.REFUSED,
                 "layers-moved",
-                f"layer {number} of {stack}* is layer {best} of {base}; {len(moved)} of "
+                f"layer {first[0]} of {stack}* is layer {first[1]} of {base}; {len(moved)} of "
                 f"{len(both)} layers that were compared are other layers there",
                 new,
                 tensor=name,
@@ -72,6 +72,7 @@ def _layers(views: Mapping[str, View]) -> dict[str, dict[int, list[str]]]:
     found: dict[str, dict[int, list[str]]] = {}
     for name, view in views.items():
         number, stack = layer_of(name), stack_of(name)
+        # `lineage.is_matrix`, without a call for each tensor of a large model.
         matrix = len(view.shape) == 2 and min(view.shape) > 1 and view.kind.mixable
         if number is not None and stack is not None and matrix:
             found.setdefault(stack, {}).setdefault(number, []).append(name)

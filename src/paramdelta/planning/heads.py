@@ -3,8 +3,6 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-import numpy as np
-
 from paramdelta.formats.view import Fetch, Rows, View
 from paramdelta.planning import lineage, names
 from paramdelta.planning.findings import Findings, Severity
@@ -177,9 +175,7 @@ def _alike(one: View | None, other: View | None, fetch: Fetch) -> bool:
         inner = zip(one.sources, other.sources, strict=False)
         same = len(one.sources) == len(other.sources) and one.rows == other.rows
         return same and all(_alike(first, second, fetch) for first, second in inner)
-    return one.shape == other.shape and np.array_equal(
-        lineage.read_sample(one, fetch), lineage.read_sample(other, fetch), equal_nan=True
-    )
+    return lineage.same_sample(one, other, fetch)
 
 
 def _is_apart(each: Lineage, new: Source, tied: Mapping[Source, bool]) -> bool:
@@ -229,20 +225,17 @@ def _is_tied(source: Source, head: str, embedding: str, findings: Findings, fetc
     """
     views = source.known
     tied = names.is_tied(head, views, source.checkpoint.config)
-    if tied and {head, embedding} <= views.keys():
-        one, other = views[head], views[embedding]
-        if one.shape != other.shape or not np.array_equal(
-            lineage.read_sample(one, fetch), lineage.read_sample(other, fetch), equal_nan=True
-        ):
-            findings.add(
-                Severity.WARNING,
-                "not-tied",
-                "config.json says that the output head is the input embedding, but the stored "
-                "head differs; it is used as it is",
-                source,
-                tensor=head,
-            )
-            return False
+    stored = tied and {head, embedding} <= views.keys()
+    if stored and not lineage.same_sample(views[head], views[embedding], fetch):
+        findings.add(
+            Severity.WARNING,
+            "not-tied",
+            "config.json says that the output head is the input embedding, but the stored "
+            "head differs; it is used as it is",
+            source,
+            tensor=head,
+        )
+        return False
     return tied
 
 

@@ -14,6 +14,8 @@ from paramdelta.formats.view import Fetch, View, float64
 
 TENSORS = 8  # matrices that are sampled
 ELEMENTS = 65536  # at most this many numbers of each, in one run from the middle
+Samples = Mapping[str, npt.NDArray[np.float64]]
+"""Numbers of some tensors of one checkpoint, by name."""
 RELATED = 0.5  # a cosine below this: no common ancestor
 
 
@@ -55,16 +57,19 @@ def sample(tensors: Sequence[str], checkpoints: Sequence[Mapping[str, View]]) ->
     return [usable[int(i * step)] for i in range(min(TENSORS, len(usable)))]
 
 
-def likeness(
-    names: Sequence[str], one: Mapping[str, View], other: Mapping[str, View], fetch: Fetch
-) -> Likeness | None:
-    """Compare two checkpoints on the named tensors; reads a few MB.
+def read_samples(names: Sequence[str], views: Mapping[str, View], fetch: Fetch) -> Samples:
+    """Samples of the named tensors; a few MB."""
+    return {name: read_sample(views[name], fetch) for name in names}
+
+
+def likeness(one: Samples, other: Samples) -> Likeness | None:
+    """Compare samples of the same tensors of two checkpoints.
 
     None without a sample, or if its numbers are too large to compare.
     """
     both = norm_one = norm_other = apart = 0.0
-    for name in names:
-        a, b = read_sample(one[name], fetch), read_sample(other[name], fetch)
+    for name, a in one.items():
+        b = other[name]
         finite = np.isfinite(a) & np.isfinite(b)
         a, b = a[finite], b[finite]
         with np.errstate(over="ignore", invalid="ignore"):
@@ -74,20 +79,14 @@ def likeness(
             apart += dot(a - b, a - b)
     if norm_one == 0 or norm_other == 0 or not np.isfinite([norm_one, norm_other, apart]).all():
         return None
-    return Likeness(both / (norm_one * norm_other) ** 0.5, (apart / norm_one) ** 0.5, len(names))
+    return Likeness(both / (norm_one * norm_other) ** 0.5, (apart / norm_one) ** 0.5, len(one))
 
 
-def shift(
-    names: Sequence[str],
-    base: Mapping[str, View],
-    post: Mapping[str, View],
-    new: Mapping[str, View],
-    fetch: Fetch,
-) -> Shift | None:
-    """Compare shift and Δ on the named tensors; reads a few MB. None if the Δ is zero there."""
+def shift(base: Samples, post: Samples, new: Samples) -> Shift | None:
+    """Compare shift and Δ on samples of the same tensors. None if the Δ is zero there."""
     delta = moved = both = 0.0
-    for name in names:
-        start, end, other = (read_sample(each[name], fetch) for each in (base, post, new))
+    for name, start in base.items():
+        end, other = post[name], new[name]
         finite = np.isfinite(start) & np.isfinite(end) & np.isfinite(other)
         start, end, other = start[finite], end[finite], other[finite]
         with np.errstate(over="ignore", invalid="ignore"):
@@ -110,6 +109,13 @@ def read_sample(view: View, fetch: Fetch) -> npt.NDArray[np.float64]:
     count = min(view.elements, ELEMENTS)
     start = (view.elements - count) // 2
     return view.float64(start, start + count, fetch)
+
+
+def same_sample(one: View, other: View, fetch: Fetch) -> bool:
+    """Whether two tensors have one shape and hold the same numbers on a sample."""
+    return one.shape == other.shape and np.array_equal(
+        read_sample(one, fetch), read_sample(other, fetch), equal_nan=True
+    )
 
 
 def row_norms(view: View, rows: Sequence[int], fetch: Fetch) -> npt.NDArray[np.float64]:

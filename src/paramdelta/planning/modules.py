@@ -53,7 +53,7 @@ def assemble(sources: Sources, findings: Findings) -> tuple[Sources, Assembly]:
     for source in sources.others:
         _compare(sources.new, source, findings)
         _compare_configs(new, source.checkpoint, findings)
-    if post.makeup.library != SENTENCES or new.makeup.library not in ("", SENTENCES):
+    if post.makeup.framework != SENTENCES or new.makeup.framework not in ("", SENTENCES):
         return sources, Assembly(new.components, {})
     mains = {c.is_main: c for c in post.components}
     components = [

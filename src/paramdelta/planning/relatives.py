@@ -1,9 +1,19 @@
 """Which checkpoints of a plan descend from one another, by a sample of their weights."""
 
+from functools import cache
+
 from paramdelta.planning.depth import find_moved_layers
 from paramdelta.planning.facts import template_text
 from paramdelta.planning.findings import Findings, Severity
-from paramdelta.planning.lineage import RELATED, Likeness, Shift, likeness, sample, shift
+from paramdelta.planning.lineage import (
+    RELATED,
+    Likeness,
+    Shift,
+    likeness,
+    read_samples,
+    sample,
+    shift,
+)
 from paramdelta.planning.sources import Lineage, Source, Sources
 from paramdelta.recipe import Recipe
 
@@ -20,7 +30,6 @@ SHIFT_CODES = frozenset(
     }
 )
 """Codes of the findings about the place of the new base."""
-EXTREME = 2.0  # a scale beyond this is rarely meant
 
 
 def compare_relatives(
@@ -34,27 +43,20 @@ def compare_relatives(
     """
     whole = [sources.new, *(source for each in sources.lineages for source in _models(each))]
     chosen = sample(list(sources.new.views), [source.views for source in whole])
+    read = cache(lambda source: read_samples(chosen, source.views, sources.fetch))
     likenesses: dict[str, Likeness] = {}
     shifts: dict[str, Shift] = {}
     for each, delta in zip(sources.lineages, recipe.deltas, strict=True):
-        if isinstance(delta.scale, float | int) and abs(delta.scale) > EXTREME:
-            findings.add(
-                Severity.WARNING,
-                "scale-extreme",
-                f"scale {delta.scale:g} adds the Δ {abs(delta.scale):g} times over; the paper uses "
-                "scales up to 1",
-                each.post,
-            )
         if each.base is None:
             continue
         for other in [sources.new] if each.is_adapter else [sources.new, each.post]:
-            found = likeness(chosen, each.base.views, other.views, sources.fetch)
+            found = likeness(read(each.base), read(other))
             if found is not None:
                 likenesses[f"{each.base.checkpoint.role} ~ {other.checkpoint.role}"] = found
                 _report(found, each, other, findings)
         if each.is_adapter:
             continue
-        moved = shift(chosen, each.base.views, each.post.views, sources.new.views, sources.fetch)
+        moved = shift(read(each.base), read(each.post), read(sources.new))
         if moved is not None:
             shifts[each.post.checkpoint.role] = moved
             _report_shift(moved, each, sources.new, delta.scale, findings)

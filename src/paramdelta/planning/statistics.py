@@ -62,8 +62,9 @@ def check_statistics(
 
 
 def _sum(tensor: OutputTensor, elements: int, fetch: Fetch) -> npt.NDArray[np.float64]:
-    result = tensor.new.float64(0, elements, fetch)
-    for pair in tensor.pairs:
-        post = pair.post.float64(0, elements, fetch)
-        result = result + pair.scale * (post - pair.base.float64(0, elements, fetch))
-    return result
+    terms = [
+        pair.scale * (pair.post.float64(0, elements, fetch) - pair.base.float64(0, elements, fetch))
+        for pair in tensor.pairs
+    ]
+    added = tensor.scheme.reference(np.array(terms), tensor.pairs)
+    return tensor.new.float64(0, elements, fetch) + added
