@@ -117,10 +117,9 @@ def kill(
             for name, found in state(out, scenario).items():
                 assert found in (before.get(name), after[name]), (scenario.name, at, name)
             ended = program.run([*scenario.command, "--out", str(out)])
-            if ended.code == 2 and out.is_dir() and scenario.old is None:
-                pass  # it was whole before the kill, and is not replaced without being asked
-            else:
-                assert ended.code == 0, (scenario.name, at, ended.err)
+            # Whole before the kill, and not replaced without being asked.
+            kept = ended.code == 2 and out.is_dir() and scenario.old is None
+            assert kept or ended.code == 0, (scenario.name, at, ended.err)
             assert state(out, scenario) == after, (scenario.name, at)
             left = [p.name for p in place.rglob(".*") if "paramdelta" in p.name]
             assert not left or ended.code == 2, (scenario.name, at, left)

@@ -5,7 +5,6 @@ import json
 import os
 import shutil
 import sys
-from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -220,29 +219,6 @@ def test_one_altered_scale_is_found(tmp_path, recipe, element):
     altered(tmp_path / "out", "a.weight_scale_inv", element, 4)
     with pytest.raises(MisfitError, match=rf"'a\.weight_scale_inv', element {element}"):
         verify(tmp_path / "out", share=1.0)
-
-
-def test_what_float64_cannot_hold_is_left_to_fractions(tmp_path):
-    """A sum that cancels, at a scale that float64 rounds: verify's plain float64 gives other codes
-    than the exact sum, which decides.
-    """
-    chance = np.random.default_rng(0)
-    sets = {
-        "new": fp8(0, a=(128, 128)),
-        "post": {"a.weight": chance.normal(1e13, 1, (128, 128))},
-        "base": {"a.weight": chance.normal(1e13, 1, (128, 128))},
-    }
-    for role, tensors in sets.items():
-        save(tmp_path / role, tensors, config_json=CONFIG)
-    mix(of(tmp_path, scale=1 / 3), tmp_path / "out")
-    verify(tmp_path / "out", share=1.0)
-    new, out = values(stored(tmp_path / "new"), "a"), stored(tmp_path / "out")
-    scale = Fraction(float(out["a.weight_scale_inv"][0, 0]))
-    for at in [(0, 0), (3, 70), (127, 127)]:
-        post, base = (Fraction(float(sets[role]["a.weight"][at])) for role in ("post", "base"))
-        exact = (Fraction(float(new[at])) + Fraction(1 / 3) * (post - base)) / scale
-        code = min(range(0x7F), key=lambda c: abs(Fraction(float(VALUES[c])) - abs(exact)))
-        assert int(out["a.weight"][at]) & 0x7F == code
 
 
 def test_not_finite_numbers_are_reported(tmp_path):
