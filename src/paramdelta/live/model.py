@@ -1,12 +1,12 @@
 """A mix as a transformers model in memory. The only module of `live` that imports transformers."""
 
 import contextlib
+import copy
 import os
-import tempfile
 import threading
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -14,7 +14,7 @@ from weakref import WeakKeyDictionary
 from paramdelta.api import MEMORY
 from paramdelta.errors import MisfitError, UsageError
 from paramdelta.jobs.tensors import torch_dtype
-from paramdelta.live.folder import write_companions
+from paramdelta.live.folder import companion_folder
 from paramdelta.live.weights import Weight, Weights
 from paramdelta.planning.plan import Plan
 from paramdelta.planning.planner import make_plan
@@ -31,13 +31,14 @@ _alone = threading.RLock()  # one load at a time: it changes the environment and
 class _Origin:
     """Where a loaded model comes from.
 
-    ``recipe``: that of `load`. ``plan``: what its weights are now, if they are ``whole``: each of
-    the last call. ``targets``: see `_targets`.
+    ``recipe``: that of `load`. ``plan``: what its weights are now; unless they are ``whole``, some
+    of them are older. ``targets``: see `_targets`. ``config``: what config.json says.
     """
 
     recipe: Recipe
     plan: Plan
     targets: Mapping[str, str]
+    config: Any
     opener: Opener
     memory: int | str
     workers: int | None
@@ -87,11 +88,9 @@ def load(
     _check_single(plan)
     with (
         _alone,
-        tempfile.TemporaryDirectory(prefix="paramdelta-") as made,
+        companion_folder(plan) as folder,
         Weights(plan, memory, workers) as weights,
     ):
-        folder = Path(made)
-        write_companions(plan, folder)
         config, kind = _configured(transformers, folder, trust_remote_code)
         wanted = options.pop("output_loading_info", False)
         with _sequential():
@@ -111,8 +110,8 @@ def load(
     opener.reader.close()
     _check_complete(info, kind.__name__)
     _warn_not_finite(weights)
-    targets = _targets(model, weights)
-    _origins[model] = _Origin(plan.recipe, plan, targets, opener, memory, workers)
+    targets = _targets(model, config, weights)
+    _origins[model] = _Origin(plan.recipe, plan, targets, config, opener, memory, workers)
     return (model, info) if wanted else model
 
 
@@ -137,7 +136,7 @@ def set_scale(model: Any, scale: float | Sequence[float]) -> None:
     """
     origin = _origin(model)
     model = _bare(model)
-    plan = make_plan(_times(origin.recipe, scale), origin.opener)
+    plan = make_plan(origin.recipe.times(scale), origin.opener)
     origin.opener.reader.close()
     plan.check()
     _check_same_outline(origin.plan, plan)
@@ -155,7 +154,7 @@ def set_scale(model: Any, scale: float | Sequence[float]) -> None:
         names = [name for name, target in origin.targets.items() if target in targets]
         _check_changeable(model, targets)
         origin.plan, origin.whole = plan, False
-        _replace(model, {name: weights[name] for name in names})
+        _replace(model, origin.config, {name: weights[name] for name in names})
         weights.check_sources()
         origin.whole = True
     _warn_not_finite(weights)
@@ -179,8 +178,7 @@ def load_tokenizer(
     transformers = _transformers()
     plan = make_plan(recipe) if isinstance(recipe, Recipe) else recipe
     plan.check()
-    with tempfile.TemporaryDirectory(prefix="paramdelta-") as folder:
-        write_companions(plan, Path(folder))
+    with companion_folder(plan) as folder:
         return transformers.AutoTokenizer.from_pretrained(
             folder, trust_remote_code=trust_remote_code, local_files_only=True, **options
         )
@@ -343,20 +341,6 @@ def _origin(model: Any) -> _Origin:
     return origin
 
 
-def _times(recipe: Recipe, scale: float | Sequence[float]) -> Recipe:
-    if isinstance(scale, float | int):
-        return recipe.times(scale)
-    if len(scale) != len(recipe.deltas):
-        raise UsageError(
-            "a factor for each Δ is needed",
-            code="scale-count",
-            expected=f"{len(recipe.deltas)} numbers, or one for all",
-            got=f"{len(scale)} numbers",
-        )
-    deltas = zip(recipe.deltas, scale, strict=True)
-    return replace(recipe, deltas=tuple(delta.times(factor) for delta, factor in deltas))
-
-
 def _check_same_outline(now: Plan, then: Plan) -> None:
     """Raise MisfitError unless two plans read the same files and give the same tensors."""
     known = {file.blob for file in now.files}
@@ -402,14 +386,14 @@ def _check_changeable(model: Any, targets: set[str]) -> None:
         )
 
 
-def _targets(model: Any, names: Iterable[str]) -> dict[str, str]:
+def _targets(model: Any, config: Any, names: Iterable[str]) -> dict[str, str]:
     """For names of the weight files, the tensor of the model that transformers makes of them.
 
     Where it makes several of one, the first of them; names that it ignores are left out.
     """
     from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
-    rules = _conversions(model)
+    rules, _ = _conversions(model, config)
     renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
     converters = [rule for rule in rules if isinstance(rule, WeightConverter)]
     state, prefix = model.state_dict(), model.base_model_prefix
@@ -423,15 +407,20 @@ def _targets(model: Any, names: Iterable[str]) -> dict[str, str]:
     return found
 
 
-def _conversions(model: Any) -> list[Any]:
+def _conversions(model: Any, config: Any) -> tuple[list[Any], Any]:
+    """How transformers makes the tensors of the model from those of the weight files.
+
+    Rules, and the quantizer of a mix that is stored quantized. Where there is no kernel for it, the
+    model was loaded without quantization and does not know its quantizer any more.
+    """
     from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.quantizers.auto import get_hf_quantizer
 
-    quantizer = getattr(model, "hf_quantizer", None)
-    rules: list[Any] = get_model_conversion_mapping(model, hf_quantizer=quantizer)
-    return rules
+    quantizer, _, _ = get_hf_quantizer(copy.deepcopy(config), None, None, True, {})
+    return get_model_conversion_mapping(model, hf_quantizer=quantizer), quantizer
 
 
-def _replace(model: Any, weights: dict[str, Weight]) -> None:
+def _replace(model: Any, config: Any, weights: dict[str, Weight]) -> None:
     """Load weights into a model as transformers does, but into the tensors that it has."""
     import torch
     from torch.nn.modules import module as modules
@@ -453,18 +442,18 @@ def _replace(model: Any, weights: dict[str, Weight]) -> None:
         modules.register_module_parameter_registration_hook(keep),
         modules.register_module_buffer_registration_hook(keep),
     )
-    before = getattr(model, "_weight_conversions", None)
+    before = vars(model).get("_weight_conversions", hooks)
+    rules, quantizer = _conversions(model, config)
     settings = LoadStateDictConfig(
-        device_map={"": "cpu"},
-        dtype=model.dtype,
-        weight_mapping=_conversions(model),
-        hf_quantizer=getattr(model, "hf_quantizer", None),
+        device_map={"": "cpu"}, dtype=model.dtype, weight_mapping=rules, hf_quantizer=quantizer
     )
     try:
         with _sequential():
             info, _ = convert_and_load_state_dict_in_model(model, weights, settings)
     finally:
-        model._weight_conversions = before
+        vars(model).pop("_weight_conversions", None)
+        if before is not hooks:
+            model._weight_conversions = before
         for hook in hooks:
             hook.remove()
     if info.conversion_errors or info.mismatched_keys or info.unexpected_keys:
