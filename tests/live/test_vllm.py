@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from dataclasses import replace
 
 import pytest
 
@@ -16,7 +17,7 @@ pytest.importorskip("transformers")
 if importlib.util.find_spec("vllm") is None:
     pytest.skip("vllm is not installed", allow_module_level=True)
 
-from paramdelta import load_tokenizer, mix, plan
+from paramdelta import Delta, Recipe, extract_adapter, load_tokenizer, mix, plan
 from paramdelta.demo import tour
 from paramdelta.live.folder import write_companions, write_recipe
 from tests.integration.families import FAMILIES, save_family
@@ -24,14 +25,19 @@ from tests.live.generation import SETTINGS
 
 pytestmark = [pytest.mark.hf, pytest.mark.slow]
 
-SCALES = (0.0, 0.5, 1.5, 1.0)
+SCALES = (0.0, 0.5, 1.0)
 COMMAND = [sys.executable, "-c", "from paramdelta.cli.app import main; main()"]
 PROMPTS = [[1, 5, 17, 44, 80, 3], [9, 8, 7]]
 
 
 def made(kind, folder):
     """A recipe: the shipped lineage (tied), or random checkpoints of a family."""
-    return tour.recipe("plain", 1.0) if kind == "lineage" else save_family(FAMILIES[kind], folder)
+    if kind == "lineage":
+        return tour.recipe("plain", 1.0)
+    name, _, tied = kind.partition(", ")
+    family = FAMILIES[name]
+    sizes = {**family.sizes, "tie_word_embeddings": bool(tied)}
+    return save_family(replace(family, sizes=sizes), folder)
 
 
 def prepared(recipe, folder):
@@ -43,39 +49,61 @@ def prepared(recipe, folder):
     return folder
 
 
-def generated(folder, place, scales=None, **options):
-    """Tokens of the prompts, at first and after each change of the scale."""
-    place.mkdir()
-    request = {"folder": str(folder), "prompts": PROMPTS, "scales": scales, "options": options}
-    request["answer"] = str(place / "answer.json")
-    (place / "request.json").write_text(json.dumps(request))
-    command = [sys.executable, "-m", "tests.live.generation", str(place / "request.json")]
-    subprocess.run(command, check=True, timeout=600)
-    return json.loads((place / "answer.json").read_text())
+def run(folder, scales=None, adapter=None, **options):
+    """A run of `tests.live.generation`."""
+    given = {"folder": str(folder), "scales": scales, "options": options}
+    return given | {"adapter": adapter and str(adapter)}
 
 
-@pytest.mark.parametrize("kind", ["lineage", "Llama 3", "Qwen3", "Qwen3-MoE", "Mixtral"])
+def generated(place, *runs, alone=True):
+    """Tokens of the prompts, for each run. ``alone``: vLLM needs only one process."""
+    request, answer = place / "request.json", place / "answer.json"
+    request.write_text(json.dumps({"prompts": PROMPTS, "runs": runs, "answer": str(answer)}))
+    command = [sys.executable, "-m", "tests.live.generation", str(request)]
+    several = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0" if alone else "1"}
+    subprocess.run(command, check=True, timeout=900, env=os.environ | several)
+    return json.loads(answer.read_text())
+
+
+@pytest.mark.parametrize("kind", ["lineage", "Llama 3", "Qwen3-MoE", "Qwen3-MoE, tied"])
 def test_tokens_are_those_of_written_mixes(kind, tmp_path):
     """Tied and untied, dense and MoE: the same tokens as the written checkpoint, at the start and
     at each scale that is set later.
     """
     recipe = made(kind, tmp_path)
-    found = generated(prepared(recipe, tmp_path / "live"), tmp_path / "run", SCALES)
-    for scale in SCALES:
-        out = mix(recipe.times(scale), tmp_path / f"out-{scale}").folder
-        expected = generated(out, tmp_path / f"run-{scale}")["first"]
-        assert found[str(scale)] == expected, scale
+    outs = [mix(recipe.times(scale), tmp_path / f"out-{scale}").folder for scale in SCALES]
+    found, *expected = generated(
+        tmp_path, run(prepared(recipe, tmp_path / "live"), SCALES), *map(run, outs)
+    )
+    for scale, each in zip(SCALES, expected, strict=True):
+        assert found[str(scale)] == each["first"], scale
     assert found["first"] == found["1.0"]
     assert found["0.0"] != found["1.0"]
 
 
 def test_two_ranks(tmp_path):
     """Tensor parallelism: every rank mixes, and all change the scale."""
-    recipe = tour.recipe("plain", 1.0)
-    folder = prepared(recipe, tmp_path / "live")
-    alone = generated(folder, tmp_path / "alone", SCALES)
-    both = generated(folder, tmp_path / "both", SCALES, tensor_parallel_size=2)
+    folder = prepared(tour.recipe("plain", 1.0), tmp_path / "live")
+    alone = generated(tmp_path, run(folder, SCALES))
+    both = generated(tmp_path, run(folder, SCALES, tensor_parallel_size=2), alone=False)
     assert both == alone
+
+
+def test_an_extracted_adapter(tmp_path):
+    """What `extract --as lora` writes is served with --enable-lora: the tokens of base with the
+    adapter merged, which are not those of base.
+    """
+    (delta,) = tour.recipe("plain", 1.0).deltas
+    adapter = extract_adapter((delta.post, delta.base), tmp_path / "adapter", rank=64).folder
+    merged = mix(Recipe(delta.base, [Delta(adapter)]), tmp_path / "merged").folder
+    found, expected, base = generated(
+        tmp_path,
+        run(delta.base, adapter=adapter, enable_lora=True, max_lora_rank=64),
+        run(merged),
+        run(delta.base),
+    )
+    assert found == expected
+    assert found != base
 
 
 @pytest.fixture
