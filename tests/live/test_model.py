@@ -200,6 +200,16 @@ def test_an_adapter_is_what_peft_merges(tmp_path):
         assert torch.allclose(value, expected[name], rtol=1e-6, atol=1e-7), name
 
 
+def test_what_is_saved_is_the_mix(tmp_path):
+    """save_pretrained writes the experts apart again, and loading that gives the same model."""
+    recipe = save_family(FAMILIES["Qwen3-MoE"], tmp_path)
+    model = load(recipe)
+    set_scale(model, 0.5)
+    model.save_pretrained(tmp_path / "saved")
+    saved = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "saved")
+    assert_same(saved, written(recipe.times(0.5), tmp_path / "out")[0])
+
+
 def test_memory_is_freed_with_the_model(recipe):
     """Nothing that load keeps for set_scale keeps the model alive."""
     gc.collect()
@@ -308,6 +318,31 @@ def test_code_of_the_model_runs_only_when_trusted(recipe, tmp_path, monkeypatch)
     model = load(Recipe(new, recipe.deltas), trust_remote_code=True)
     assert type(model).__name__ == "Own"
     assert_same(model, load(recipe))
+
+
+def test_a_mix_without_a_tokenizer_says_so(recipe, tmp_path):
+    """A lineage of weights and configurations only has a model, and no tokenizer."""
+    folders = []
+    for address in (recipe.new_base, recipe.deltas[0].post, recipe.deltas[0].base):
+        place = tmp_path / str(len(folders))
+        place.mkdir()
+        for name in ("config.json", "model.safetensors"):
+            shutil.copy(f"{address}/{name}", place)
+        folders.append(place)
+    bare = Recipe(folders[0], [Delta(*folders[1:])])
+    load(bare)
+    with overheard(), pytest.raises(MisfitError) as caught:
+        load_tokenizer(bare)
+    assert caught.value.code == "no-tokenizer"
+
+
+def test_weights_without_a_configuration_are_refused(recipe, tmp_path):
+    """A weight file as new base names no class."""
+    new = tmp_path / "new.safetensors"
+    shutil.copy(f"{recipe.new_base}/model.safetensors", new)
+    with pytest.raises(MisfitError) as caught:
+        load(Recipe(new, recipe.deltas, allow=["architecture-differs"]))
+    assert caught.value.code == "no-configuration"
 
 
 def test_options_that_the_recipe_decides_are_refused(recipe):

@@ -27,6 +27,10 @@ class Speaker:
                 remedy="check that post is a chat model; its chat template becomes the mix's",
             )
         self.model = load(source, **options)
+        if not self.model.can_generate():
+            raise MisfitError(
+                f"{type(self.model).__name__} does not generate text", code="cannot-generate"
+            )
         self.limit = limit
 
     def answer(self, messages: Sequence[dict[str, str]], show: Show) -> str:

@@ -179,9 +179,19 @@ def load_tokenizer(
     plan = make_plan(recipe) if isinstance(recipe, Recipe) else recipe
     plan.check()
     with companion_folder(plan) as folder:
-        return transformers.AutoTokenizer.from_pretrained(
-            folder, trust_remote_code=trust_remote_code, local_files_only=True, **options
-        )
+        try:
+            return transformers.AutoTokenizer.from_pretrained(
+                folder, trust_remote_code=trust_remote_code, local_files_only=True, **options
+            )
+        except (OSError, ValueError) as error:
+            if "trust_remote_code" in str(error):
+                raise _remote() from None
+            raise MisfitError(
+                "transformers finds no tokenizer among the files of the mix",
+                code="no-tokenizer",
+                got=" ".join(str(error).split())[:300],
+                remedy="paramdelta plan lists the files and where they come from",
+            ) from None
 
 
 # -- loading ---------------------------------------------------------------------------------------
