@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -36,7 +37,7 @@ def made(kind, folder):
         return tour.recipe("plain", 1.0)
     name, _, tied = kind.partition(", ")
     family = FAMILIES[name]
-    sizes = {**family.sizes, "tie_word_embeddings": bool(tied)}
+    sizes = {**family.sizes, "tie_word_embeddings": bool(tied), "head_dim": 32}
     return save_family(replace(family, sizes=sizes), folder)
 
 
@@ -128,7 +129,7 @@ def server(tmp_path):
                     continue
             yield url
         finally:
-            process.terminate()
+            process.send_signal(signal.SIGTERM)
             process.wait(60)
 
 
