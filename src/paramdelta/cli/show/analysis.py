@@ -1,0 +1,146 @@
+"""Analyses: tables of at most 100 columns, with a sparkline over the layers."""
+
+import itertools
+from collections.abc import Callable, Sequence
+
+from paramdelta.analysis.analysis import Analysis, Cell
+from paramdelta.analysis.measures import DeltaMeasures, Group, Shift
+from paramdelta.cli.show.events import emit
+from paramdelta.cli.show.findings import show_findings
+from paramdelta.cli.show.terminal import say
+from paramdelta.text import shown
+from paramdelta.units import show_count, show_duration, show_size
+
+SPARKS = "▁▂▃▄▅▆▇█"
+WIDE = 60  # layers that a sparkline shows, at most
+MOST = 8  # tensors and tokens that are named
+NAME = 46  # columns of a name
+NO_SHIFT = Shift(0.0, None, None, None, None, None)
+
+Number = Callable[[DeltaMeasures], float | None]
+
+
+def show_analysis(result: Analysis, as_json: bool) -> None:
+    """Everything that was measured, in short; whole with ``as_json``."""
+    if as_json:
+        emit(
+            "analysis", **result.to_dict(), seconds=round(result.seconds, 3), bytes_read=result.read
+        )
+        return
+    say(result.formula)
+    show_findings(result.findings, notes=False)
+    for number, name in enumerate(result.deltas):
+        base = f" − {name.base}" if name.base is not None else ""
+        say("", f"Δ{_tag(result, number)} = {name.post}{base}")
+        _show_delta(result, number)
+    _show_pairs(result)
+    say(
+        "",
+        f"{show_size(result.read)} read in {show_duration(result.seconds)}; {result.left} tensors "
+        "have no Δ",
+    )
+
+
+def _tag(result: Analysis, number: int) -> str:
+    return "" if len(result.deltas) == 1 else f" {number + 1}"
+
+
+def _show_delta(result: Analysis, number: int) -> None:
+    say(
+        f"  {'':<12}{'numbers':>9}{'‖Δ‖/‖Θ‖':>10}{'‖S‖/‖Δ‖':>9}{'cos Δ,S':>9}{'cos Θ,Θ′':>10}"
+        f"{'same sign':>11}{'unchanged':>11}{'lost':>8}{'kurtosis':>10}"
+    )
+    _show_row("all", result.all, number)
+    for cell in result.kinds:
+        _show_row(cell.name, cell.group, number)
+    measures: Sequence[tuple[str, Number, str]] = (
+        ("‖Δ‖/‖Θ‖", lambda m: m.relative, ".3g"),
+        ("‖S‖/‖Δ‖", lambda m: (m.shift or NO_SHIFT).ratio, ".2f"),
+        ("cos Δ,S", lambda m: (m.shift or NO_SHIFT).cosine, ".3f"),
+    )
+    for label, measure, form in measures:
+        _show_layers(label, result.layers, number, measure, form)
+    _show_tensors(result, number)
+    _show_tokens(result, number)
+
+
+def _show_row(name: str, group: Group, number: int) -> None:
+    found = group.of(number)
+    if found is None:
+        return
+    shift = found.shift or NO_SHIFT
+    say(
+        f"  {name:<12}{show_count(found.elements):>9}{_text(found.relative, '.4f'):>10}"
+        f"{_text(shift.ratio, '.2f'):>9}{_text(shift.cosine, '.3f'):>9}"
+        f"{_text(shift.bases, '.4f'):>10}{_share(shift.agreement):>11}"
+        f"{_share(found.unchanged):>11}{_share(found.rounded_away):>8}"
+        f"{_text(found.kurtosis, '.1f'):>10}"
+    )
+
+
+def _show_layers(
+    label: str, layers: Sequence[Cell], number: int, measure: Number, form: str
+) -> None:
+    """A line for each stack of layers: its sparkline, least and largest value."""
+    for stack in dict.fromkeys(cell.stack for cell in layers):
+        found = [cell.group.of(number) for cell in layers if cell.stack == stack]
+        values = [value for m in found if m is not None and (value := measure(m)) is not None]
+        if len(values) > 1:
+            where = f" of {shown(stack, 20)}" if stack else ""
+            say(
+                f"  {label:<10} by layer{where}  {sparkline(values)}  "
+                f"{min(values):{form}} to {max(values):{form}}"
+            )
+
+
+def sparkline(values: Sequence[float], wide: int = WIDE) -> str:
+    """A bar for each value, or for the mean of several neighbors; the lowest for the least."""
+    if len(values) > wide:
+        cuts = [round(at * len(values) / wide) for at in range(wide + 1)]
+        values = [sum(values[a:b]) / (b - a) for a, b in itertools.pairwise(cuts)]
+    low, high = min(values), max(values)
+    span = (high - low) or 1.0
+    return "".join(SPARKS[min(7, int(8 * (value - low) / span))] for value in values)
+
+
+def _show_tensors(result: Analysis, number: int) -> None:
+    found = [(t.name, m) for t in result.tensors if (m := t.group.of(number)) is not None]
+    ranked = sorted(found, key=lambda each: -(each[1].relative or 0))[:MOST]
+    say(f"  {'changed most':<{NAME}}{'‖Δ‖/‖Θ‖':>10}{'cos Δ,S':>9}{'max |Δ|':>10}{'median |Δ|':>12}")
+    for name, m in ranked:
+        say(
+            f"  {shown(name, NAME - 1):<{NAME}}{_text(m.relative, '.4f'):>10}"
+            f"{_text((m.shift or NO_SHIFT).cosine, '.3f'):>9}{m.largest:>10.3g}"
+            f"{dict(m.quantiles)[0.5]:>12.3g}"
+        )
+
+
+def _show_tokens(result: Analysis, number: int) -> None:
+    for tensor in result.tensors:
+        rows = tensor.rows.get(number, ())[:MOST]
+        if rows:
+            named = ", ".join(
+                (repr(shown(row.token, 20)) if row.token is not None else f"row {row.row}")
+                + (f" {row.norm / row.median:.0f}×" if row.median else "")
+                for row in rows[:5]
+            )
+            say(f"  rows of {shown(tensor.name, 30)}: {named} the median row")
+
+
+def _show_pairs(result: Analysis) -> None:
+    if not result.all.pairs:
+        return
+    say("", f"  {'':<12}{'cosine':>9}{'same sign':>11}")
+    for pair in result.all.pairs:
+        say(
+            f"  Δ {pair.one + 1}, Δ {pair.two + 1:<6}{_text(pair.cosine, '.3f'):>9}"
+            f"{_share(pair.agreement):>11}"
+        )
+
+
+def _text(value: float | None, form: str) -> str:
+    return "–" if value is None else f"{value:{form}}"
+
+
+def _share(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.1f} %"
