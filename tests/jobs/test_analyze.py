@@ -15,6 +15,8 @@ from paramdelta.planning.planner import make_plan
 from paramdelta.storage.reader import Reader
 from tests.checkpoints import bf16, encode, fp8, llama, moved, save
 from tests.engine import processes
+from tests.footprint import sparse
+from tests.memory import linux, printed
 
 CONFIG = {
     "model_type": "llama",
@@ -317,6 +319,31 @@ def test_the_same_bits_for_any_workers_and_buffers(lineage, monkeypatch):
             engine(run, reader, workers=2)
         results.append([(m.subject.name, m.tally.delta[0], m.tally.along[0]) for m in found])
     assert results[0] == results[1]
+
+
+MEMORY = """
+from paramdelta import Delta, Recipe, analyze
+post, base, new = sys.argv[1:]
+recipe = Recipe(new, (Delta(post, base),))
+analyze(recipe, memory=MEMORY // 2, workers=1)  # compiles, and allocates what stays
+with Growth() as growth:
+    analyze(recipe, memory=MEMORY, workers=4)
+print(growth.bytes)
+"""
+
+
+@linux
+def test_memory_stays_under_the_limit(tmp_path):
+    """An embedding with many rows, large matrices, and heads."""
+    entries = {EMBEDDING: ("BF16", (60_000, 512), 2), Q: ("BF16", (4096, 512), 2)}
+    entries |= {f"model.layers.{n}.mlp.up_proj.weight": ("BF16", (8192, 4096), 2) for n in range(3)}
+    for role in ("post", "base", "new"):
+        sparse(tmp_path / role / "model.safetensors", entries)
+        config = {"hidden_size": 512, "num_attention_heads": 64, "head_dim": 64}
+        (tmp_path / role / "config.json").write_text(json.dumps(config))
+    code = MEMORY.replace("MEMORY", "160_000_000")
+    (grown,) = printed(code, tmp_path / "post", tmp_path / "base", tmp_path / "new")
+    assert grown <= 160_000_000
 
 
 def test_nothing_to_look_at(lineage):

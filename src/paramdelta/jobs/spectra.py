@@ -162,11 +162,17 @@ def _factors(one: Subject, row: int, fetch: Fetch) -> Factors | None:
 
 
 def _overlap(delta: Factors, shift: Factors) -> Overlap:
-    most = min(LEADING, delta.up.shape[1], shift.up.shape[1])
+    most = min(LEADING, _rank(delta), _rank(shift))
     left = _common(delta.up[:, :most], shift.up[:, :most])
     right = _common(delta.down[:most].T, shift.down[:most].T)
     rows, columns = len(delta.up), delta.down.shape[1]
     return Overlap(most, left, right, most / rows, most / columns)
+
+
+def _rank(factors: Factors) -> int:
+    """How many singular values are more than rounding."""
+    values = np.square(factors.up).sum(axis=0)
+    return int((values > 1e-6 * values[0]).sum())
 
 
 def _common(one: npt.NDArray[np.float64], two: npt.NDArray[np.float64]) -> float:

@@ -13,7 +13,8 @@ from paramdelta.units import show_count, show_duration, show_size
 
 SPARKS = "▁▂▃▄▅▆▇█"
 WIDE = 60  # layers that a sparkline shows, at most
-MOST = 8  # tensors and tokens that are named
+MOST = 8  # tensors that are named
+NARROW = 88  # columns of a line with tokens, some of which may be wide
 NAME = 46  # columns of a name
 NO_SHIFT = Shift(0.0, None, None, None, None, None)
 
@@ -46,9 +47,14 @@ def _tag(result: Analysis, number: int) -> str:
 
 
 def _show_delta(result: Analysis, number: int) -> None:
+    found = result.all.of(number)
+    if found is None:
+        say("  no tensor has it")
+        return
+    beside = f"{'‖S‖/‖Δ‖':>9}{'cos Δ,S':>9}{'cos Θ,Θ′':>10}{'same sign':>11}" if found.shift else ""
     say(
-        f"  {'':<12}{'numbers':>9}{'‖Δ‖/‖Θ‖':>10}{'‖S‖/‖Δ‖':>9}{'cos Δ,S':>9}{'cos Θ,Θ′':>10}"
-        f"{'same sign':>11}{'unchanged':>11}{'lost':>8}{'kurtosis':>10}"
+        f"  {'':<12}{'numbers':>9}{'‖Δ‖/‖Θ‖':>10}{beside}{'unchanged':>11}{'lost':>8}"
+        f"{'kurtosis':>10}"
     )
     _show_row("all", result.all, number)
     for cell in result.kinds:
@@ -68,11 +74,15 @@ def _show_row(name: str, group: Group, number: int) -> None:
     found = group.of(number)
     if found is None:
         return
-    shift = found.shift or NO_SHIFT
+    beside = ""
+    if found.shift is not None:
+        shift = found.shift
+        beside = (
+            f"{_text(shift.ratio, '.2f'):>9}{_text(shift.cosine, '.3f'):>9}"
+            f"{_text(shift.bases, '.4f'):>10}{_share(shift.agreement):>11}"
+        )
     say(
-        f"  {name:<12}{show_count(found.elements):>9}{_text(found.relative, '.4f'):>10}"
-        f"{_text(shift.ratio, '.2f'):>9}{_text(shift.cosine, '.3f'):>9}"
-        f"{_text(shift.bases, '.4f'):>10}{_share(shift.agreement):>11}"
+        f"  {name:<12}{show_count(found.elements):>9}{_text(found.relative, '.4f'):>10}{beside}"
         f"{_share(found.unchanged):>11}{_share(found.rounded_away):>8}"
         f"{_text(found.kurtosis, '.1f'):>10}"
     )
@@ -117,14 +127,17 @@ def _show_tensors(result: Analysis, number: int) -> None:
 
 def _show_tokens(result: Analysis, number: int) -> None:
     for tensor in result.tensors:
-        rows = tensor.rows.get(number, ())[:MOST]
+        rows = tensor.rows.get(number, ())
+        line = f"  rows of {shown(tensor.name, 30)}, beside the median row:"
+        for at, row in enumerate(rows):
+            name = repr(shown(row.token, 12)) if row.token is not None else f"row {row.row}"
+            times = f" {row.norm / row.median:.1f}×" if row.median else ""
+            longer = f"{line}{', ' if at else ' '}{name}{times}"
+            if len(longer) > NARROW:
+                break
+            line = longer
         if rows:
-            named = ", ".join(
-                (repr(shown(row.token, 20)) if row.token is not None else f"row {row.row}")
-                + (f" {row.norm / row.median:.0f}×" if row.median else "")
-                for row in rows[:5]
-            )
-            say(f"  rows of {shown(tensor.name, 30)}: {named} the median row")
+            say(line)
 
 
 def _show_pairs(result: Analysis) -> None:
