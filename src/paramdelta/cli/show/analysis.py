@@ -54,7 +54,7 @@ def _show_delta(result: Analysis, number: int) -> None:
     beside = f"{'‖S‖/‖Δ‖':>9}{'cos Δ,S':>9}{'cos Θ,Θ′':>10}{'same sign':>11}" if found.shift else ""
     say(
         f"  {'':<12}{'numbers':>9}{'‖Δ‖/‖Θ‖':>10}{beside}{'unchanged':>11}{'lost':>8}"
-        f"{'kurtosis':>10}"
+        f"{'kurtosis':>9}"
     )
     _show_row("all", result.all, number)
     for cell in result.kinds:
@@ -84,7 +84,7 @@ def _show_row(name: str, group: Group, number: int) -> None:
     say(
         f"  {name:<12}{show_count(found.elements):>9}{_text(found.relative, '.4f'):>10}{beside}"
         f"{_share(found.unchanged):>11}{_share(found.rounded_away):>8}"
-        f"{_text(found.kurtosis, '.1f'):>10}"
+        f"{_text(found.kurtosis, '.1f'):>9}"
     )
 
 
@@ -128,7 +128,7 @@ def _show_tensors(result: Analysis, number: int) -> None:
 def _show_tokens(result: Analysis, number: int) -> None:
     for tensor in result.tensors:
         rows = tensor.rows.get(number, ())
-        line = f"  rows of {shown(tensor.name, 30)}, beside the median row:"
+        line = f"  rows of {shown(tensor.name, 30)} (× median):"
         for at, row in enumerate(rows):
             name = repr(shown(row.token, 12)) if row.token is not None else f"row {row.row}"
             times = f" {row.norm / row.median:.1f}×" if row.median else ""
