@@ -7,7 +7,8 @@ from paramdelta.analysis.analysis import VERSION
 
 KEYS = {
     "analysis_version", "formula", "deltas", "new_base", "parameters", "tensors_without_delta",
-    "quantile_bound", "all", "layers", "kinds", "cells", "tensors", "findings", "versions",
+    "quantile_bound", "verdict", "all", "layers", "kinds", "cells", "tensors", "findings",
+    "versions",
 }  # fmt: skip
 
 
@@ -16,7 +17,7 @@ def test_the_json_is_as_documented(lineage):
     plain = analyze(lineage.recipe()).to_dict()
     assert plain["analysis_version"] == VERSION
     assert set(plain) >= KEYS
-    assert set(plain["deltas"][0]) == {"label", "post", "base", "scale"}
+    assert set(plain["deltas"][0]) == {"label", "post", "base", "factor"}
     assert set(plain["tensors"][0]) == {
         "name", "kind", "stack", "layer", "shape", "deltas", "pairs", "not_finite", "heads", "rows",
         "spectra",

@@ -3,9 +3,12 @@
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
 from paramdelta.analysis.measures import Group, group
+from paramdelta.analysis.prediction import Prediction, predict
+from paramdelta.analysis.verdict import Verdict, verdict
 from paramdelta.jobs.analyze import Head, Measured
 from paramdelta.jobs.spectra import Spectrum
 from paramdelta.jobs.tally import BOUND, Tally
@@ -69,12 +72,15 @@ class Cell:
 
 @dataclass(frozen=True)
 class DeltaName:
-    """One Δ of the recipe: its label, the addresses of post and base, and its scale as text."""
+    """One Δ of the recipe: its label, and the addresses of post and base.
+
+    ``factor``: its scale; None if that differs between tensors.
+    """
 
     label: str
     post: str
     base: str | None
-    scale: str
+    factor: float | None
 
 
 @dataclass(frozen=True)
@@ -103,6 +109,20 @@ class Analysis:
     seconds: float
     read: int
 
+    @cached_property
+    def verdict(self) -> Verdict:
+        """What the measures say."""
+        return verdict(self)
+
+    def predictions(self) -> tuple[Prediction, ...]:
+        """The transfer of each Δ that the study leads one to expect, or why it says nothing."""
+        found = (self.all.of(number) for number in range(len(self.deltas)))
+        return tuple(
+            predict(m, self.parameters, self.deltas[m.delta].factor, len(self.deltas))
+            for m in found
+            if m is not None
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """As plain values for JSON: everything that was measured, nothing that depends on the run.
 
@@ -116,6 +136,7 @@ class Analysis:
             "parameters": self.parameters,
             "tensors_without_delta": self.left,
             "quantile_bound": BOUND,
+            "verdict": self.verdict.to_dict(),
             "all": self.all.to_dict(),
             "layers": [_cell(cell) for cell in self.layers],
             "kinds": [_cell(cell) for cell in self.kinds],

@@ -99,5 +99,5 @@ def _name(plan: Plan, number: int) -> DeltaName:
         post.role,
         post.location.pinned,
         base.location.pinned if base is not None else None,
-        "by rules" if isinstance(scale, Schedule) else f"{scale:g}",
+        None if isinstance(scale, Schedule) else scale,
     )

@@ -19,6 +19,10 @@ def analyze(
         bool,
         typer.Option("--spectra", help="Singular values as well: further passes, minutes a GB."),
     ] = False,
+    predict: Annotated[
+        bool,
+        typer.Option("--predict", help="The transfer that this project's study expects."),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Measure Δ = Θ_post − Θ_base beside the shift S = Θ_new_base − Θ_base, layer by layer.
@@ -42,7 +46,7 @@ def analyze(
             workers=run.workers,
             progress=progress.mix,
         )
-    show_analysis(result, as_json)
+    show_analysis(result, predict, as_json)
 
 
 def _source(recipe: RecipeOptions) -> "Recipe | tuple[str, str] | Path":

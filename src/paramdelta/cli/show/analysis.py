@@ -1,10 +1,14 @@
 """Analyses: tables of at most 100 columns, with a sparkline over the layers."""
 
 import itertools
+import textwrap
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 
 from paramdelta.analysis.analysis import Analysis, Cell
 from paramdelta.analysis.measures import DeltaMeasures, Group, Shift
+from paramdelta.analysis.verdict import Verdict
+from paramdelta.cli.flags import with_flags
 from paramdelta.cli.show.events import emit
 from paramdelta.cli.show.findings import show_findings
 from paramdelta.cli.show.terminal import say
@@ -14,6 +18,7 @@ from paramdelta.units import show_count, show_duration, show_size
 SPARKS = "▁▂▃▄▅▆▇█"
 WIDE = 60  # layers that a sparkline shows, at most
 MOST = 8  # tensors that are named
+WIDTH = 100  # columns of a line
 NARROW = 88  # columns of a line with tokens, some of which may be wide
 NAME = 46  # columns of a name
 NO_SHIFT = Shift(0.0, None, None, None, None, None)
@@ -21,11 +26,16 @@ NO_SHIFT = Shift(0.0, None, None, None, None, None)
 Number = Callable[[DeltaMeasures], float | None]
 
 
-def show_analysis(result: Analysis, as_json: bool) -> None:
-    """Everything that was measured, in short; whole with ``as_json``."""
+def show_analysis(result: Analysis, predict: bool, as_json: bool) -> None:
+    """Everything that was measured, in short; whole with ``as_json``. ``predict``: the transfer."""
     if as_json:
+        expected = [asdict(each) for each in result.predictions()]
         emit(
-            "analysis", **result.to_dict(), seconds=round(result.seconds, 3), bytes_read=result.read
+            "analysis",
+            **result.to_dict(),
+            **({"predictions": expected} if predict else {}),
+            seconds=round(result.seconds, 3),
+            bytes_read=result.read,
         )
         return
     say(result.formula)
@@ -35,6 +45,10 @@ def show_analysis(result: Analysis, as_json: bool) -> None:
         say("", f"Δ{_tag(result, number)} = {name.post}{base}")
         _show_delta(result, number)
     _show_pairs(result)
+    _show_verdict(result.verdict)
+    if predict:
+        for number, prediction in enumerate(result.predictions()):
+            _paragraph(f"expected of Δ{_tag(result, number)}: {prediction}")
     say(
         "",
         f"{show_size(result.read)} read in {show_duration(result.seconds)}; {result.left} tensors "
@@ -149,6 +163,26 @@ def _show_pairs(result: Analysis) -> None:
             f"  Δ {pair.one + 1}, Δ {pair.two + 1:<6}{_text(pair.cosine, '.3f'):>9}"
             f"{_share(pair.agreement):>11}"
         )
+
+
+def _show_verdict(found: Verdict) -> None:
+    for paragraph in found.paragraphs:
+        _paragraph(paragraph)
+    for flag in found.flags:
+        say()
+        first, *rest = textwrap.wrap(f"{flag.what}  [{flag.code}]", WIDTH - 12)
+        color = "yellow" if flag.severity == "warning" else "cyan"
+        say(f" {first}", head=f"  {flag.severity:<9}", color=color)
+        remedy = with_flags(flag.remedy)
+        for text in (*rest, f"threshold {flag.threshold:g}; {flag.source}", remedy):
+            say(*(f"            {line}" for line in textwrap.wrap(text, WIDTH - 12)))
+        if flag.where:
+            more = f" and {len(flag.where) - 5} more" if len(flag.where) > 5 else ""
+            say(f"            in {', '.join(shown(name, 14) for name in flag.where[:5])}{more}")
+
+
+def _paragraph(text: str) -> None:
+    say("", *textwrap.wrap(text, WIDTH))
 
 
 def _text(value: float | None, form: str) -> str:
