@@ -123,6 +123,12 @@ class Analysis:
             if m is not None
         )
 
+    def to_html(self, *, predict: bool = False) -> str:
+        """A page that opens offline. ``predict``: also the transfer that the study expects."""
+        from paramdelta.analysis.report.page import page
+
+        return page([self], predict=predict)
+
     def to_dict(self) -> dict[str, Any]:
         """As plain values for JSON: everything that was measured, nothing that depends on the run.
 

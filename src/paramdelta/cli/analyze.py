@@ -23,6 +23,16 @@ def analyze(
         bool,
         typer.Option("--predict", help="The transfer that this project's study expects."),
     ] = False,
+    report: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.html", help="Write a page with figures that opens offline."),
+    ] = None,
+    compare: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="RECIPE.yaml", help="Put another recipe beside it in the report; repeatable."
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Measure Δ = Θ_post − Θ_base beside the shift S = Θ_new_base − Θ_base, layer by layer.
@@ -30,23 +40,46 @@ def analyze(
     One streamed pass; nothing is written. Without --new-base only Δ is measured. Instead of
     RECIPE.yaml, a folder that mix wrote: its lock names the sources.
     """
-    if (
-        spectra
-    ):  # before numpy is imported: threads of a BLAS within our threads are 20 times slower
+    if spectra:  # before numpy is imported: a BLAS with threads of its own is 20 times slower here
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from paramdelta import api
-    from paramdelta.cli.show.analysis import show_analysis
+    from paramdelta.cli.show.analysis import show_analysis, show_report
     from paramdelta.cli.show.progress import reporter
+    from paramdelta.errors import UsageError
+    from paramdelta.output.pagefile import check_page, write_page
+    from paramdelta.recipe import read_recipe
 
-    with reporter("analyzing", as_json) as progress:
-        result = api.analyze(
-            _source(recipe),
-            spectra=spectra,
-            memory=run.memory,
-            workers=run.workers,
-            progress=progress.mix,
+    if compare and report is None:
+        raise UsageError(
+            "recipes are put side by side in a report",
+            code="missing-option",
+            expected="--report FILE.html",
         )
-    show_analysis(result, predict, as_json)
+    if report is not None:
+        check_page(report)
+    sources = [
+        _source(recipe),
+        *(path if path.is_dir() else read_recipe(path) for path in compare or ()),
+    ]
+    results = []
+    for source in sources:
+        with reporter("analyzing", as_json) as progress:
+            result = api.analyze(
+                source,
+                spectra=spectra,
+                memory=run.memory,
+                workers=run.workers,
+                progress=progress.mix,
+            )
+        show_analysis(result, predict, as_json)
+        results.append(result)
+    if report is not None:
+        from paramdelta.analysis.report.page import page
+
+        first = recipe.file.name if recipe.file is not None else "options"
+        names = [first, *(path.name for path in compare or ())]
+        write_page(report, page(results, names, predict=predict))
+        show_report(report, as_json)
 
 
 def _source(recipe: RecipeOptions) -> "Recipe | tuple[str, str] | Path":

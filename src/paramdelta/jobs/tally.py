@@ -94,10 +94,14 @@ class Tally:
         return middle(int(np.searchsorted(np.cumsum(counts), rank)))
 
 
+def edge(bucket: int) -> float:
+    """The least magnitude in a bucket of a histogram."""
+    return float((np.array([bucket], np.uint32) << np.uint32(23 - FINE)).view(np.float32)[0])
+
+
 def middle(bucket: int) -> float:
     """The middle of the magnitudes in a bucket of a histogram; 0 for the first, which has zeros."""
     if bucket == 0:
         return 0.0
-    edges = np.array([bucket, bucket + 1], np.uint32) << np.uint32(23 - FINE)
-    low, high = edges.view(np.float32).astype(np.float64).tolist()
-    return float(low + high) / 2 if math.isfinite(high) else float(low)
+    low, high = edge(bucket), edge(bucket + 1)
+    return (low + high) / 2 if math.isfinite(high) else low

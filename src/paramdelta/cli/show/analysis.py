@@ -4,6 +4,7 @@ import itertools
 import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from pathlib import Path
 
 from paramdelta.analysis.analysis import Analysis, Cell
 from paramdelta.analysis.measures import DeltaMeasures, Group, Shift
@@ -54,6 +55,14 @@ def show_analysis(result: Analysis, predict: bool, as_json: bool) -> None:
         f"{show_size(result.read)} read in {show_duration(result.seconds)}; {result.left} tensors "
         "have no Δ",
     )
+
+
+def show_report(path: Path, as_json: bool) -> None:
+    """Where the report is."""
+    if as_json:
+        emit("report", file=str(path))
+    else:
+        say(f"{path}: the report, {show_size(path.stat().st_size)}")
 
 
 def _tag(result: Analysis, number: int) -> str:
