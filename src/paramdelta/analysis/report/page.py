@@ -206,7 +206,7 @@ def _tensors(analysis: "Analysis", key: str) -> Iterator[str]:
     kept = {id(m) for _, m in sorted(found, key=lambda each: -(each[1].relative or 0.0))[:MOST]}
     yield f'<h2 id="{key}-tensors">Tensors</h2>'
     if len(found) > MOST:
-        yield f"<p>The {MOST} that changed most, of {len(found)}; --json has all.</p>"
+        yield f"<p>The {MOST} that changed most, of {len(found)}; the JSON has all.</p>"
     yield f'<p><label>Search <input type="search" data-table="{key}-table" '
     yield f'data-count="{key}-count" placeholder="mlp 12"></label> '
     yield f'<output id="{key}-count" aria-live="polite"></output></p>'
