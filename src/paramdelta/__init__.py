@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Any
 from paramdelta.version import __version__
 
 if TYPE_CHECKING:
+    from paramdelta.analysis.analysis import Analysis
     from paramdelta.api import (
         Extracted,
         ExtractedAdapter,
         Member,
         Mix,
         Swept,
+        analyze,
         extract,
         extract_adapter,
         mix,
@@ -42,11 +44,13 @@ if TYPE_CHECKING:
     from paramdelta.schemes.ties import Ties
 
 _HOMES = {
+    "Analysis": "analysis.analysis",
     "Extracted": "api",
     "ExtractedAdapter": "api",
     "Member": "api",
     "Mix": "api",
     "Swept": "api",
+    "analyze": "api",
     "extract": "api",
     "extract_adapter": "api",
     "mix": "api",
@@ -74,6 +78,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "Analysis",
     "CheckpointError",
     "Dare",
     "Delta",
@@ -96,6 +101,7 @@ __all__ = [
     "Ties",
     "UsageError",
     "__version__",
+    "analyze",
     "extract",
     "extract_adapter",
     "mix",

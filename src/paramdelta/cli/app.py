@@ -16,7 +16,7 @@ from typing import Annotated, Any
 
 import typer
 
-from paramdelta.cli import check, demo, extract, mix, plan, recipe, sweep, verify
+from paramdelta.cli import analyze, check, demo, extract, mix, plan, recipe, sweep, verify
 from paramdelta.cli.flags import with_flags
 from paramdelta.cli.options import flat
 from paramdelta.cli.show.events import emit
@@ -41,6 +41,7 @@ app = typer.Typer(
 )
 for command in (
     plan.plan,
+    analyze.analyze,
     mix.mix,
     sweep.sweep,
     verify.verify,
