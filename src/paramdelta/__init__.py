@@ -37,6 +37,7 @@ if TYPE_CHECKING:
         StorageError,
         UsageError,
     )
+    from paramdelta.live.model import load, load_tokenizer, set_scale
     from paramdelta.planning.findings import Finding, Severity
     from paramdelta.planning.plan import Plan
     from paramdelta.recipe import Delta, Recipe, Rule, Schedule, Span, read_recipe
@@ -58,6 +59,9 @@ _HOMES = {
     "sweep": "api",
     "tensors": "api",
     "verify": "api",
+    "load": "live.model",
+    "load_tokenizer": "live.model",
+    "set_scale": "live.model",
     "CheckpointError": "errors",
     "Interrupted": "errors",
     "MisfitError": "errors",
@@ -104,9 +108,12 @@ __all__ = [
     "analyze",
     "extract",
     "extract_adapter",
+    "load",
+    "load_tokenizer",
     "mix",
     "plan",
     "read_recipe",
+    "set_scale",
     "sweep",
     "tensors",
     "verify",

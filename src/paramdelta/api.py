@@ -24,7 +24,7 @@ from paramdelta.jobs import lowrank
 from paramdelta.jobs.measure import MeasureJob
 from paramdelta.jobs.mix import MixJob
 from paramdelta.jobs.outputs import Written, measured, write_outputs
-from paramdelta.jobs.tensors import check_framework, converted, iterate
+from paramdelta.jobs.tensors import Maker, check_framework, converted
 from paramdelta.jobs.verify.verification import Verification
 from paramdelta.output.card import adapter_card, delta_card, model_card, origins_of
 from paramdelta.output.companions import contents
@@ -288,9 +288,10 @@ def tensors(
 def _tensors(made: Sweep, chosen: Budget, framework: str) -> Iterator[tuple[str, Any]]:
     job, _ = measured(MixJob.of(made, chosen.buffer), lambda _: False, chosen)
     order = list(dict.fromkeys(stored.tensor for stored in made.stored))
-    with Reader(once=True, ahead=True) as reader:
-        for stream, array in iterate(job, order, reader, chosen.workers):
-            yield stream.name, converted(array, stream.dtype, framework)
+    with Reader(once=True, ahead=True) as reader, Maker(job, reader, chosen.workers) as maker:
+        for number in order:
+            for stream, array in maker.make(number):
+                yield stream.name, converted(array, stream.dtype, framework)
 
 
 def analyze(

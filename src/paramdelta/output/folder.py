@@ -147,7 +147,7 @@ class FolderSink:
         self.digests.known = journal.leaves
         assert self._layout is not None
         for name in (*journal.puts, *self._layout.small):  # written again, maybe with other bytes
-            if _is_inside(name):
+            if is_inside(name):
                 self._path(name).unlink(missing_ok=True)
         known = {n for shard in self._shards for n in (shard.name, shard.name + PART)}
         staging = self.place.staging
@@ -207,7 +207,7 @@ class FolderSink:
     def put(self, name: str, data: bytes) -> None:
         """See `Sink.put`."""
         assert self.journal is not None
-        if not _is_inside(name):
+        if not is_inside(name):
             raise MisfitError(
                 "a file would leave the output folder", code="unsafe-file-name", where=name
             )
@@ -415,7 +415,8 @@ def tidy(out: Path, mark: str) -> None:
                 guard.release()
 
 
-def _is_inside(name: str) -> bool:
+def is_inside(name: str) -> bool:
+    """Whether a path with slashes stays in the folder that it is relative to."""
     parts = name.split("/")
     return bool(name) and not name.startswith("/") and ".." not in parts and "\0" not in name
 
