@@ -47,8 +47,8 @@ class Place:
 class Layout:
     """All weight files of an output, in order, and the indexes that name them.
 
-    ``streams``: the tensors, in the order of the plan. ``indexes``: by name, the text of the index of each
-    component that has several files.
+    ``streams``: the tensors, in the order in which files are filled. ``indexes``: by name, the text
+    of the index of each component that has several files.
     """
 
     streams: tuple[Stream, ...]
