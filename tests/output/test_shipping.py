@@ -8,8 +8,11 @@ import pytest
 
 import paramdelta
 from paramdelta import MisfitError, StorageError, api
+from paramdelta.check import inspection
+from paramdelta.check.report import Report
 from paramdelta.output.destination import Record
 from paramdelta.output.journal import compare_runs
+from paramdelta.planning.findings import Finding, Severity
 from tests.buckets import contents
 from tests.checkpoints import llama, moved, save
 from tests.conftest import CONFIG, Lineage
@@ -154,6 +157,26 @@ def test_interrupted_while_it_ships(large, tmp_path, monkeypatch):
         ship(large, place, monkeypatch, staging=staging, progress=progress)
     assert caught.value.where == "memory"
     assert list(staging.iterdir()) == []
+
+
+def test_an_output_that_would_not_work_does_not_appear(wide, monkeypatch):
+    """It is looked at before it is published: small files and headers, as they will be."""
+    seen = {}
+
+    def look(folder, **options):
+        seen.update({path.name: path.stat().st_size for path in folder.iterdir()}, **options)
+        return Report(str(folder), "transformers", (), (), (refused,), 1, 1)
+
+    refused = Finding(Severity.REFUSED, "no-good", "no good", "config.json")
+    monkeypatch.setattr(inspection, "check", look)
+    place = Memory()
+    with pytest.raises(MisfitError) as caught:
+        ship(wide, place, monkeypatch, check=True)
+    assert (caught.value.code, caught.value.where) == ("check-failed", "config.json")
+    assert place.finished() is None
+    assert len(place.records) == 3
+    assert seen["values"] is False
+    assert all(seen[name] == len(place.files[name]) for name in place.records)
 
 
 @pytest.mark.parametrize(

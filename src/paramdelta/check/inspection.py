@@ -28,13 +28,13 @@ class Inspection:
 
     def __call__(self, folder: Path, resumed: bool) -> None:
         """Check a folder; raises MisfitError if anything is refused."""
-        self._check(folder, values=self.strict or resumed)
+        self._check(folder, f"{folder}: ", values=self.strict or resumed)
 
     def skeleton(self, folder: Path) -> None:
         """Check a folder whose weight files have headers alone: their numbers are elsewhere."""
-        self._check(folder, values=False)
+        self._check(folder, "", values=False)
 
-    def _check(self, folder: Path, values: bool) -> None:
+    def _check(self, folder: Path, place: str, values: bool) -> None:
         began = perf_counter()
         report = check(folder, strict=self.strict, values=values)
         self.seconds += perf_counter() - began
@@ -46,7 +46,7 @@ class Inspection:
             raise MisfitError(
                 f"the output would not work: {first.what}{more}",
                 code="check-failed",
-                where=f"{folder}: {first.where}" + (f": {first.sample()}" if first.tensors else ""),
+                where=f"{place}{first.where}" + (f": {first.sample()}" if first.tensors else ""),
                 got=first.code,
                 remedy=(f"{first.remedy}; or " if first.remedy else "")
                 + "`check=False` puts it in place as it is; nothing is computed again",
