@@ -62,7 +62,11 @@ def scheme_of(url: str) -> str:
     return match[1].lower() if match else LOCAL
 
 
-_STORES: dict[str, Callable[[bool], Store] | str] = {LOCAL: "paramdelta.storage.local:LocalStore"}
+_OBJECTS = "paramdelta.storage.objects:ObjectStore"
+_STORES: dict[str, Callable[[bool], Store] | str] = {
+    LOCAL: "paramdelta.storage.local:LocalStore",
+    **dict.fromkeys(("s3", "s3a", "gs", "az", "azure", "abfs", "abfss", "adl"), _OBJECTS),
+}
 
 
 def register(scheme: str, make: Callable[[bool], Store]) -> None:
