@@ -51,6 +51,7 @@ def mix(
             fresh=output.fresh,
             check=looking.check,
             strict=looking.strict,
+            keep_downloads=output.keep_downloads,
             progress=progress.mix,
         )
     show_mix(result, as_json)
