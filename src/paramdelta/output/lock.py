@@ -125,6 +125,29 @@ def _places(plan: Plan) -> dict[SourceFile, tuple[str, str]]:
     return found
 
 
+def shared_identity(plan: Plan, layout: Layout) -> dict[str, Any]:
+    """As `run_identity`, for runs that machines share: what each of them must have in common.
+
+    A file of the Hub is known by its repository and commit, wherever a machine keeps it.
+    """
+    return {**run_identity(plan, layout), "paramdelta": __version__}
+
+
+def is_lock_of(lock: bytes, plan: Plan, shard_size: int) -> bool:
+    """Whether a lock is that of this plan's output, ignoring digests and versions."""
+    wanted = parse_json(lock_text(plan, shard_size).encode(), "the lock")
+    try:
+        found = parse_json(lock, LOCK)
+    except CheckpointError:
+        return False
+    ignored = ("versions", "outputs")
+    return all(
+        _without_digests(found.get(key)) == _without_digests(value)
+        for key, value in wanted.items()
+        if key not in ignored
+    )
+
+
 def is_finished(plan: Plan, shard_size: int, out: Path) -> bool:
     """Whether a folder is the whole output of this plan, made after its sources last changed.
 
@@ -135,13 +158,7 @@ def is_finished(plan: Plan, shard_size: int, out: Path) -> bool:
         made = (out / LOCK).stat().st_mtime_ns
     except (MisfitError, OSError):
         return False
-    wanted = parse_json(lock_text(plan, shard_size).encode(), "the lock")
-    ignored = ("versions", "outputs")
-    if any(
-        _without_digests(lock.get(key)) != _without_digests(value)
-        for key, value in wanted.items()
-        if key not in ignored
-    ):
+    if not is_lock_of(to_json(lock).encode(), plan, shard_size):
         return False
     if any(modified_ns(file.blob) > made for file in plan.files):
         return False

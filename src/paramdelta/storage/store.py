@@ -62,11 +62,12 @@ def scheme_of(url: str) -> str:
     return match[1].lower() if match else LOCAL
 
 
+_OBJECTS = "paramdelta.storage.objects:ObjectStore"
 _STORES: dict[str, Callable[[bool], Store] | str] = {
     LOCAL: "paramdelta.storage.local:LocalStore",
     "hf": "paramdelta.storage.hub:HubStore",
-    "https": "paramdelta.storage.web:WebStore",
-    "http": "paramdelta.storage.web:WebStore",
+    **dict.fromkeys(("http", "https"), "paramdelta.storage.web:WebStore"),
+    **dict.fromkeys(("s3", "s3a", "gs", "az", "azure", "abfs", "abfss", "adl"), _OBJECTS),
 }
 
 
