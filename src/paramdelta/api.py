@@ -38,6 +38,7 @@ from paramdelta.output.lock import (
     is_finished,
     is_lock_of,
     lock_text,
+    pinned,
     run_identity,
     shared_identity,
 )
@@ -59,7 +60,7 @@ from paramdelta.storage.blob import Blob
 from paramdelta.storage.digest import TreeDigest
 from paramdelta.storage.files import Files
 from paramdelta.storage.location import locate
-from paramdelta.storage.reader import Reader
+from paramdelta.storage.reader import READ_AHEAD, Reader
 from paramdelta.storage.store import LOCAL, scheme_of
 from paramdelta.units import parse_size
 
@@ -240,6 +241,7 @@ def mix(
     fresh: bool = False,
     check: bool = False,
     strict: bool = False,
+    keep_downloads: bool = False,
     staging: str | Path | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> Mix:
@@ -259,6 +261,9 @@ def mix(
     `paramdelta.check`); what it refuses is not put in place. ``strict``: NaN and infinities are
     refused as well, for which every number is read again. The command line checks by default.
 
+    Checkpoints on the Hub are read where they are, unless they are in its cache on this machine.
+    ``keep_downloads``: download them into the cache first.
+
     Raises:
         UsageError: invalid options or output path.
         MisfitError: the plan has refused findings; the check has; or an unfinished run of something
@@ -269,6 +274,9 @@ def mix(
     began = perf_counter()
     plan = make_plan(recipe) if isinstance(recipe, Recipe) else recipe
     plan.check()
+    if keep_downloads:
+        _download(plan)
+        plan = replace(make_plan(pinned(plan)), recipe=plan.recipe)  # from the cache
     made = sweep_of_one(plan)
     watch = _Watch(progress)
     if scheme_of(str(out)) != LOCAL:
@@ -312,6 +320,15 @@ def mix(
         run.kept,
         replace(inspection.reports[0], folder=str(out)) if inspection is not None else None,
     )
+
+
+def _download(plan: Plan) -> None:
+    """Download the sources of a plan that are on the Hub into its cache."""
+    with Reader() as reader:
+        opener = Opener(reader, keep=True)
+        for source in plan.sources:
+            if source.location.repo is not None:
+                opener.files(source.location.address)  # by its name, so that the cache knows it
 
 
 def mix_part(
@@ -632,6 +649,7 @@ def sweep(
     fresh: bool = False,
     check: bool = False,
     strict: bool = False,
+    keep_downloads: bool = False,
     planned: Callable[[Sweep], None] | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> Swept:
@@ -656,6 +674,9 @@ def sweep(
     out = Path(out)
     shard_bytes = parse_size(shard_size)
     made = make_sweep(recipe, scales)
+    if keep_downloads:
+        _download(made.plans[0])
+        made = make_sweep(recipe, scales)  # from the cache
     if planned is not None:
         planned(made)
     outs = [out / f"scale-{scale}" for scale in made.scales]
@@ -813,10 +834,11 @@ def budget_for(plan: Plan, memory: int | str = MEMORY, workers: int | None = Non
 def _budget(made: Sweep, memory: int | str, workers: int | None) -> Budget:
     job = MixJob.of(made, 0)
     measure = MeasureJob.of(job.members, lambda _: True, 0)
+    ahead = READ_AHEAD if made.plans[0].transfers else 0
 
     def need(buffer: int) -> Need:
         needs = [job.need(buffer), *([measure.need(buffer)] if measure.wanted else [])]
-        return Need(max(n.each for n in needs), max(n.shared for n in needs))
+        return Need(max(n.each for n in needs), max(n.shared for n in needs) + ahead)
 
     rows = any(len(tensor.streams) > 1 for tensor in made.plans[0].tensors)
     what = ", 128 whole rows of which are quantized at once" if rows else ""

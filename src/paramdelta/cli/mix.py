@@ -107,6 +107,7 @@ def mix(
                 fresh=output.fresh,
                 check=looking.check,
                 strict=looking.strict,
+                keep_downloads=output.keep_downloads,
                 staging=staging,
                 progress=progress.mix,
             )
