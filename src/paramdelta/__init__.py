@@ -13,15 +13,20 @@ from typing import TYPE_CHECKING, Any
 from paramdelta.version import __version__
 
 if TYPE_CHECKING:
+    from paramdelta.analysis.analysis import Analysis
     from paramdelta.api import (
         Extracted,
         ExtractedAdapter,
         Member,
         Mix,
+        MixPart,
         Swept,
+        analyze,
         extract,
         extract_adapter,
+        finish_mix,
         mix,
+        mix_part,
         plan,
         sweep,
         tensors,
@@ -43,14 +48,19 @@ if TYPE_CHECKING:
     from paramdelta.schemes.ties import Ties
 
 _HOMES = {
+    "Analysis": "analysis.analysis",
     "Extracted": "api",
     "ExtractedAdapter": "api",
     "Member": "api",
     "Mix": "api",
+    "MixPart": "api",
     "Swept": "api",
+    "analyze": "api",
     "extract": "api",
     "extract_adapter": "api",
+    "finish_mix": "api",
     "mix": "api",
+    "mix_part": "api",
     "plan": "api",
     "sweep": "api",
     "tensors": "api",
@@ -78,6 +88,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "Analysis",
     "CheckpointError",
     "Dare",
     "Delta",
@@ -88,6 +99,7 @@ __all__ = [
     "Member",
     "MisfitError",
     "Mix",
+    "MixPart",
     "ParamDeltaError",
     "Plan",
     "Recipe",
@@ -100,11 +112,14 @@ __all__ = [
     "Ties",
     "UsageError",
     "__version__",
+    "analyze",
     "extract",
     "extract_adapter",
+    "finish_mix",
     "load",
     "load_tokenizer",
     "mix",
+    "mix_part",
     "plan",
     "read_recipe",
     "set_scale",

@@ -16,7 +16,19 @@ from typing import Annotated, Any
 
 import typer
 
-from paramdelta.cli import chat, check, demo, extract, mix, plan, recipe, serve, sweep, verify
+from paramdelta.cli import (
+    analyze,
+    chat,
+    check,
+    demo,
+    extract,
+    mix,
+    plan,
+    recipe,
+    serve,
+    sweep,
+    verify,
+)
 from paramdelta.cli.flags import with_flags
 from paramdelta.cli.options import flat
 from paramdelta.cli.show.events import emit
@@ -41,6 +53,7 @@ app = typer.Typer(
 )
 for command in (
     plan.plan,
+    analyze.analyze,
     mix.mix,
     sweep.sweep,
     verify.verify,

@@ -37,6 +37,7 @@ def _mixed(folder: str, prefix: str) -> "Iterator[tuple[str, torch.Tensor]]":
     plan = make_plan(read_recipe_of(folder))
     plan.check()
     with Weights(plan) as mixed:
+        mixed.expect(mixed)
         for name, weight in mixed.items():
             yield prefix + name, weight[...]
         mixed.check_sources()

@@ -54,6 +54,7 @@ def _loader() -> Any:
             plan = make_plan(read_recipe_of(folder).times(_scales.get(folder, 1.0)))
             plan.check()
             with Weights(plan) as weights:
+                weights.expect(weights)
                 for name, weight in weights.items():
                     if not should_skip_weight(name, self.local_expert_ids):
                         yield name, weight[...]
