@@ -2,7 +2,8 @@
 
 SGLang finds `register` through an entry point of the package and calls it in every process. Where a
 model's folder has the recipe of a mix (see `live.folder`), its loader gets the tensors of the mix;
-other folders are loaded as ever. As in `live.vllm`, little is imported before. Written for SGLang 0.5.23, which has no build for CPUs.
+other folders are loaded as ever. As in `live.vllm`, little is imported before. Written for SGLang
+0.5.23, which has no build for CPUs.
 """
 
 from collections.abc import Iterator

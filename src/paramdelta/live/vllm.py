@@ -5,7 +5,7 @@ weights of the mix whose recipe `live.folder.write_recipe` wrote. `Worker` is ad
 The only module that imports vLLM. Written for vLLM 0.32.
 
 Every process of vLLM imports this module, whether it loads a mix or not, so it imports next to
-nothing itself. In particular numba must not be there when vLLM 0.32 starts on a CPU: vLLM then looks
+nothing itself. In particular numba must not be there when vLLM 0.32 starts on a CPU: vLLM looks
 through all modules for kernels and fails at one of llvmlite's objects.
 """
 
