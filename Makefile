@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 TORCH ?= torch==2.13.0
 READY := $(VENV)/.ready
 
-.PHONY: help demo test test-objects torture lint bench bench-flat bench-formats bench-deltas minilm lineage study study-gpu study-encoders study-crossed study-decoder study-vocabulary study-lowrank docs clean
+.PHONY: help demo test test-objects test-ray test-slurm torture lint bench bench-flat bench-formats bench-deltas minilm lineage study study-gpu study-encoders study-crossed study-decoder study-vocabulary study-lowrank docs clean
 
 help: ## show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -29,6 +29,13 @@ test: $(READY) ## all tests, the slow ones too
 test-objects: $(READY) ## object stores against moto's S3 server (downloads moto: 80 MB)
 	$(BIN)/python -m pip install -q --disable-pip-version-check "moto[server]>=5.2" boto3
 	$(BIN)/python -m pytest tests/storage/test_objects.py tests/output/test_bucket.py
+
+test-ray: $(READY) ## parts on a Ray cluster that loses a node (downloads ray: 285 MB)
+	$(BIN)/python -m pip install -q --disable-pip-version-check "ray>=2.40"
+	PYTHONPATH=src:. $(BIN)/python -m pytest tests/engine/test_ray.py
+
+test-slurm: $(READY) ## the example for Slurm, with the real Slurm (as root; skipped without it)
+	PARAMDELTA_TEST_SLURM=1 $(BIN)/python -m pytest -rs tests/clusters/test_slurm.py
 
 torture: $(READY) ## 1,000 kills and 200 races of two runs on one output (30 min)
 	$(BIN)/python -m tests.torture

@@ -47,6 +47,13 @@ def mix(
             "for temporary files]",
         ),
     ] = None,
+    engine: Annotated[
+        str,
+        typer.Option(metavar="NAME", help="threads of this process, or ray: tasks of a cluster."),
+    ] = "threads",
+    ray_address: Annotated[
+        str, typer.Option(metavar="ADDRESS", help="The Ray cluster; auto: the one of this machine.")
+    ] = "auto",
     as_json: Json = False,
 ) -> None:
     """Mix checkpoints: Θ = Θ_new_base + α · (Θ_post − Θ_base), exactly, all or nothing.
@@ -64,9 +71,9 @@ def mix(
             "missing --out", code="missing-option", expected="--out DIR, the folder to write"
         )
     several = part is not None or finish
-    if (part is not None and finish) or (several and output.fresh):
+    if (part is not None and finish) or (several and (output.fresh or engine != "threads")):
         raise UsageError(
-            "--part, --finish and --fresh exclude each other",
+            "--part, --finish, --fresh and --engine exclude each other",
             code="options-exclude-each-other",
             remedy="run all parts, then --finish; to start again, remove the unfinished run first",
         )
@@ -108,6 +115,8 @@ def mix(
                 check=looking.check,
                 strict=looking.strict,
                 staging=staging,
+                engine=engine,
+                ray_address=ray_address,
                 progress=progress.mix,
             )
     if part is not None:
