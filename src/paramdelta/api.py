@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -195,7 +196,9 @@ def layout_for(plan: Plan, shard_size: int | str = SHARD_SIZE) -> Layout:
 
 
 def free_disk(out: str | Path) -> int:
-    """Free bytes of the disk that an output would be on."""
+    """Free bytes of the disk that an output would be on, or its shards on their way to a bucket."""
+    if scheme_of(str(out)) != LOCAL:
+        out = tempfile.gettempdir()
     return free_space(Path(out))[0]
 
 
@@ -378,15 +381,18 @@ def finish_mix(
     out: str | Path,
     *,
     shard_size: int | str = SHARD_SIZE,
+    memory: int | str = MEMORY,
+    workers: int | None = None,
     overwrite: bool = False,
     check: bool = False,
+    strict: bool = False,
     staging: str | Path | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> Mix:
     """Put an output in place whose parts are made: checks them and adds the small files.
 
     May be called again: an output that is finished stays as it is. The arguments are those of the
-    parts.
+    parts; ``strict`` refuses shards that were made without it.
 
     Raises:
         MisfitError: shards are missing; nothing was changed.
@@ -396,9 +402,9 @@ def finish_mix(
     plan = make_plan(recipe) if isinstance(recipe, Recipe) else recipe
     plan.check()
     destination = _destination(plan, out, overwrite)
-    shipped = _Shipped(sweep_of_one(plan), destination, shard_size, MEMORY, None)
+    shipped = _Shipped(sweep_of_one(plan), destination, shard_size, memory, workers)
     nothing: frozenset[int] = frozenset()
-    return shipped.whole(out, False, check, False, staging, _Watch(progress), began, nothing)
+    return shipped.whole(out, False, check, strict, staging, _Watch(progress), began, nothing)
 
 
 def _destination(plan: Plan, out: str | Path, overwrite: bool) -> Destination:

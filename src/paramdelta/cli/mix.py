@@ -98,8 +98,11 @@ def mix(
                 plan,
                 out,
                 shard_size=output.shard_size,
+                memory=run.memory,
+                workers=run.workers,
                 overwrite=output.overwrite,
                 check=looking.check,
+                strict=looking.strict,
                 staging=staging,
                 progress=progress.mix,
             )
