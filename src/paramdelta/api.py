@@ -240,19 +240,21 @@ def mix(
     strict: bool = False,
     keep_downloads: bool = False,
     staging: str | Path | None = None,
+    private: bool = False,
     progress: Callable[[Progress], None] | None = None,
 ) -> Mix:
     """Write the mix of a recipe, or of a plan made before, as a checkpoint folder.
 
-    ``out``: a folder, or the URL of one in an object store (s3://, gs://, az://). Whole or not at
-    all: the output appears when everything is durable. A run that was killed is resumed by the same
-    call. ``shard_size`` and ``memory`` are bytes or text such as "5GB"; ``memory`` bounds what is
-    held beyond the interpreter and its libraries. ``overwrite`` replaces an earlier output of
-    paramdelta; ``fresh`` discards an unfinished run.
+    ``out``: a folder; the URL of one in an object store (s3://, gs://, az://); or a repository on
+    the Hub (hf://org/name, with @branch if it is not main), which is created if it does not exist,
+    ``private`` or not. Whole or not at all: the output appears when everything is durable. A run
+    that was killed is resumed by the same call. ``shard_size`` and ``memory`` are bytes or text
+    such as "5GB"; ``memory`` bounds what is held beyond the interpreter and its libraries.
+    ``overwrite`` replaces an earlier output of paramdelta; ``fresh`` discards an unfinished run.
 
-    To an object store each shard goes when it is whole, so a kill costs the shards that were being
-    made, and another machine can continue. ``staging``: the local folder in which they are made, at
-    most three at a time; by default in the one for temporary files.
+    To an object store or the Hub each shard goes when it is whole, so a kill costs the shards that
+    were being made, and another machine can continue. ``staging``: the local folder in which they
+    are made, at most three at a time; by default in the one for temporary files.
 
     ``check``: look at the complete folder as a loader does, before it is put in place (see
     `paramdelta.check`); what it refuses is not put in place. ``strict``: NaN and infinities are
@@ -277,7 +279,8 @@ def mix(
     made = sweep_of_one(plan)
     watch = _Watch(progress)
     if scheme_of(str(out)) != LOCAL:
-        shipped = _Shipped(made, _destination(plan, out, overwrite), shard_size, memory, workers)
+        destination = _destination(plan, out, overwrite, private)
+        shipped = _Shipped(made, destination, shard_size, memory, workers)
         if shipped.finished is not None and not overwrite:
             raise UsageError(
                 "the output exists already",
@@ -396,8 +399,14 @@ def finish_mix(
     return shipped.whole(out, False, check, False, staging, _Watch(progress), began, nothing)
 
 
-def _destination(plan: Plan, out: str | Path, overwrite: bool) -> Destination:
+def _destination(
+    plan: Plan, out: str | Path, overwrite: bool, private: bool = False
+) -> Destination:
     """Where an output goes shard by shard; raises UsageError."""
+    if scheme_of(str(out)) == "hf":
+        from paramdelta.output.hub import HubDestination
+
+        return HubDestination(str(out), mark=LOCK, private=private, overwrite=overwrite)
     if scheme_of(str(out)) != LOCAL:
         sources = [source.location.url for source in plan.sources]
         from paramdelta.output.bucket import BucketDestination  # keeps it out of local work
