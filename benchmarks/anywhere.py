@@ -25,6 +25,8 @@ from benchmarks.llama import Llama
 from benchmarks.machine import describe
 from benchmarks.make_checkpoints import make
 from benchmarks.meter import ROOT, UNCHECKED, Reading, measure
+from tests.clusters.slurm import finished, why_not
+from tests.clusters.slurm import slurm as running_slurm
 
 RESULTS = ROOT / "benchmarks" / "results" / "anywhere.json"
 PAGE = ROOT / "docs" / "clusters.md"
@@ -170,8 +172,6 @@ def disk_azure(bench: Bench) -> dict[str, object]:
 
 def slurm(bench: Bench) -> dict[str, object]:
     """The example of examples/cluster with a Slurm of one node."""
-    from tests.clusters.slurm import finished
-    from tests.clusters.slurm import slurm as running
 
     out = bench.out("slurm")
     program = out.parent / "bin" / "paramdelta"
@@ -187,7 +187,7 @@ def slurm(bench: Bench) -> dict[str, object]:
         f"new_base: {places['new']}\ndeltas:\n  - {{post: {places['post']}, "
         f"base: {places['base']}}}\n"
     )
-    with running(out.parent / "daemons") as environment:
+    with running_slurm(out.parent / "daemons") as environment:
         environment = {**environment, "PATH": f"{program.parent}:{environment['PATH']}"}
         began = time.perf_counter()
         script = ROOT / "examples" / "cluster" / "slurm.sh"
@@ -366,9 +366,16 @@ def main() -> None:
     folder = options.folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     make(folder / "in", SHAPE, shard_size=120_000_000)
+    absent = {
+        "disk-azure": "" if servers.azurite() else "azurite (npm install azurite; AZURITE=…)",
+        "slurm": why_not(),
+    }
     report = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"rows": {}}
     bench = Bench(folder)
     for row in dict.fromkeys(["threads", *options.rows.split(",")]):
+        if absent.get(row):
+            print(f"{row}: left out, without {absent[row]}")
+            continue
         report["rows"][row] = ROWS[row](bench)
         print(row, report["rows"][row], flush=True)
         weights = (folder / "in" / "base").glob("*.safetensors")

@@ -38,6 +38,7 @@ from paramdelta.output.lock import (
     is_finished,
     is_lock_of,
     lock_text,
+    pinned,
     run_identity,
     shared_identity,
 )
@@ -57,7 +58,7 @@ from paramdelta.planning.sweep import Sweep, make_sweep, sweep_of_one
 from paramdelta.recipe import Recipe
 from paramdelta.storage.blob import Blob
 from paramdelta.storage.digest import TreeDigest
-from paramdelta.storage.reader import Reader
+from paramdelta.storage.reader import READ_AHEAD, Reader
 from paramdelta.storage.store import LOCAL, scheme_of
 from paramdelta.units import parse_size
 
@@ -246,22 +247,25 @@ def mix(
     fresh: bool = False,
     check: bool = False,
     strict: bool = False,
+    keep_downloads: bool = False,
     staging: str | Path | None = None,
     engine: str = "threads",
     ray_address: str = "auto",
+    private: bool = False,
     progress: Callable[[Progress], None] | None = None,
 ) -> Mix:
     """Write the mix of a recipe, or of a plan made before, as a checkpoint folder.
 
-    ``out``: a folder, or the URL of one in an object store (s3://, gs://, az://). Whole or not at
-    all: the output appears when everything is durable. A run that was killed is resumed by the same
-    call. ``shard_size`` and ``memory`` are bytes or text such as "5GB"; ``memory`` bounds what is
-    held beyond the interpreter and its libraries. ``overwrite`` replaces an earlier output of
-    paramdelta; ``fresh`` discards an unfinished run.
+    ``out``: a folder; the URL of one in an object store (s3://, gs://, az://); or a repository on
+    the Hub (hf://org/name, with @branch if it is not main), which is created if it does not exist,
+    ``private`` or not. Whole or not at all: the output appears when everything is durable. A run
+    that was killed is resumed by the same call. ``shard_size`` and ``memory`` are bytes or text
+    such as "5GB"; ``memory`` bounds what is held beyond the interpreter and its libraries.
+    ``overwrite`` replaces an earlier output of paramdelta; ``fresh`` discards an unfinished run.
 
-    To an object store each shard goes when it is whole, so a kill costs the shards that were being
-    made, and another machine can continue. ``staging``: the local folder in which they are made, at
-    most three at a time; by default in the one for temporary files.
+    To an object store or the Hub each shard goes when it is whole, so a kill costs the shards that
+    were being made, and another machine can continue. ``staging``: the local folder in which they
+    are made, at most three at a time; by default in the one for temporary files.
 
     ``engine``: "ray" makes the shards in tasks of the Ray cluster at ``ray_address``, which read
     and write by themselves; ``workers`` are then the processors of a task, and all machines must
@@ -270,6 +274,9 @@ def mix(
     ``check``: look at the complete folder as a loader does, before it is put in place (see
     `paramdelta.check`); what it refuses is not put in place. ``strict``: NaN and infinities are
     refused as well, for which every number is read again. The command line checks by default.
+
+    Checkpoints on the Hub are read where they are, unless they are in its cache on this machine.
+    ``keep_downloads``: download them into the cache first.
 
     Raises:
         UsageError: invalid options or output path.
@@ -281,6 +288,9 @@ def mix(
     began = perf_counter()
     plan = make_plan(recipe) if isinstance(recipe, Recipe) else recipe
     plan.check()
+    if keep_downloads:
+        _download(plan)
+        plan = replace(make_plan(pinned(plan)), recipe=plan.recipe)  # from the cache
     made = sweep_of_one(plan)
     watch = _Watch(progress)
     if engine not in ENGINES:
@@ -289,7 +299,8 @@ def mix(
         )
     if scheme_of(str(out)) != LOCAL or engine == RAY:
         workers = workers or (RAY_WORKERS if engine == RAY else None)
-        shipped = _Shipped(made, _destination(plan, out, overwrite), shard_size, memory, workers)
+        destination = _destination(plan, out, overwrite, private)
+        shipped = _Shipped(made, destination, shard_size, memory, workers)
         if shipped.finished is not None and not overwrite:
             raise UsageError(
                 "the output exists already",
@@ -334,6 +345,15 @@ def mix(
         run.kept,
         replace(inspection.reports[0], folder=str(out)) if inspection is not None else None,
     )
+
+
+def _download(plan: Plan) -> None:
+    """Download the sources of a plan that are on the Hub into its cache."""
+    with Reader() as reader:
+        opener = Opener(reader, keep=True)
+        for source in plan.sources:
+            if source.location.repo is not None:
+                opener.files(source.location.address)  # by its name, so that the cache knows it
 
 
 def mix_part(
@@ -407,8 +427,14 @@ def finish_mix(
     return shipped.whole(out, False, check, strict, staging, _Watch(progress), began, nothing)
 
 
-def _destination(plan: Plan, out: str | Path, overwrite: bool) -> Destination:
+def _destination(
+    plan: Plan, out: str | Path, overwrite: bool, private: bool = False
+) -> Destination:
     """Where an output goes shard by shard; raises UsageError."""
+    if scheme_of(str(out)) == "hf":
+        from paramdelta.output.hub import HubDestination
+
+        return HubDestination(str(out), mark=LOCK, private=private, overwrite=overwrite)
     if scheme_of(str(out)) != LOCAL:
         sources = [source.location.url for source in plan.sources]
         from paramdelta.output.bucket import BucketDestination  # keeps it out of local work
@@ -659,6 +685,7 @@ def sweep(
     fresh: bool = False,
     check: bool = False,
     strict: bool = False,
+    keep_downloads: bool = False,
     planned: Callable[[Sweep], None] | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> Swept:
@@ -683,6 +710,9 @@ def sweep(
     out = Path(out)
     shard_bytes = parse_size(shard_size)
     made = make_sweep(recipe, scales)
+    if keep_downloads:
+        _download(made.plans[0])
+        made = make_sweep(recipe, scales)  # from the cache
     if planned is not None:
         planned(made)
     outs = [out / f"scale-{scale}" for scale in made.scales]
@@ -840,10 +870,11 @@ def budget_for(plan: Plan, memory: int | str = MEMORY, workers: int | None = Non
 def _budget(made: Sweep, memory: int | str, workers: int | None) -> Budget:
     job = MixJob.of(made, 0)
     measure = MeasureJob.of(job.members, lambda _: True, 0)
+    ahead = READ_AHEAD if made.plans[0].transfers else 0
 
     def need(buffer: int) -> Need:
         needs = [job.need(buffer), *([measure.need(buffer)] if measure.wanted else [])]
-        return Need(max(n.each for n in needs), max(n.shared for n in needs))
+        return Need(max(n.each for n in needs), max(n.shared for n in needs) + ahead)
 
     rows = any(len(tensor.streams) > 1 for tensor in made.plans[0].tensors)
     what = ", 128 whole rows of which are quantized at once" if rows else ""

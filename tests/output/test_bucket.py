@@ -159,7 +159,7 @@ def test_a_damaged_journal_is_refused(wide, buckets, monkeypatch, name, data):
     store = buckets.connect("s3://bucket")
     if b"version" in data:
         shard = obstore.head(store, "models/out/model-00001-of-00003.safetensors")
-        data = data.replace(b'"1"', json.dumps(shard["e_tag"]).encode())
+        data = data.replace(b'"1"', shard["e_tag"].encode())
     obstore.put(store, f"models/out/.paramdelta/{name}", data)
     with pytest.raises((MisfitError, StorageError)) as caught:
         paramdelta.mix(wide.recipe(), URL, shard_size="1MB")

@@ -54,6 +54,18 @@ def mix(
     ray_address: Annotated[
         str, typer.Option(metavar="ADDRESS", help="The Ray cluster; auto: the one of this machine.")
     ] = "auto",
+    push: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ORG/NAME", help="Push the output to this repository on the Hub, not --out."
+        ),
+    ] = None,
+    branch: Annotated[
+        str | None, typer.Option(metavar="B", help="The branch to push to.  [default: main]")
+    ] = None,
+    private: Annotated[
+        bool, typer.Option("--private", help="If the repository is created, make it private.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Mix checkpoints: Θ = Θ_new_base + α · (Θ_post − Θ_base), exactly, all or nothing.
@@ -66,9 +78,21 @@ def mix(
     from paramdelta.cli.show.results import show_mix, show_part
     from paramdelta.errors import UsageError
 
+    if push is not None and out is not None:
+        raise UsageError("--push and --out exclude each other", code="options-exclude-each-other")
+    if push is None and (private or branch is not None):
+        raise UsageError(
+            "--private and --branch are options of --push",
+            code="option-without-effect",
+            remedy="pass --push ORG/NAME",
+        )
+    if push is not None:
+        out = f"hf://{push}@{branch}" if branch is not None else f"hf://{push}"
     if out is None:
         raise UsageError(
-            "missing --out", code="missing-option", expected="--out DIR, the folder to write"
+            "missing --out",
+            code="missing-option",
+            expected="--out DIR, the folder to write; or --push ORG/NAME",
         )
     several = part is not None or finish
     if (part is not None and finish) or (several and (output.fresh or engine != "threads")):
@@ -117,9 +141,11 @@ def mix(
                 fresh=output.fresh,
                 check=looking.check,
                 strict=looking.strict,
+                keep_downloads=output.keep_downloads,
                 staging=staging,
                 engine=engine,
                 ray_address=ray_address,
+                private=private,
                 progress=progress.mix,
             )
     if part is not None:

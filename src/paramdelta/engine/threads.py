@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 from time import monotonic
 from typing import Any, Generic
 
-from paramdelta.engine.job import Job, Progress, Receipt, Task
+from paramdelta.engine.job import Job, Progress, Reading, Receipt, Task
+from paramdelta.storage.readahead import Run
 from paramdelta.storage.reader import Reader
 
 TICK = 0.1  # seconds between two calls of the progress function
@@ -69,6 +70,8 @@ class _Run(Generic[Task, Receipt]):
                 self.pending.append(number)
                 self.costs.append(cost)
         self.resumed = self.done
+        if isinstance(job, Reading):
+            reader.follow(lambda: self._runs(job))
         self.prompt = job.lead is not None  # else receipts can wait for a tick: a switch between
         # threads costs more than to collect one
         self.lead = job.lead * workers if job.lead is not None else len(self.pending)
@@ -80,6 +83,11 @@ class _Run(Generic[Task, Receipt]):
             threading.Thread(target=self._work, name=f"paramdelta-{number}", daemon=True)
             for number in range(workers)
         ]
+
+    def _runs(self, job: Reading[Task]) -> Iterator[Run]:
+        """What the tasks will read."""
+        for number in self.pending:
+            yield from job.reads(self.tasks[number])
 
     def run(self) -> None:
         for thread in self.threads:

@@ -5,7 +5,7 @@ A mix is a sweep of one.
 
 import bisect
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import accumulate
@@ -24,6 +24,7 @@ from paramdelta.planning.sweep import Sweep, joint_views
 from paramdelta.schemes.scheme import BLOCK, SCRATCH
 from paramdelta.storage.blob import Blob
 from paramdelta.storage.local import page_buffer
+from paramdelta.storage.readahead import Run
 from paramdelta.storage.reader import Reader
 
 PLANNED = 1_200  # bytes: a tensor in each further plan of a sweep, and in its output's tables
@@ -149,6 +150,11 @@ class MixJob:
     def cost(self, task: Task) -> int:
         """Bytes of one output."""
         return sum(stop - start for start, stop in self.ranges(task))
+
+    def reads(self, task: Task) -> Iterator[Run]:
+        """See `Reading.reads`."""
+        for view in self.views[task.tensor]:
+            yield from view.runs(task.start, task.stop)
 
     def worker(self, reader: Reader, writers: Sequence[Writer]) -> "Worker":
         """See `Job.worker`. ``writers``: one for each output."""

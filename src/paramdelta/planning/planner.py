@@ -8,6 +8,7 @@ written.
 import contextlib
 import gc
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from paramdelta.dtypes import DTYPES
@@ -59,8 +60,10 @@ def make_plan(recipe: Recipe, opener: Opener | None = None) -> Plan:
     if opener is None:
         with Reader() as reader:
             return make_plan(recipe, Opener(reader))
+    before = opener.reader.fetched
     with _without_collection():
-        return _make_plan(recipe, opener)
+        plan = _make_plan(recipe, opener)
+    return replace(plan, fetched=opener.reader.fetched - before)
 
 
 @contextlib.contextmanager
