@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 TORCH ?= torch==2.13.0
 READY := $(VENV)/.ready
 
-.PHONY: help demo test test-vllm torture lint bench bench-flat bench-formats bench-deltas bench-live minilm lineage study study-gpu study-encoders study-crossed study-decoder study-vocabulary study-lowrank docs clean test-objects
+.PHONY: help demo test architectures test-vllm torture lint bench bench-flat bench-formats bench-deltas bench-live minilm lineage study study-gpu study-encoders study-crossed study-decoder study-vocabulary study-lowrank docs clean test-objects
 
 help: ## show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -33,6 +33,9 @@ test-vllm: ## the plugin in the real vLLM on this CPU (3.4 GB, 30 min)
 test-objects: $(READY) ## object stores against moto's S3 server (downloads moto: 80 MB)
 	$(BIN)/python -m pip install -q --disable-pip-version-check "moto[server]>=5.2" boto3
 	$(BIN)/python -m pytest tests/storage/test_objects.py tests/output/test_bucket.py
+
+architectures: $(READY) ## mix a tiny model of every architecture of transformers (10 min)
+	$(BIN)/python -m tests.architectures
 
 torture: $(READY) ## 1,000 kills and 200 races of two runs on one output (30 min)
 	$(BIN)/python -m tests.torture
