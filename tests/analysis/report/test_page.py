@@ -27,19 +27,23 @@ class Elements(html.parser.HTMLParser):
         self.feed(text)
 
     def handle_starttag(self, tag, attrs):
+        """An element that has an end."""
         self.tags.append(tag)
         self.attributes += [(tag, *each) for each in attrs]
         if tag not in ("meta", "input", "br"):
             self.stack.append(tag)
 
     def handle_startendtag(self, tag, attrs):
+        """An element that has none."""
         self.tags.append(tag)
         self.attributes += [(tag, *each) for each in attrs]
 
     def handle_endtag(self, tag):
+        """The end of the innermost element."""
         assert self.stack.pop() == tag
 
     def handle_data(self, data):
+        """Text, or a script."""
         if self.stack[-1:] == ["script"]:
             self.scripts.append(data)
         elif self.stack[-1:] != ["style"]:
