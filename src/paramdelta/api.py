@@ -204,6 +204,7 @@ def mix(
     fresh: bool = False,
     check: bool = False,
     strict: bool = False,
+    report: bool = False,
     progress: Callable[[Progress], None] | None = None,
 ) -> Mix:
     """Write the mix of a recipe, or of a plan made before, as a checkpoint folder.
@@ -216,6 +217,9 @@ def mix(
     ``check``: look at the complete folder as a loader does, before it is put in place (see
     `paramdelta.check`); what it refuses is not put in place. ``strict``: NaN and infinities are
     refused as well, for which every number is read again. The command line checks by default.
+
+    ``report``: analyze the Δs first (see `analyze`). The page goes into the folder, its verdict and
+    two pictures go on the card.
 
     Raises:
         UsageError: invalid options or output path.
@@ -231,6 +235,7 @@ def mix(
     watch = _Watch(progress)
     place = find_place(out, local_paths(plan), overwrite, LOCK)
     inspection = Inspection(strict) if check or strict else None
+    told = _analyzed(plan, memory, workers, progress) if report else None
     run = _run(
         made,
         [place],
@@ -240,6 +245,7 @@ def mix(
         fresh,
         watch,
         inspection=inspection,
+        analysis=told,
     )
     return Mix(
         Path(out),
@@ -291,6 +297,25 @@ def _tensors(made: Sweep, chosen: Budget, framework: str) -> Iterator[tuple[str,
     with Reader(once=True, ahead=True) as reader:
         for stream, array in iterate(job, order, reader, chosen.workers):
             yield stream.name, converted(array, stream.dtype, framework)
+
+
+def _analyzed(
+    plan: Plan,
+    memory: int | str,
+    workers: int | None,
+    progress: Callable[[Progress], None] | None,
+) -> Analysis:
+    """The analysis of a plan that is about to be mixed."""
+    from paramdelta.analysis.run import run
+
+    return run(
+        make_plan(plan.recipe, whole=True),
+        spectra=False,
+        memory=parse_size(memory),
+        workers=workers,
+        has_new_base=True,
+        progress=progress,
+    )
 
 
 def analyze(
@@ -439,17 +464,21 @@ def _run(
     progress: Callable[[Progress], None] | None,
     whole: Sweep | None = None,
     inspection: Inspection | None = None,
+    analysis: Analysis | None = None,
 ) -> _Run:
     """Write the outputs of a sweep to places on this machine. ``whole``: the sweep that ``made`` is
     a part of, whose layout all outputs have. ``inspection``: of every output before it is put in
-    place.
+    place. ``analysis``: what the report in every output is made of.
     """
     first = made.plans[0]
     laid = whole or made
     streams = [stored.stream for stored in laid.stored]
     layout = make_layout(streams, first.parameters, shard_bytes, laid.own, first.components)
     chosen = _budget(made, memory, workers)
-    small = [_small_files(plan, place.out) for plan, place in zip(made.plans, places, strict=True)]
+    small = [
+        _small_files(plan, place.out, analysis)
+        for plan, place in zip(made.plans, places, strict=True)
+    ]
     if not fresh:
         common = sum(shard.size for shard in layout.shards if shard.first >= laid.own)
         check_room(places[0], len(places) * layout.size - (len(places) - 1) * common)
@@ -502,11 +531,17 @@ def _digested(sink: FolderSink, files: Mapping[str, bytes]) -> dict[str, dict[st
     return found
 
 
-def _small_files(plan: Plan, out: Path) -> dict[str, bytes]:
+def _small_files(plan: Plan, out: Path, analysis: Analysis | None) -> dict[str, bytes]:
     """All but weights, index and lock. Built before a weight is written: this may fail."""
     with Reader() as reader:
         files = contents(plan.companions, reader)
-    return {**files, "README.md": model_card(plan, out).encode(errors="replace")}
+    card = model_card(plan, out)
+    if analysis is not None:
+        from paramdelta.analysis.report.outputfiles import card_section, output_files
+
+        files |= output_files(analysis)
+        card = f"{card.rstrip()}\n\n{card_section(analysis)}"
+    return {**files, "README.md": card.encode(errors="replace")}
 
 
 def _sizes(folder: Path) -> tuple[int, int]:

@@ -2,8 +2,9 @@
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from pathlib import PurePath
 from typing import Any
 
 from paramdelta.analysis.measures import Group, group
@@ -113,6 +114,35 @@ class Analysis:
     def verdict(self) -> Verdict:
         """What the measures say."""
         return verdict(self)
+
+    def public(self) -> "Analysis":
+        """The same to show to others: of each path of this machine, only its last part."""
+        known = {self.new_base, *(a for each in self.deltas for a in (each.post, each.base))}
+        paths = {a: PurePath(a).name for a in known if a and PurePath(a).is_absolute()}
+
+        def short(text: str) -> str:
+            for path in sorted(paths, key=len, reverse=True):
+                text = text.replace(path, paths[path])
+            return text
+
+        return replace(
+            self,
+            new_base=self.new_base and short(self.new_base),
+            deltas=tuple(
+                replace(each, post=short(each.post), base=each.base and short(each.base))
+                for each in self.deltas
+            ),
+            findings=tuple(
+                replace(
+                    found,
+                    what=short(found.what),
+                    where=short(found.where),
+                    remedy=found.remedy and short(found.remedy),
+                    allowed=found.allowed and short(found.allowed),
+                )
+                for found in self.findings
+            ),
+        )
 
     def predictions(self) -> tuple[Prediction, ...]:
         """The transfer of each Δ that the study leads one to expect, or why it says nothing."""

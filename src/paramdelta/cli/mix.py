@@ -22,6 +22,10 @@ def mix(
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="The folder to write.  [required]")
     ] = None,
+    report: Annotated[
+        bool,
+        typer.Option("--report", help="Analyze the Δs first; put the page beside the weights."),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Mix checkpoints: Θ = Θ_new_base + α · (Θ_post − Θ_base), exactly, all or nothing.
@@ -51,6 +55,7 @@ def mix(
             fresh=output.fresh,
             check=looking.check,
             strict=looking.strict,
+            report=report,
             progress=progress.mix,
         )
     show_mix(result, as_json)

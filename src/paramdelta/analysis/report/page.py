@@ -10,7 +10,6 @@ import json
 from collections.abc import Iterator, Sequence
 from html import escape
 from importlib.resources import files
-from pathlib import PurePath
 from typing import TYPE_CHECKING
 
 from paramdelta.analysis.report.figures import Figure, figures, matrix
@@ -50,7 +49,7 @@ def page(
         parts += _comparison(analyses, names)
     for number, analysis in enumerate(analyses):
         name = names[number] if len(analyses) > 1 else ""
-        parts += _analysis(analysis, f"r{number}", name, predict)
+        parts += _analysis(analysis.public(), f"r{number}", name, predict)
     parts.append(
         f'<p class="dim">Made by paramdelta {_text(__version__)}. S is the shift of the new base, '
         "Θ′_base − Θ_base.</p></main>"
@@ -83,12 +82,12 @@ def _analysis(analysis: "Analysis", key: str, name: str, predict: bool) -> Itera
         yield f'<p class="dim">{_text(analysis.formula)}</p>'
     yield '<p class="dim">'
     if analysis.new_base is not None:
-        yield f"new base: {_address(analysis.new_base)}<br>"
+        yield f"new base: {_text(analysis.new_base)}<br>"
     for number, delta in enumerate(analysis.deltas):
-        minus = f" − {_address(delta.base)}" if delta.base is not None else ""
+        minus = f" − {_text(delta.base)}" if delta.base is not None else ""
         tag = f" {number + 1}" if many else ""
         factor = "by rules" if delta.factor is None else f"{delta.factor:g}"
-        yield f"Δ{tag} = {_address(delta.post)}{minus}, scale {_text(factor)}<br>"
+        yield f"Δ{tag} = {_text(delta.post)}{minus}, scale {_text(factor)}<br>"
     yield f"{show_count(analysis.parameters)} parameters; {analysis.left} tensors have no Δ</p>"
     yield f'<nav><a href="#{key}-verdict">Verdict</a>'
     yield f'<a href="#{key}-figures">Figures</a><a href="#{key}-tensors">Tensors</a>'
@@ -107,7 +106,7 @@ def _analysis(analysis: "Analysis", key: str, name: str, predict: bool) -> Itera
         yield f'<div class="figures">{"".join(_figure(cosines))}</div>'
     for number, delta in enumerate(analysis.deltas):
         if many:
-            yield f"<h2>Δ {number + 1}: {_address(delta.post)}</h2>"
+            yield f"<h2>Δ {number + 1}: {_text(delta.post)}</h2>"
         yield '<div class="figures">'
         for figure in figures(analysis, number):
             yield from _figure(figure)
@@ -123,11 +122,6 @@ def _link(analysis: "Analysis", key: str) -> str:
         return ""
     coded = base64.b64encode(data).decode()
     return f'<a download="analysis-{key}.json" href="data:application/json;base64,{coded}">JSON</a>'
-
-
-def _address(address: str) -> str:
-    """An address as it can be shown to others: of a path of this machine, its last part."""
-    return _text(PurePath(address).name if PurePath(address).is_absolute() else address)
 
 
 def _flags(analysis: "Analysis") -> Iterator[str]:
