@@ -216,10 +216,11 @@ def _finite(value: Any) -> Any:
 class Collector:
     """Adds measured tensors up to groups.
 
-    ``tokens``: by row, of the new base's vocabulary. ``shifts``: whether there is a new base.
+    ``tokens``: by row, of each tensor with a row for each token. ``shifts``: whether there is a new
+    base.
     """
 
-    def __init__(self, deltas: int, tokens: Mapping[int, str], shifts: bool) -> None:
+    def __init__(self, deltas: int, tokens: Mapping[str, Mapping[int, str]], shifts: bool) -> None:
         self.deltas, self.tokens, self.shifts = deltas, tokens, shifts
         self.all = Tally.empty(deltas)
         self.layers: dict[tuple[str | None, int], Tally] = {}
@@ -253,10 +254,11 @@ class Collector:
             self.cells.setdefault(cell, Tally.empty(self.deltas).without_histogram()).add(bare)
 
     def _rows(self, measured: Measured, delta: int) -> tuple[TokenRow, ...]:
+        tokens = self.tokens.get(measured.subject.name, {})
         return tuple(
             TokenRow(
                 row.number,
-                self.tokens.get(row.number),
+                tokens.get(row.number),
                 row.norm,
                 row.norm / row.base if row.base else None,
                 measured.median[delta],

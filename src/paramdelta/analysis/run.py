@@ -12,6 +12,7 @@ from paramdelta.errors import MisfitError
 from paramdelta.jobs.analyze import AnalyzeJob
 from paramdelta.jobs.spectra import SpectraJob
 from paramdelta.planning.plan import Plan
+from paramdelta.planning.tokenaxes import token_axes
 from paramdelta.planning.tokenizer import read_vocabulary
 from paramdelta.planning.vocabulary import Vocabulary
 from paramdelta.recipe import Schedule
@@ -86,10 +87,14 @@ def _budget(job: AnalyzeJob, memory: int, workers: int | None) -> Budget:
     return budget(job.need, memory, workers or computing_workers(), " for this analysis")
 
 
-def _tokens(plan: Plan) -> Mapping[int, str]:
-    """The new base's tokens, by row; none if they are not known."""
+def _tokens(plan: Plan) -> Mapping[str, Mapping[int, str]]:
+    """The new base's tokens by row, for each tensor that has a row for each token."""
     found = read_vocabulary(plan.new_base.files, plan.new_base.config, {})
-    return found.tokens if isinstance(found, Vocabulary) else {}
+    if not isinstance(found, Vocabulary):
+        return {}
+    shapes = {tensor.name: tensor.shape for tensor in plan.tensors}
+    axes = token_axes(shapes, plan.new_base.config, found.size)
+    return {name: found.tokens for name, axis in axes.items() if axis == 0}
 
 
 def _name(plan: Plan, number: int) -> DeltaName:

@@ -7,6 +7,7 @@ tokens are escaped, the script reads the tables, and the page's own policy allow
 import base64
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Sequence
 from html import escape
 from importlib.resources import files
@@ -72,6 +73,11 @@ def _text(words: object, most: int = 2000) -> str:
     return escape(shown(str(words), most))
 
 
+def _words(sentence: str) -> str:
+    """A sentence as HTML; what stands in backticks is code."""
+    return re.sub("`([^`<>]+)`", r"<code>\1</code>", _text(sentence))
+
+
 # -- parts of the page -----------------------------------------------------------------------------
 
 
@@ -88,7 +94,7 @@ def _analysis(analysis: "Analysis", key: str, name: str, predict: bool) -> Itera
         tag = f" {number + 1}" if many else ""
         factor = "by rules" if delta.factor is None else f"{delta.factor:g}"
         yield f"Δ{tag} = {_text(delta.post)}{minus}, scale {_text(factor)}<br>"
-    yield f"{show_count(analysis.parameters)} parameters; {analysis.left} tensors have no Δ</p>"
+    yield f"{show_count(analysis.parameters)} parameters; tensors without Δ: {analysis.left}</p>"
     yield f'<nav><a href="#{key}-verdict">Verdict</a>'
     yield f'<a href="#{key}-figures">Figures</a><a href="#{key}-tensors">Tensors</a>'
     yield _link(analysis, key)
@@ -141,12 +147,12 @@ def _flags(analysis: "Analysis") -> Iterator[str]:
     yield '<ul class="flags">'
     for severity, code, what, remedy, where, source in told:
         yield f'<li class="{_text("note" if severity == "note" else "warning")}">'
-        yield f"<h3>{_text(severity)}: {_text(code)}</h3><p>{_text(what)}.</p>"
+        yield f"<h3>{_text(severity)}: {_text(code)}</h3><p>{_words(what)}.</p>"
         if where:
             more = f" and {len(where) - 8} more" if len(where) > 8 else ""
             yield f'<p class="dim">In {_text(", ".join(shown(w, 60) for w in where[:8]))}{more}</p>'
         if remedy:
-            yield f"<p>{_text(remedy)}.</p>"
+            yield f"<p>{_words(remedy)}.</p>"
         if source:
             yield f'<p class="dim">{_text(source)}</p>'
         yield "</li>"
