@@ -8,6 +8,7 @@ written.
 import contextlib
 import gc
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from paramdelta.dtypes import DTYPES
@@ -60,8 +61,10 @@ def make_plan(recipe: Recipe, opener: Opener | None = None, *, whole: bool = Fal
     if opener is None:
         with Reader() as reader:
             return make_plan(recipe, Opener(reader), whole=whole)
+    before = opener.reader.fetched
     with _without_collection():
-        return _make_plan(recipe, opener, whole)
+        plan = _make_plan(recipe, opener, whole)
+    return replace(plan, fetched=opener.reader.fetched - before)
 
 
 @contextlib.contextmanager

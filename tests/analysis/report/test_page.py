@@ -27,23 +27,23 @@ class Elements(html.parser.HTMLParser):
         self.feed(text)
 
     def handle_starttag(self, tag, attrs):
-        """An element that has an end."""
+        """See `HTMLParser`."""
         self.tags.append(tag)
         self.attributes += [(tag, *each) for each in attrs]
         if tag not in ("meta", "input", "br"):
             self.stack.append(tag)
 
     def handle_startendtag(self, tag, attrs):
-        """An element that has none."""
+        """See `HTMLParser`."""
         self.tags.append(tag)
         self.attributes += [(tag, *each) for each in attrs]
 
     def handle_endtag(self, tag):
-        """The end of the innermost element."""
+        """See `HTMLParser`."""
         assert self.stack.pop() == tag
 
     def handle_data(self, data):
-        """Text, or a script."""
+        """See `HTMLParser`."""
         if self.stack[-1:] == ["script"]:
             self.scripts.append(data)
         elif self.stack[-1:] != ["style"]:

@@ -98,6 +98,12 @@ def _show_output(plan: Plan, budget: Budget, layout: Layout, free: int) -> None:
         f"  work      {show_size(plan.bytes_to_read)} to read, {show_size(plan.bytes_to_write)} to"
         f" write; {show_size(free)} of disk free"
     )
+    if plan.transfers:
+        each = ", ".join(f"{role} {show_size(size)}" for role, size in plan.transfers.items())
+        say(
+            f"  network   {show_size(sum(plan.transfers.values()))} to transfer ({each}); "
+            f"{show_size(plan.fetched)} read for this plan"
+        )
     say(
         f"  memory    at most {show_size(budget.projected)} beyond the interpreter and its "
         f"libraries ({budget.workers} workers, {show_size(budget.buffer)} a buffer)"
