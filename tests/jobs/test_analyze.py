@@ -339,6 +339,35 @@ def test_memory_stays_under_the_limit(tmp_path):
     assert grown <= 160_000_000
 
 
+def test_odd_shapes(tmp_path):
+    """Scalars, empty tensors, rows and heads of prime or tiny sizes, and a config that lies."""
+    chance = np.random.default_rng(6)
+    shapes = {
+        "scale": (), "empty.weight": (0, 4), "conv.weight": (3, 4, 5, 2), EMBEDDING: (50, 1031),
+        "lm_head.weight": (9, 1), Q: (7, 3), O: (4, 6), "model.layers.0.mlp.up_proj.weight": (1, 1),
+    }  # fmt: skip
+    folders = []
+    for role in ("base", "post", "new"):
+        values = {name: np.asarray(chance.normal(size=shape)) for name, shape in shapes.items()}
+        config = {"num_attention_heads": 7, "head_dim": 1, "hidden_size": 10**30}
+        folders.append(str(save(tmp_path / role, values, config_json=config)))
+    found = analyze(Recipe(folders[2], (Delta(folders[1], folders[0]),)), spectra=True)
+    assert {t.name for t in found.tensors} == set(shapes) - {"empty.weight"}
+    assert not any(t.heads or t.rows for t in found.tensors)
+    assert json.dumps(found.to_dict(), allow_nan=False)
+    assert found.to_html()
+
+
+def test_too_little_memory_is_told_beforehand(lineage, monkeypatch):
+    """Before anything is read."""
+    from paramdelta import UsageError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threads, "run", lambda *_, **__: pytest.fail("it ran"))
+        with pytest.raises(UsageError, match="memory"):
+            analyze(lineage.recipe(), memory=1000)
+
+
 def test_nothing_to_look_at(lineage):
     """Scale 0 everywhere leaves no Δ."""
     with pytest.raises(MisfitError, match="no Δ"):

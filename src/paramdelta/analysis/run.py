@@ -7,7 +7,7 @@ from time import perf_counter
 from paramdelta.analysis.analysis import Analysis, Collector, DeltaName, ordered
 from paramdelta.engine import threads
 from paramdelta.engine.job import Progress
-from paramdelta.engine.memory import Budget, budget, computing_workers
+from paramdelta.engine.memory import budget, computing_workers
 from paramdelta.errors import MisfitError
 from paramdelta.jobs.analyze import AnalyzeJob
 from paramdelta.jobs.spectra import SpectraJob
@@ -49,21 +49,20 @@ def run(
             where=" and ".join(map(str, plan.sources)),
             expected="tensors of the same names and shapes, with a scale other than 0",
         )
-    chosen = _budget(job, memory, workers)
+    chosen = budget(job.need, memory, workers or computing_workers(), " for this analysis")
     job.buffer = chosen.buffer
+    further = SpectraJob(job.subjects if spectra else [])
+    later = budget(further.need, memory, workers or computing_workers(), " for the spectra")
     read = 0
     with Reader(once=True, ahead=True) as reader:
         threads.run(job, reader, workers=chosen.workers, progress=progress)
         read += reader.count
-    found = {}
-    if spectra:
-        further = SpectraJob(job.subjects)
-        chosen = budget(further.need, memory, workers or computing_workers(), " for the spectra")
+    if further.subjects:
         with Reader(ahead=True) as reader:
-            threads.run(further, reader, workers=chosen.workers, progress=progress)
+            threads.run(further, reader, workers=later.workers, progress=progress)
             read += reader.count
-        found = further.found
-    measured = (replace(t, spectra=tuple(found.get(t.name, ()))) for t in collector.tensors)
+    spectra_of = further.found.get
+    measured = (replace(t, spectra=tuple(spectra_of(t.name, ()))) for t in collector.tensors)
     everything, layers, kinds, cells = collector.groups()
     return Analysis(
         plan.recipe.symbols if has_new_base else f"Δ = Θ_post {MINUS} Θ_base",
@@ -81,10 +80,6 @@ def run(
         perf_counter() - began,
         read,
     )
-
-
-def _budget(job: AnalyzeJob, memory: int, workers: int | None) -> Budget:
-    return budget(job.need, memory, workers or computing_workers(), " for this analysis")
 
 
 def _tokens(plan: Plan) -> Mapping[str, Mapping[int, str]]:

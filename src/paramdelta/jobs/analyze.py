@@ -31,6 +31,7 @@ Array = npt.NDArray[Any]
 
 LENGTH = 1 << 20  # elements of a task, about
 RUN = 1 << 17  # elements of each operand that are read at a time
+LEAST = 4  # elements of a block
 LEADING = 20  # rows of tokens that are kept for each Δ: those that changed most
 _LEAST = {"F16": 2.0**-14}  # the smallest normal number; others have float32's
 _QUANTA = {"F16": 2.0**-24, "BF16": 2.0**-133, "F32": 2.0**-149}
@@ -368,18 +369,22 @@ def _shared(new: View, base: View) -> View:
 
 
 def _segments(tensor: OutputTensor, kind: str, config: Mapping[str, Any]) -> tuple[int, int, bool]:
-    """How many segments, elements of one, and whether they are rows of tokens."""
-    if kind in ("embedding", "head") and len(tensor.shape) == 2:
-        height, width = tensor.shape
-        if 1 < width <= LENGTH and height > 1:
-            return height, width, True
+    """How many segments, elements of one, and whether they are rows of tokens.
+
+    Segments that cannot be cut into blocks of a fair size are not told apart: that would take long.
+    """
+    one = 1, tensor.elements, False
+    if len(tensor.shape) != 2 or not tensor.elements:
+        return one
+    height, width = tensor.shape
+    if kind in ("embedding", "head"):
+        fits = width <= LENGTH and height > 1 and _divisor(width, BLOCK) >= LEAST
+        return (height, width, True) if fits else one
     size = head_size(config, kind, tensor.shape)
-    if size is not None:
-        height, width = tensor.shape
-        return (
-            (width // size, size, False) if kind == "o" else (height // size, size * width, False)
-        )
-    return 1, tensor.elements, False
+    if size is None:
+        return one
+    inner, heads = (size, width // size) if kind == "o" else (size * width, height // size)
+    return (heads, inner, False) if _divisor(inner, BLOCK) >= LEAST else one
 
 
 def _divisor(number: int, most: int) -> int:
