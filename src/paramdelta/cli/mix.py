@@ -66,6 +66,10 @@ def mix(
     private: Annotated[
         bool, typer.Option("--private", help="If the repository is created, make it private.")
     ] = False,
+    report: Annotated[
+        bool,
+        typer.Option("--report", help="Analyze the Δs first; put the page beside the weights."),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Mix checkpoints: Θ = Θ_new_base + α · (Θ_post − Θ_base), exactly, all or nothing.
@@ -93,6 +97,12 @@ def mix(
             "missing --out",
             code="missing-option",
             expected="--out DIR, the folder to write; or --push ORG/NAME",
+        )
+    if part is not None and report:
+        raise UsageError(
+            "a part has no report",
+            code="report-with-part",
+            remedy="pass --report with --finish, which writes the small files",
         )
     several = part is not None or finish
     if (part is not None and finish) or (several and (output.fresh or engine != "threads")):
@@ -128,6 +138,7 @@ def mix(
                 check=looking.check,
                 strict=looking.strict,
                 staging=staging,
+                report=report,
                 progress=progress.mix,
             )
         else:
@@ -146,6 +157,7 @@ def mix(
                 engine=engine,
                 ray_address=ray_address,
                 private=private,
+                report=report,
                 progress=progress.mix,
             )
     if part is not None:
