@@ -685,6 +685,7 @@ def _tensors(made: Sweep, chosen: Budget, framework: str) -> Iterator[tuple[str,
     job, _ = measured(MixJob.of(made, chosen.buffer), lambda _: False, chosen)
     order = list(dict.fromkeys(stored.tensor for stored in made.stored))
     with Reader(once=True, ahead=True) as reader, Maker(job, reader, chosen.workers) as maker:
+        maker.expect(order)
         for number in order:
             for stream, array in maker.make(number):
                 yield stream.name, converted(array, stream.dtype, framework)
