@@ -312,13 +312,14 @@ class Bench:
 
     def pushed(self) -> dict[str, Any]:
         """From the Hub to the Hub: the disk holds shards on their way."""
-        shard = 50_000_000
         store = self.folder / "store"
         shutil.rmtree(store, ignore_errors=True)
         store.mkdir()
         with HubServer(repos(self.models), store=store) as server:
-            found = self.mix(server, "hf://me/mixed", shard)
-            refs = sorted(server.repos["me/mixed"].refs)
+            found = self.mix(server, "hf://me/mixed")
+            made = server.repos["me/mixed"]
+            refs = sorted(made.refs)
+            shard = max(map(len, made.revisions[made.refs["main"]].values()))
         shutil.rmtree(store)
         return {"shard": shard, "disk_in_shards": found["disk"] / shard, "refs": refs, **found}
 

@@ -1,5 +1,6 @@
 """Outputs on the Hub: a work branch as the journal, one commit at the end."""
 
+import hashlib
 import json
 
 import pytest
@@ -209,3 +210,19 @@ def test_parts_meet_on_the_work_branch(wide, hub, tmp_path):
     paramdelta.finish_mix(recipe, URL, shard_size="1MB")
     paramdelta.mix(recipe, tmp_path / "mixed", shard_size="1MB")
     assert files(hub) == contents(tmp_path / "mixed")
+
+
+def test_the_real_xet_takes_the_shards(wide, connect, tmp_path):  # noqa: F811
+    """huggingface_hub's own upload by hf_xet into a store in a folder: the digests that it commits
+    are those of the shards.
+    """
+    pytest.importorskip("hf_xet")
+    (tmp_path / "cas").mkdir()
+    with HubServer({}) as server:
+        server.cas = tmp_path / "cas"
+        connect(server, HF_HUB_DISABLE_XET=False)
+        mix(wide)
+        assert not any("lfs/objects" in path for _, path in server.requests)
+        folder = paramdelta.mix(wide.recipe(), tmp_path / "mixed", shard_size="1MB").folder
+        digests = {hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.glob("*.safetensors")}
+        assert server.objects.keys() == digests
