@@ -9,6 +9,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any, TypeVar
 
+from paramdelta.analysis.analysis import Analysis
 from paramdelta.arithmetic.sketch import Aim
 from paramdelta.check.inspection import Inspection, refuse_not_finite
 from paramdelta.check.report import Report
@@ -25,7 +26,7 @@ from paramdelta.jobs import lowrank
 from paramdelta.jobs.measure import MeasureJob
 from paramdelta.jobs.mix import MixJob
 from paramdelta.jobs.outputs import Written, measured, write_outputs, write_shards
-from paramdelta.jobs.tensors import check_framework, converted, iterate
+from paramdelta.jobs.tensors import Maker, check_framework, converted
 from paramdelta.jobs.verify.verification import Verification
 from paramdelta.output.card import adapter_card, delta_card, model_card, origins_of
 from paramdelta.output.companions import contents
@@ -54,9 +55,11 @@ from paramdelta.planning.planner import make_plan
 from paramdelta.planning.relatives import SHIFT_CODES
 from paramdelta.planning.sources import Opener
 from paramdelta.planning.sweep import Sweep, make_sweep, sweep_of_one
-from paramdelta.recipe import Recipe
+from paramdelta.recipe import Delta, Recipe
 from paramdelta.storage.blob import Blob
 from paramdelta.storage.digest import TreeDigest
+from paramdelta.storage.files import Files
+from paramdelta.storage.location import locate
 from paramdelta.storage.reader import READ_AHEAD, Reader
 from paramdelta.storage.store import LOCAL, scheme_of
 from paramdelta.units import parse_size
@@ -578,9 +581,69 @@ def tensors(
 def _tensors(made: Sweep, chosen: Budget, framework: str) -> Iterator[tuple[str, Any]]:
     job, _ = measured(MixJob.of(made, chosen.buffer), lambda _: False, chosen)
     order = list(dict.fromkeys(stored.tensor for stored in made.stored))
-    with Reader(once=True, ahead=True) as reader:
-        for stream, array in iterate(job, order, reader, chosen.workers):
-            yield stream.name, converted(array, stream.dtype, framework)
+    with Reader(once=True, ahead=True) as reader, Maker(job, reader, chosen.workers) as maker:
+        for number in order:
+            for stream, array in maker.make(number):
+                yield stream.name, converted(array, stream.dtype, framework)
+
+
+def analyze(
+    source: Recipe | tuple[str, str] | str | Path,
+    *,
+    spectra: bool = False,
+    memory: int | str = MEMORY,
+    workers: int | None = None,
+    progress: Callable[[Progress], None] | None = None,
+) -> Analysis:
+    """Measure the Δs of a recipe beside the shift of the new base, in one streamed pass.
+
+    ``source``: a recipe; post and base, where there is no new base; or a folder that `mix` wrote,
+    whose lock names its sources. Tensors to which the recipe gives scale 0 are left out, and what a
+    scheme or a filter drops is not: a Δ is measured whole. Nothing is written. Findings that would
+    prevent a mix do not prevent this; they are in the result. ``spectra``: a further pass, with
+    singular values. The numbers are the same for any ``memory`` and number of ``workers``.
+
+    Raises:
+        UsageError: invalid options, or a source that is none of these.
+        MisfitError: no tensor has a Δ, or the sources of an output are not here or have changed.
+        CheckpointError, StorageError: reading failed.
+    """
+    from paramdelta.analysis.run import run
+
+    if isinstance(source, tuple):
+        recipe = Recipe(source[1], (Delta(*source),), allow=("only-in-post",))
+    elif isinstance(source, Recipe):
+        recipe = source
+    else:
+        recipe = _recorded(source)
+    plan = make_plan(recipe, whole=True)
+    if isinstance(source, tuple):
+        told = tuple(found for found in plan.findings if found.code not in SHIFT_CODES)
+        plan = replace(plan, findings=told, shifts={})
+    return run(
+        plan,
+        spectra=spectra,
+        memory=parse_size(memory),
+        workers=workers,
+        has_new_base=not isinstance(source, tuple),
+        progress=progress,
+    )
+
+
+def _recorded(folder: str | Path) -> Recipe:
+    """The recipe of an output, from its lock."""
+    from paramdelta.jobs.verify.mix import locked_plan
+
+    with Reader() as reader:
+        files = Files(locate(str(folder)), reader)
+        if LOCK not in files:
+            raise UsageError(
+                f"no {LOCK} there, so it is not a finished mix",
+                code="not-an-output",
+                where=str(folder),
+                expected="a recipe file, a folder that mix wrote, or `post` and `base`",
+            )
+        return locked_plan(files).recipe
 
 
 def sweep(

@@ -421,7 +421,7 @@ def tidy(out: Path, mark: str) -> None:
 
 
 def is_inside(name: str) -> bool:
-    """Whether a file name stays in its folder."""
+    """Whether a path with slashes stays in the folder that it is relative to."""
     parts = name.split("/")
     return bool(name) and not name.startswith("/") and ".." not in parts and "\0" not in name
 

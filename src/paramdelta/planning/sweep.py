@@ -46,7 +46,7 @@ class Sweep:
     def alike(self) -> tuple[bool, ...]:
         """By tensor: whether every output has it the same. False where there is one output."""
         return tuple(
-            len(self.plans) > 1 and all(_same(one, other) for other in others)
+            len(self.plans) > 1 and all(same_values(one, other) for other in others)
             for one, *others in zip(*(plan.tensors for plan in self.plans), strict=True)
         )
 
@@ -154,6 +154,6 @@ def make_sweep(recipe: Recipe, scales: Sequence[float]) -> Sweep:
     return Sweep(scales, plans)
 
 
-def _same(one: OutputTensor, other: OutputTensor) -> bool:
+def same_values(one: OutputTensor, other: OutputTensor) -> bool:
     """Whether two tensors hold the same values."""
     return (one.new, one.pairs, one.scheme) == (other.new, other.pairs, other.scheme)

@@ -3,6 +3,7 @@
 import json
 from typing import Any
 
+from paramdelta.analysis.prediction import known_cases
 from paramdelta.cli.show.events import emit
 from paramdelta.cli.show.findings import finding_facts, show_findings
 from paramdelta.cli.show.recipe import formula_of, show_schedules
@@ -74,7 +75,8 @@ def _show_sources(plan: Plan) -> None:
     for role, shift in plan.shifts.items():
         say(
             f"  the new base moved {shift.ratio:.2f} times as far from base as {role} did "
-            f"(cosine {shift.cosine:.2f}); less comes across the farther it moved"
+            f"(cosine {shift.cosine:.2f}); less comes across the farther it moved",
+            *([f"    {known}"] if (known := known_cases(shift.ratio)) else []),
         )
 
 
