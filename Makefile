@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 TORCH ?= torch==2.13.0
 READY := $(VENV)/.ready
 
-.PHONY: help demo test test-objects torture torture-hub bench-streaming lint bench bench-flat bench-formats bench-deltas minilm lineage study study-gpu study-encoders study-crossed study-decoder study-vocabulary study-lowrank docs clean test-vllm bench-live
+.PHONY: help demo test test-objects torture torture-hub bench-streaming lint bench bench-flat bench-formats bench-deltas minilm lineage study study-gpu study-encoders study-crossed study-decoder study-vocabulary study-lowrank docs clean test-vllm bench-live test-ray test-slurm
 
 help: ## show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -39,6 +39,13 @@ torture-hub: $(READY) ## 50 runs from and to a small Hub with random faults and 
 
 bench-streaming: $(READY) ## streaming from and to a small Hub on this machine (10 min, 6 GB)
 	$(BIN)/python -m benchmarks.streaming .cache/streaming
+
+test-ray: $(READY) ## parts on a Ray cluster that loses a node (downloads ray: 285 MB)
+	$(BIN)/python -m pip install -q --disable-pip-version-check "ray>=2.40"
+	PYTHONPATH=src:. $(BIN)/python -m pytest tests/engine/test_ray.py
+
+test-slurm: $(READY) ## the example for Slurm, with the real Slurm (as root; skipped without it)
+	PARAMDELTA_TEST_SLURM=1 $(BIN)/python -m pytest -rs tests/clusters/test_slurm.py
 
 torture: $(READY) ## 1,000 kills and 200 races of two runs on one output (30 min)
 	$(BIN)/python -m tests.torture

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -67,6 +68,11 @@ from paramdelta.units import parse_size
 SHARD_SIZE = "5GB"
 MEMORY = "256MB"
 MAX_RANK = 256
+RAY = "ray"
+ENGINES = ("threads", RAY)
+RAY_WORKERS = 2  # processors of a task
+MOST_TASKS = 64  # each looks at all records
+INTERPRETER = 300_000_000  # bytes: Python with its libraries and ray's
 
 Made = TypeVar("Made")
 
@@ -98,12 +104,13 @@ class MixPart:
     """A finished part of a mix.
 
     ``out``: where the output will be. ``shards``: names of those that this part makes; ``missing``:
-    of those that other parts have yet to make. The rest as in `Mix`.
+    of those that other parts have yet to make. The rest as in `Mix`; ``plan`` and ``layout`` are
+    None if it was made on another machine.
     """
 
     out: str
-    plan: Plan
-    layout: Layout
+    plan: Plan | None
+    layout: Layout | None
     part: Part
     shards: tuple[str, ...]
     missing: tuple[str, ...]
@@ -193,7 +200,9 @@ def layout_for(plan: Plan, shard_size: int | str = SHARD_SIZE) -> Layout:
 
 
 def free_disk(out: str | Path) -> int:
-    """Free bytes of the disk that an output would be on."""
+    """Free bytes of the disk that an output would be on, or its shards on their way to a bucket."""
+    if scheme_of(str(out)) != LOCAL:
+        out = tempfile.gettempdir()
     return free_space(Path(out))[0]
 
 
@@ -244,6 +253,8 @@ def mix(
     keep_downloads: bool = False,
     staging: str | Path | None = None,
     private: bool = False,
+    engine: str = "threads",
+    ray_address: str = "auto",
     progress: Callable[[Progress], None] | None = None,
 ) -> Mix:
     """Write the mix of a recipe, or of a plan made before, as a checkpoint folder.
@@ -258,6 +269,10 @@ def mix(
     To an object store or the Hub each shard goes when it is whole, so a kill costs the shards that
     were being made, and another machine can continue. ``staging``: the local folder in which they
     are made, at most three at a time; by default in the one for temporary files.
+
+    ``engine``: "ray" makes the shards in tasks of the Ray cluster at ``ray_address``, which read
+    and write by themselves; ``workers`` are then the processors of a task, and all machines must
+    see the sources and ``out``.
 
     ``check``: look at the complete folder as a loader does, before it is put in place (see
     `paramdelta.check`); what it refuses is not put in place. ``strict``: NaN and infinities are
@@ -281,7 +296,12 @@ def mix(
         plan = replace(make_plan(pinned(plan)), recipe=plan.recipe)  # from the cache
     made = sweep_of_one(plan)
     watch = _Watch(progress)
-    if scheme_of(str(out)) != LOCAL:
+    if engine not in ENGINES:
+        raise UsageError(
+            f"engine {engine!r} is not known", code="unknown-engine", expected=", ".join(ENGINES)
+        )
+    if scheme_of(str(out)) != LOCAL or engine == RAY:
+        workers = workers or (RAY_WORKERS if engine == RAY else None)
         destination = _destination(plan, out, overwrite, private)
         shipped = _Shipped(made, destination, shard_size, memory, workers)
         if shipped.finished is not None and not overwrite:
@@ -292,6 +312,11 @@ def mix(
                 remedy="choose another output folder, or pass `overwrite=True` to remove it before "
                 "the new one is written",
             )
+        if engine == RAY:
+            nothing: frozenset[int] = frozenset()
+            moved = shipped.on_ray(out, fresh, strict, staging, ray_address, watch)
+            done = shipped.whole(out, False, check, strict, staging, watch, began, nothing)
+            return replace(done, moved=moved + done.moved, resumed=watch.last.resumed)
         return shipped.whole(out, fresh, check, strict, staging, watch, began)
     if staging is not None:
         raise UsageError(
@@ -379,15 +404,18 @@ def finish_mix(
     out: str | Path,
     *,
     shard_size: int | str = SHARD_SIZE,
+    memory: int | str = MEMORY,
+    workers: int | None = None,
     overwrite: bool = False,
     check: bool = False,
+    strict: bool = False,
     staging: str | Path | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> Mix:
     """Put an output in place whose parts are made: checks them and adds the small files.
 
     May be called again: an output that is finished stays as it is. The arguments are those of the
-    parts.
+    parts; ``strict`` refuses shards that were made without it.
 
     Raises:
         MisfitError: shards are missing; nothing was changed.
@@ -397,9 +425,9 @@ def finish_mix(
     plan = make_plan(recipe) if isinstance(recipe, Recipe) else recipe
     plan.check()
     destination = _destination(plan, out, overwrite)
-    shipped = _Shipped(sweep_of_one(plan), destination, shard_size, MEMORY, None)
+    shipped = _Shipped(sweep_of_one(plan), destination, shard_size, memory, workers)
     nothing: frozenset[int] = frozenset()
-    return shipped.whole(out, False, check, False, staging, _Watch(progress), began, nothing)
+    return shipped.whole(out, False, check, strict, staging, _Watch(progress), began, nothing)
 
 
 def _destination(
@@ -416,6 +444,12 @@ def _destination(
 
         return BucketDestination(str(out), mark=LOCK, sources=sources, overwrite=overwrite)
     return SharedFolder(find_place(out, local_paths(plan), True, LOCK), LOCK, overwrite)
+
+
+def _ray_part(shared: tuple[Plan, str, dict[str, Any]], part: Part) -> MixPart:
+    """A part, on a worker. What comes back has no plan: it is large, and the driver has it."""
+    plan, out, options = shared
+    return replace(mix_part(plan, out, str(part), **options), plan=None, layout=None)
 
 
 class _Shipped:
@@ -435,7 +469,63 @@ class _Shipped:
         self.layout = layout_for(self.plan, self.shard_bytes)
         self.budget = _budget(made, memory, workers)
         self.engine = partial(threads.run, commit_seconds=COMMIT_SECONDS)
+        self.memory, self.workers = memory, workers
         self.finished = destination.finished()
+
+    def on_ray(
+        self,
+        out: str | Path,
+        fresh: bool,
+        strict: bool,
+        staging: str | Path | None,
+        address: str,
+        watch: "_Watch",
+    ) -> int:
+        """Make all shards in tasks of a Ray cluster; the bytes that they read and wrote."""
+        from paramdelta.engine import ray  # keeps it out of other work
+
+        total, sizes = self.layout.nbytes, [shard.size for shard in self.layout.shards]
+        known = self.destination.begin(shared_identity(self.plan, self.layout), fresh)
+        self.destination.close()
+        missing = [n for n, shard in enumerate(self.layout.shards) if shard.name not in known]
+        whole, resumed = sum(sizes), sum(sizes) - sum(sizes[n] for n in missing)
+        done, moved = resumed, 0
+
+        def told(made: MixPart) -> None:
+            nonlocal done, moved
+            numbers = made.part.shards(self.layout)
+            done += sum(sizes[n] for n in numbers if n in wanted)
+            moved += made.moved
+            watch(Progress(done * total // whole, total, resumed * total // whole, moved))
+
+        count = min(len(sizes), MOST_TASKS)
+        parts = [Part(number, count) for number in range(1, count + 1)]
+        wanted = set(missing)
+        options = {
+            "shard_size": self.shard_bytes,
+            "memory": self.memory,
+            "workers": self.workers,
+            "strict": strict,
+            "staging": staging,
+        }
+        try:
+            ray.run(
+                _ray_part,
+                (self.plan, str(out), options),
+                [part for part in parts if not wanted.isdisjoint(part.shards(self.layout))],
+                address=address,
+                processors=self.workers or RAY_WORKERS,
+                memory=self.budget.projected + INTERPRETER,
+                done=told,
+            )
+        except KeyboardInterrupt:
+            raise Interrupted(
+                "stopped; the shards that were shipped are kept",
+                code="interrupted",
+                where=self.destination.where,
+                remedy="the same command continues",
+            ) from None
+        return moved
 
     @property
     def is_done(self) -> bool:

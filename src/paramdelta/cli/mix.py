@@ -59,6 +59,13 @@ def mix(
     private: Annotated[
         bool, typer.Option("--private", help="If the repository is created, make it private.")
     ] = False,
+    engine: Annotated[
+        str,
+        typer.Option(metavar="NAME", help="threads of this process, or ray: tasks of a cluster."),
+    ] = "threads",
+    ray_address: Annotated[
+        str, typer.Option(metavar="ADDRESS", help="The Ray cluster; auto: the one of this machine.")
+    ] = "auto",
     as_json: Json = False,
 ) -> None:
     """Mix checkpoints: Θ = Θ_new_base + α · (Θ_post − Θ_base), exactly, all or nothing.
@@ -88,9 +95,9 @@ def mix(
             expected="--out DIR, the folder to write; or --push ORG/NAME",
         )
     several = part is not None or finish
-    if (part is not None and finish) or (several and output.fresh):
+    if (part is not None and finish) or (several and (output.fresh or engine != "threads")):
         raise UsageError(
-            "--part, --finish and --fresh exclude each other",
+            "--part, --finish, --fresh and --engine exclude each other",
             code="options-exclude-each-other",
             remedy="run all parts, then --finish; to start again, remove the unfinished run first",
         )
@@ -115,8 +122,11 @@ def mix(
                 plan,
                 out,
                 shard_size=output.shard_size,
+                memory=run.memory,
+                workers=run.workers,
                 overwrite=output.overwrite,
                 check=looking.check,
+                strict=looking.strict,
                 staging=staging,
                 progress=progress.mix,
             )
@@ -134,6 +144,8 @@ def mix(
                 keep_downloads=output.keep_downloads,
                 staging=staging,
                 private=private,
+                engine=engine,
+                ray_address=ray_address,
                 progress=progress.mix,
             )
     if part is not None:
