@@ -370,14 +370,16 @@ def mix_part(
     overwrite: bool = False,
     strict: bool = False,
     staging: str | Path | None = None,
+    private: bool = False,
     progress: Callable[[Progress], None] | None = None,
 ) -> MixPart:
     """Make one part of a mix, as several machines do at once; `finish_mix` follows.
 
-    ``out``: a folder on a file system that the machines share, or in an object store. ``part``:
-    "2/4" is the second of four; "auto" asks Slurm or Kubernetes. Parts are whole shards, so there
-    should be more shards than parts. A part that was killed is resumed by the same call, on any
-    machine; a part that is made twice does no harm. The other arguments are those of `mix`.
+    ``out``: a folder on a file system that the machines share or in an object store, or a
+    repository on the Hub. ``part``: "2/4" is the second of four; "auto" asks Slurm or Kubernetes.
+    Parts are whole shards, so there should be more shards than parts. A part that was killed is
+    resumed by the same call, on any machine; a part that is made twice does no harm. The other
+    arguments are those of `mix`.
 
     Raises:
         UsageError, MisfitError, StorageError, Interrupted: as `mix`. MisfitError also if another
@@ -387,7 +389,7 @@ def mix_part(
     plan = make_plan(recipe) if isinstance(recipe, Recipe) else recipe
     plan.check()
     chosen = parse_part(part, os.environ)
-    destination = _destination(plan, out, overwrite)
+    destination = _destination(plan, out, overwrite, private)
     if overwrite and scheme_of(str(out)) != LOCAL:
         raise UsageError(
             "parts cannot replace an output in an object store",
@@ -410,6 +412,7 @@ def finish_mix(
     check: bool = False,
     strict: bool = False,
     staging: str | Path | None = None,
+    private: bool = False,
     progress: Callable[[Progress], None] | None = None,
 ) -> Mix:
     """Put an output in place whose parts are made: checks them and adds the small files.
@@ -424,7 +427,7 @@ def finish_mix(
     began = perf_counter()
     plan = make_plan(recipe) if isinstance(recipe, Recipe) else recipe
     plan.check()
-    destination = _destination(plan, out, overwrite)
+    destination = _destination(plan, out, overwrite, private)
     shipped = _Shipped(sweep_of_one(plan), destination, shard_size, memory, workers)
     nothing: frozenset[int] = frozenset()
     return shipped.whole(out, False, check, strict, staging, _Watch(progress), began, nothing)

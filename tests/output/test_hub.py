@@ -196,7 +196,12 @@ def test_the_command_line_pushes(wide, hub):
     assert run(*given).returncode == 0
     assert LOCK in files(hub, "b")
     assert hub.repos["me/mixed"].private
-    for wrong in (["--push", "me/x", "--out", "y"], ["--out", "y", "--branch", "b"]):
+    wrongs = (
+        ["--push", "me/x", "--out", "y"],
+        ["--out", "y", "--branch", "b"],
+        ["--push", "me/x", "--part", "1/2", "--keep-downloads"],
+    )
+    for wrong in wrongs:
         assert run("mix", *wide.options, *wrong).returncode == 2
 
 
@@ -204,7 +209,8 @@ def test_parts_meet_on_the_work_branch(wide, hub, tmp_path):
     """Two parts and the end: the bytes of one run."""
     recipe = wide.recipe()
     for part in ("1/2", "2/2"):
-        paramdelta.mix_part(recipe, URL, part, shard_size="1MB")
+        paramdelta.mix_part(recipe, URL, part, shard_size="1MB", private=True)
+        assert hub.repos["me/mixed"].private
         assert files(hub).keys() == set()
         hub.forget()
     paramdelta.finish_mix(recipe, URL, shard_size="1MB")

@@ -101,6 +101,12 @@ def mix(
             code="options-exclude-each-other",
             remedy="run all parts, then --finish; to start again, remove the unfinished run first",
         )
+    if several and output.keep_downloads:
+        raise UsageError(
+            "--keep-downloads is not for parts",
+            code="option-without-effect",
+            remedy="download the models on each machine first: hf download ORG/NAME",
+        )
     plan = api.plan(recipe.recipe())
     show_start(plan, as_json)
     with reporter("mixing", as_json) as progress:
@@ -115,6 +121,7 @@ def mix(
                 overwrite=output.overwrite,
                 strict=looking.strict,
                 staging=staging,
+                private=private,
                 progress=progress.mix,
             )
         elif finish:
@@ -128,6 +135,7 @@ def mix(
                 check=looking.check,
                 strict=looking.strict,
                 staging=staging,
+                private=private,
                 progress=progress.mix,
             )
         else:
