@@ -253,9 +253,9 @@ def mix(
     report: bool = False,
     keep_downloads: bool = False,
     staging: str | Path | None = None,
+    private: bool = False,
     engine: str = "threads",
     ray_address: str = "auto",
-    private: bool = False,
     progress: Callable[[Progress], None] | None = None,
 ) -> Mix:
     """Write the mix of a recipe, or of a plan made before, as a checkpoint folder.
@@ -376,14 +376,16 @@ def mix_part(
     overwrite: bool = False,
     strict: bool = False,
     staging: str | Path | None = None,
+    private: bool = False,
     progress: Callable[[Progress], None] | None = None,
 ) -> MixPart:
     """Make one part of a mix, as several machines do at once; `finish_mix` follows.
 
-    ``out``: a folder on a file system that the machines share, or in an object store. ``part``:
-    "2/4" is the second of four; "auto" asks Slurm or Kubernetes. Parts are whole shards, so there
-    should be more shards than parts. A part that was killed is resumed by the same call, on any
-    machine; a part that is made twice does no harm. The other arguments are those of `mix`.
+    ``out``: a folder on a file system that the machines share or in an object store, or a
+    repository on the Hub. ``part``: "2/4" is the second of four; "auto" asks Slurm or Kubernetes.
+    Parts are whole shards, so there should be more shards than parts. A part that was killed is
+    resumed by the same call, on any machine; a part that is made twice does no harm. The other
+    arguments are those of `mix`.
 
     Raises:
         UsageError, MisfitError, StorageError, Interrupted: as `mix`. MisfitError also if another
@@ -393,7 +395,7 @@ def mix_part(
     plan = make_plan(recipe) if isinstance(recipe, Recipe) else recipe
     plan.check()
     chosen = parse_part(part, os.environ)
-    destination = _destination(plan, out, overwrite)
+    destination = _destination(plan, out, overwrite, private)
     if overwrite and scheme_of(str(out)) != LOCAL:
         raise UsageError(
             "parts cannot replace an output in an object store",
@@ -417,6 +419,7 @@ def finish_mix(
     strict: bool = False,
     staging: str | Path | None = None,
     report: bool = False,
+    private: bool = False,
     progress: Callable[[Progress], None] | None = None,
 ) -> Mix:
     """Put an output in place whose parts are made: checks them and adds the small files.
@@ -431,7 +434,7 @@ def finish_mix(
     began = perf_counter()
     plan = make_plan(recipe) if isinstance(recipe, Recipe) else recipe
     plan.check()
-    destination = _destination(plan, out, overwrite)
+    destination = _destination(plan, out, overwrite, private)
     shipped = _Shipped(sweep_of_one(plan), destination, shard_size, memory, workers)
     nothing: frozenset[int] = frozenset()
     told = _analyzed(plan, memory, workers, progress) if report else None

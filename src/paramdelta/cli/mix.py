@@ -47,13 +47,6 @@ def mix(
             "for temporary files]",
         ),
     ] = None,
-    engine: Annotated[
-        str,
-        typer.Option(metavar="NAME", help="threads of this process, or ray: tasks of a cluster."),
-    ] = "threads",
-    ray_address: Annotated[
-        str, typer.Option(metavar="ADDRESS", help="The Ray cluster; auto: the one of this machine.")
-    ] = "auto",
     push: Annotated[
         str | None,
         typer.Option(
@@ -66,6 +59,13 @@ def mix(
     private: Annotated[
         bool, typer.Option("--private", help="If the repository is created, make it private.")
     ] = False,
+    engine: Annotated[
+        str,
+        typer.Option(metavar="NAME", help="threads of this process, or ray: tasks of a cluster."),
+    ] = "threads",
+    ray_address: Annotated[
+        str, typer.Option(metavar="ADDRESS", help="The Ray cluster; auto: the one of this machine.")
+    ] = "auto",
     report: Annotated[
         bool,
         typer.Option("--report", help="Analyze the Δs first; put the page beside the weights."),
@@ -111,6 +111,12 @@ def mix(
             code="options-exclude-each-other",
             remedy="run all parts, then --finish; to start again, remove the unfinished run first",
         )
+    if several and output.keep_downloads:
+        raise UsageError(
+            "--keep-downloads is not for parts",
+            code="option-without-effect",
+            remedy="download the models on each machine first: hf download ORG/NAME",
+        )
     plan = api.plan(recipe.recipe())
     show_start(plan, as_json)
     with reporter("mixing", as_json) as progress:
@@ -125,6 +131,7 @@ def mix(
                 overwrite=output.overwrite,
                 strict=looking.strict,
                 staging=staging,
+                private=private,
                 progress=progress.mix,
             )
         elif finish:
@@ -139,6 +146,7 @@ def mix(
                 strict=looking.strict,
                 staging=staging,
                 report=report,
+                private=private,
                 progress=progress.mix,
             )
         else:
@@ -154,10 +162,10 @@ def mix(
                 strict=looking.strict,
                 keep_downloads=output.keep_downloads,
                 staging=staging,
+                report=report,
+                private=private,
                 engine=engine,
                 ray_address=ray_address,
-                private=private,
-                report=report,
                 progress=progress.mix,
             )
     if part is not None:
