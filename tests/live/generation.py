@@ -1,8 +1,8 @@
 """Generates with vLLM in a process of its own: ``python -m tests.live.generation REQUEST.json``.
 
 The request: ``prompts``, lists of token ids; ``runs``, each with a ``folder``,
-``scales``, each of which is set before the prompts are answered, or null; ``adapter``, a folder or
-null; ``options`` of ``vllm.LLM``. For each run, tokens by scale go to ``answer``.
+``scales``, each of which is set before the prompts are answered, or null; ``options`` of
+``vllm.LLM``. For each run, tokens by scale go to ``answer``.
 """
 
 import json
@@ -23,7 +23,6 @@ SETTINGS = {
 def answered(run, prompts):
     """Tokens of the prompts by scale; "first": before any was set."""
     from vllm import LLM, SamplingParams
-    from vllm.lora.request import LoRARequest
 
     from paramdelta.live import vllm as plugin
 
@@ -32,11 +31,10 @@ def answered(run, prompts):
         options |= {"load_format": plugin.FORMAT, "worker_extension_cls": plugin.WORKER}
     llm = LLM(run["folder"], enforce_eager=True, max_model_len=64, **options)
     greedy = SamplingParams(temperature=0, max_tokens=16, ignore_eos=True)
-    adapter = LoRARequest("adapter", 1, run["adapter"]) if run["adapter"] else None
 
     def answers():
         given = [{"prompt_token_ids": ids} for ids in prompts]
-        done = llm.generate(given, greedy, use_tqdm=False, lora_request=adapter)
+        done = llm.generate(given, greedy, use_tqdm=False)
         return [list(each.outputs[0].token_ids) for each in done]
 
     found = {"first": answers()}

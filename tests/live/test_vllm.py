@@ -18,7 +18,7 @@ pytest.importorskip("transformers")
 if importlib.util.find_spec("vllm") is None:
     pytest.skip("vllm is not installed", allow_module_level=True)
 
-from paramdelta import Delta, Recipe, extract_adapter, load_tokenizer, mix, plan
+from paramdelta import load_tokenizer, mix, plan
 from paramdelta.demo import tour
 from paramdelta.live.folder import write_companions, write_recipe
 from tests.integration.families import FAMILIES, save_family
@@ -52,16 +52,15 @@ def prepared(recipe, folder):
     return folder
 
 
-def run(folder, scales=None, adapter=None, **options):
+def run(folder, scales=None, **options):
     """A run of `tests.live.generation`."""
-    given = {"folder": str(folder), "scales": scales, "options": options}
-    return given | {"adapter": adapter and str(adapter)}
+    return {"folder": str(folder), "scales": scales, "options": options}
 
 
-def generated(place, *runs, alone=True, prompts=PROMPTS):
+def generated(place, *runs, alone=True):
     """Tokens of the prompts, for each run. ``alone``: vLLM needs only one process."""
     request, answer = place / "request.json", place / "answer.json"
-    request.write_text(json.dumps({"prompts": prompts, "runs": runs, "answer": str(answer)}))
+    request.write_text(json.dumps({"prompts": PROMPTS, "runs": runs, "answer": str(answer)}))
     command = [sys.executable, "-m", "tests.live.generation", str(request)]
     several = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0" if alone else "1"}
     subprocess.run(command, check=True, timeout=900, env=os.environ | several)
@@ -90,37 +89,6 @@ def test_two_ranks(tmp_path):
     alone = generated(tmp_path, run(folder, SCALES))
     both = generated(tmp_path, run(folder, SCALES, tensor_parallel_size=2), alone=False)
     assert both == alone
-
-
-def test_an_extracted_adapter(tmp_path):
-    """What `extract --as lora` writes is served with --enable-lora: the answers of base with the
-    adapter merged, which are not those of base. Merged weights are rounded, so only what the models
-    are sure of is compared: their answers in a conversation.
-    """
-    recipe = tour.recipe("plain", 1.0)
-    (delta,) = recipe.deltas
-    tokenizer = load_tokenizer(recipe)
-    prompts = [
-        tokenizer.apply_chat_template(
-            [{"role": "user", "content": each.question}], add_generation_prompt=True
-        )["input_ids"]
-        for each in tour.questions("plain")
-    ]
-
-    def answers(tokens):
-        return [tokenizer.decode(each).partition(tokenizer.eos_token)[0] for each in tokens]
-
-    adapter = extract_adapter((delta.post, delta.base), tmp_path / "adapter", rank=64).folder
-    merged = mix(Recipe(delta.base, [Delta(adapter)]), tmp_path / "merged").folder
-    found, expected, base = generated(
-        tmp_path,
-        run(delta.base, adapter=adapter, enable_lora=True, max_lora_rank=64),
-        run(merged),
-        run(delta.base),
-        prompts=prompts,
-    )
-    assert answers(found["first"]) == answers(expected["first"])
-    assert answers(found["first"]) != answers(base["first"])
 
 
 @pytest.fixture
