@@ -17,6 +17,7 @@ COMMANDS = (
     ("chat",),
     ("serve",),
     ("scale",),
+    ("evaluate",),
     ("demo",),
     ("recipe", "show"),
     ("recipe", "import"),

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
         StorageError,
         UsageError,
     )
+    from paramdelta.evaluation.evaluator import Evaluation, evaluate
     from paramdelta.live.model import load, load_tokenizer, set_scale
     from paramdelta.planning.findings import Finding, Severity
     from paramdelta.planning.plan import Plan
@@ -55,6 +56,8 @@ _HOMES = {
     "sweep": "api",
     "tensors": "api",
     "verify": "api",
+    "Evaluation": "evaluation.evaluator",
+    "evaluate": "evaluation.evaluator",
     "load": "live.model",
     "load_tokenizer": "live.model",
     "set_scale": "live.model",
@@ -81,6 +84,7 @@ __all__ = [
     "CheckpointError",
     "Dare",
     "Delta",
+    "Evaluation",
     "Extracted",
     "ExtractedAdapter",
     "Finding",
@@ -100,6 +104,7 @@ __all__ = [
     "Ties",
     "UsageError",
     "__version__",
+    "evaluate",
     "extract",
     "extract_adapter",
     "load",

@@ -16,7 +16,19 @@ from typing import Annotated, Any
 
 import typer
 
-from paramdelta.cli import chat, check, demo, extract, mix, plan, recipe, serve, sweep, verify
+from paramdelta.cli import (
+    chat,
+    check,
+    demo,
+    evaluate,
+    extract,
+    mix,
+    plan,
+    recipe,
+    serve,
+    sweep,
+    verify,
+)
 from paramdelta.cli.flags import with_flags
 from paramdelta.cli.options import flat
 from paramdelta.cli.show.events import emit
@@ -46,6 +58,7 @@ for command in (
     verify.verify,
     check.check,
     extract.extract,
+    evaluate.evaluate,
     chat.chat,
     serve.scale,
     demo.demo,

@@ -1,0 +1,24 @@
+"""The files of an evaluation: results.json, report.md, report.html and card.md."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from paramdelta.evaluation.card import card
+from paramdelta.evaluation.evaluator import Evaluation
+from paramdelta.evaluation.page import page
+from paramdelta.evaluation.pick import Picked
+from paramdelta.evaluation.report import facts, report
+from paramdelta.evaluation.results import write
+
+
+def write_report(found: Evaluation, picked: Picked | None, out: Path | None) -> Mapping[str, Any]:
+    """What was found, as plain values; and as files, if there is a folder for them."""
+    read = facts(found) | ({"picked": picked.to_dict()} if picked is not None else {})
+    if out is not None:
+        write(out / "results.json", json.dumps(read, indent=1, ensure_ascii=False) + "\n")
+        write(out / "report.md", report(read))
+        write(out / "report.html", page(read, found))
+        write(out / "card.md", card(read))
+    return read
