@@ -1,17 +1,21 @@
 """`paramdelta evaluate`: how much of direct post-training came across."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from paramdelta.cli.options import Json, RecipeOptions
 
+if TYPE_CHECKING:
+    from paramdelta.recipe import Recipe
+
 
 def evaluate(
     recipe: RecipeOptions,
     suite: Annotated[
-        str, typer.Option(metavar="NAME|FILE", help="Which tasks: paper, quick, demo, or a file.")
+        str,
+        typer.Option(metavar="NAME|FILE", help="Which tasks: paper, quick, demo, text, or a file."),
     ] = "quick",
     models: Annotated[
         str,
@@ -22,7 +26,10 @@ def evaluate(
     ] = "base,post,new-base,paramdelta",
     data: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="The data sets; without it, those of the Hub."),
+        typer.Option(
+            metavar="DIR",
+            help="The data sets; without it, those of the Hub. For text: a file or a folder.",
+        ),
     ] = None,
     out: Annotated[
         Path | None,
@@ -71,7 +78,9 @@ def evaluate(
     from paramdelta.evaluation.output import write_report
     from paramdelta.evaluation.pick import pick as choose
 
-    own = (recipe.file, recipe.post, recipe.delta, recipe.new_base)
+    if suite == "text":
+        _texts(recipe, models, sweep, data, out, limit, device, trust_remote_code, as_json)
+        return
     scales = _scales(sweep)
     if pick and len(scales) < 2:
         raise UsageError(
@@ -79,9 +88,9 @@ def evaluate(
         )
     with reporter("evaluating", as_json) as progress:
         found = run(
-            recipe.recipe() if any(each is not None for each in own) else None,
+            _recipe(recipe),
             suite,
-            models=[each.strip() for each in models.split(",") if each.strip()],
+            models=_names(models),
             scales=scales,
             data_folder=data,
             out=out,
@@ -97,6 +106,47 @@ def evaluate(
     show_evaluation(read, out, as_json)
     if found.failures:
         raise typer.Exit(3)
+
+
+def _texts(
+    recipe: RecipeOptions,
+    models: str,
+    sweep: str | None,
+    file: Path | None,
+    out: Path | None,
+    limit: int | None,
+    device: str | None,
+    trust_remote_code: bool,
+    as_json: bool,
+) -> None:
+    """The suite "text"."""
+    from paramdelta.cli.show.evaluation import show_texts
+    from paramdelta.errors import UsageError
+    from paramdelta.evaluation.output import write_texts
+    from paramdelta.evaluation.text import PIECES, compare_texts
+
+    if file is None:
+        raise UsageError("missing --data", code="missing-option", expected="a file or a folder")
+    found = compare_texts(
+        _recipe(recipe),
+        file,
+        models=_names(models),
+        scales=_scales(sweep),
+        pieces=limit or PIECES,
+        device=device,
+        trust_remote_code=trust_remote_code,
+    )
+    write_texts(found, out)
+    show_texts(found, as_json)
+
+
+def _recipe(options: RecipeOptions) -> "Recipe | None":
+    given = (options.file, options.post, options.delta, options.new_base)
+    return options.recipe() if any(each is not None for each in given) else None
+
+
+def _names(text: str) -> list[str]:
+    return [each.strip() for each in text.split(",") if each.strip()]
 
 
 def _scales(text: str | None) -> list[float]:

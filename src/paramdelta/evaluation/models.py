@@ -42,13 +42,14 @@ class Model:
         """
         from paramdelta.live.model import load, load_tokenizer
 
+        with contextlib.suppress(ImportError):  # `load` says what is missing
+            import transformers
+
+            transformers.utils.logging.disable_progress_bar()
         if self.plan is not None:
             model = load(self.plan, device_map=device, trust_remote_code=trust_remote_code)
             tokenizer = load_tokenizer(self.plan, trust_remote_code=trust_remote_code)
         else:
-            import transformers
-
-            transformers.utils.logging.disable_progress_bar()
             options = {"trust_remote_code": trust_remote_code, "local_files_only": True}
             model = transformers.AutoModelForCausalLM.from_pretrained(
                 self.place, dtype="auto", device_map=device, **options

@@ -11,6 +11,7 @@ from paramdelta.evaluation.page import page
 from paramdelta.evaluation.pick import Picked
 from paramdelta.evaluation.report import facts, report
 from paramdelta.evaluation.results import write
+from paramdelta.evaluation.text import Texts, texts_report
 
 
 def write_report(found: Evaluation, picked: Picked | None, out: Path | None) -> Mapping[str, Any]:
@@ -22,3 +23,11 @@ def write_report(found: Evaluation, picked: Picked | None, out: Path | None) -> 
         write(out / "report.html", page(read, found))
         write(out / "card.md", card(read))
     return read
+
+
+def write_texts(found: Texts, out: Path | None) -> None:
+    """text.json and text.md, if there is a folder for them."""
+    if out is not None:
+        plain = json.dumps(found.to_dict(), indent=1, ensure_ascii=False)
+        write(out / "text.json", plain + "\n")
+        write(out / "text.md", texts_report(found))

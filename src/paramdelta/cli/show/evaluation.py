@@ -2,10 +2,13 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from paramdelta.cli.show.events import emit
 from paramdelta.cli.show.terminal import say
+
+if TYPE_CHECKING:
+    from paramdelta.evaluation.text import Texts
 
 
 def show_evaluation(read: Mapping[str, Any], out: Path | None, as_json: bool) -> None:
@@ -38,6 +41,24 @@ def show_evaluation(read: Mapping[str, Any], out: Path | None, as_json: bool) ->
         say(f"  no score  {failure['task']}, {failure['model']}: {failure['what']}", color="yellow")
     if out is not None:
         say(f"{out}: report.md, report.html, results.json, card.md")
+
+
+def show_texts(found: "Texts", as_json: bool) -> None:
+    """How well each model predicts a text, and how far the mix is from others."""
+    if as_json:
+        emit("done", **found.to_dict())
+        return
+    say(f"  {'model':<20}{'bits a byte':>18}{'perplexity':>14}")
+    for name, each in found.predictions.items():
+        bits = f"{each.bits.value:.3f} ± {each.bits.error or 0:.3f}"
+        say(f"  {name:<20}{bits:>18}{each.perplexity:>14.2f}")
+    for distance in found.distances:
+        say(
+            f"  {distance.first} to {distance.second}: {distance.divergence.value:.3f} nats a "
+            f"token, {100 * distance.agreement.value:.1f} % of tokens with the same favorite"
+        )
+    for note in found.notes:
+        say(f"  note      {note}")
 
 
 def _mean(cell: Mapping[str, Any] | None) -> str:
