@@ -3,6 +3,7 @@
 import importlib.metadata
 import json
 import re
+from pathlib import Path
 
 import pytest
 
@@ -185,3 +186,14 @@ def test_digests_tell_settings_apart(tmp_path):
     one, two = digest_of({"a": 1}), digest_of({"a": 2})
     assert one != two
     assert Results(tmp_path).find("m", "t", one) is None
+
+
+def test_ten_kills_changed_nothing():
+    """The committed run of `studies.evaluation.kills`: killed on the way, continued, same files."""
+    path = Path(__file__).parents[2] / "benchmarks/results/evaluation-kills.json"
+    record = json.loads(path.read_text("utf-8"))
+    assert record["kills"] == len(record["kept_after_each_kill"]) >= 10
+    assert record["kept_after_each_kill"] == sorted(record["kept_after_each_kill"])
+    assert record["kept_after_each_kill"][-1] < record["cells"]
+    assert len(record["same_files"]) == 4
+    assert all(record["same_files"].values())

@@ -48,6 +48,10 @@ def evaluate(
             help="Choose the scale on every other question, and report it on the rest.",
         ),
     ] = False,
+    reference: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Published scores, to stand beside these."),
+    ] = None,
     batch: Annotated[
         int, typer.Option(metavar="N", min=1, help="Questions that are asked together.")
     ] = 8,
@@ -77,6 +81,7 @@ def evaluate(
     from paramdelta.evaluation.evaluator import evaluate as run
     from paramdelta.evaluation.output import write_report
     from paramdelta.evaluation.pick import pick as choose
+    from paramdelta.evaluation.reference import read_reference
 
     if suite == "text":
         _texts(recipe, models, sweep, data, out, limit, device, trust_remote_code, as_json)
@@ -86,6 +91,7 @@ def evaluate(
         raise UsageError(
             "a pick needs several scales", code="missing-option", expected="--sweep 0.5,1.0 --pick"
         )
+    published = read_reference(reference) if reference is not None else None
     with reporter("evaluating", as_json) as progress:
         found = run(
             _recipe(recipe),
@@ -102,7 +108,7 @@ def evaluate(
             progress=progress.evaluation,
         )
     picked = choose(found) if pick else None
-    read = write_report(found, picked, out)
+    read = write_report(found, picked, out, published)
     show_evaluation(read, out, as_json)
     if found.failures:
         raise typer.Exit(3)

@@ -114,6 +114,7 @@ def report(read: Mapping[str, Any]) -> str:
         "## Scores",
         "Percent, with standard errors over questions.",
         scores(read),
+        *_published(read),
         *(_transferred(mix, found) for mix, found in read["transfer"].items()),
         *_differing(read["differences"]),
         *_limits(read),
@@ -162,6 +163,22 @@ def _transferred(mix: str, found: Mapping[str, Any]) -> str:
             f"R² = {_number(r2, 2)}."
         )
     return "\n\n".join(text)
+
+
+def _published(read: Mapping[str, Any]) -> list[str]:
+    """Published scores beside those of this run."""
+    if "reference" not in read:
+        return []
+    rows = [
+        [f"{task}, {model}", _mean(read["scores"].get(task, {}).get(model)), f"{value:.1f}"]
+        for task, row in read["reference"]["scores"].items()
+        for model, value in row.items()
+    ]
+    return [
+        "## Published scores",
+        f"From {markdown(read['reference']['source'])}. Prompts and versions can differ.",
+        _table(["task, model", "here", "published"], rows),
+    ]
 
 
 def _differing(rows: list[dict[str, Any]]) -> list[str]:
