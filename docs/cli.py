@@ -9,6 +9,7 @@ from pathlib import Path
 COMMANDS = (
     (),
     ("plan",),
+    ("analyze",),
     ("mix",),
     ("sweep",),
     ("verify",),

@@ -13,15 +13,20 @@ from typing import TYPE_CHECKING, Any
 from paramdelta.version import __version__
 
 if TYPE_CHECKING:
+    from paramdelta.analysis.analysis import Analysis
     from paramdelta.api import (
         Extracted,
         ExtractedAdapter,
         Member,
         Mix,
+        MixPart,
         Swept,
+        analyze,
         extract,
         extract_adapter,
+        finish_mix,
         mix,
+        mix_part,
         plan,
         sweep,
         tensors,
@@ -44,14 +49,19 @@ if TYPE_CHECKING:
     from paramdelta.schemes.ties import Ties
 
 _HOMES = {
+    "Analysis": "analysis.analysis",
     "Extracted": "api",
     "ExtractedAdapter": "api",
     "Member": "api",
     "Mix": "api",
+    "MixPart": "api",
     "Swept": "api",
+    "analyze": "api",
     "extract": "api",
     "extract_adapter": "api",
+    "finish_mix": "api",
     "mix": "api",
+    "mix_part": "api",
     "plan": "api",
     "sweep": "api",
     "tensors": "api",
@@ -81,6 +91,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "Analysis",
     "CheckpointError",
     "Dare",
     "Delta",
@@ -92,6 +103,7 @@ __all__ = [
     "Member",
     "MisfitError",
     "Mix",
+    "MixPart",
     "ParamDeltaError",
     "Plan",
     "Recipe",
@@ -104,12 +116,15 @@ __all__ = [
     "Ties",
     "UsageError",
     "__version__",
+    "analyze",
     "evaluate",
     "extract",
     "extract_adapter",
+    "finish_mix",
     "load",
     "load_tokenizer",
     "mix",
+    "mix_part",
     "plan",
     "read_recipe",
     "set_scale",

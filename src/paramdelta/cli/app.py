@@ -17,6 +17,7 @@ from typing import Annotated, Any
 import typer
 
 from paramdelta.cli import (
+    analyze,
     chat,
     check,
     demo,
@@ -53,6 +54,7 @@ app = typer.Typer(
 )
 for command in (
     plan.plan,
+    analyze.analyze,
     mix.mix,
     sweep.sweep,
     verify.verify,

@@ -119,7 +119,7 @@ def _mix(recipe: Recipe, name: str) -> Model:
 
 
 def _at(name: str, address: str) -> Model:
-    place = locate(address).path
+    place = locate(address, keep=True).path  # transformers reads folders
     if place is None or not place.is_dir():
         raise UsageError(
             "a model that is evaluated is a folder or a Hub id", code="not-a-model", where=address

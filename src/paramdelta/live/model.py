@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import os
+import re
 import threading
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -98,6 +99,7 @@ def load(
         Weights(plan, memory, workers, device) as weights,
     ):
         config, kind = _configured(transformers, folder, trust_remote_code)
+        weights.expect(sorted(weights, key=_natural))
         wanted = options.pop("output_loading_info", False)
         with _sequential():
             model, info = kind.from_pretrained(
@@ -160,6 +162,7 @@ def set_scale(model: Any, scale: float | Sequence[float]) -> None:
         names = [name for name, target in origin.targets.items() if target in targets]
         _check_changeable(model, targets)
         origin.plan, origin.whole = plan, False
+        weights.expect(sorted(names, key=_natural))
         _replace(model, origin, {name: weights[name] for name in names})
         weights.check_sources()
         origin.whole = True
@@ -312,6 +315,12 @@ def _dtype(dtype: Any, config: Any, weights: Weights) -> Any:
         return dtype
     kinds = (torch_dtype(weight.get_dtype()) for weight in weights.values())
     return next((kind for kind in kinds if kind.is_floating_point), "auto")
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """Sorts names about as transformers asks for them: numbers in them by their value."""
+    parts = re.split(r"(\d+)", name)
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts]
 
 
 @contextlib.contextmanager

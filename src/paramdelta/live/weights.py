@@ -1,7 +1,7 @@
 """The weights of a mix by their names, each mixed when it is read. Nothing is written."""
 
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from paramdelta.api import MEMORY, budget_for
@@ -98,6 +98,10 @@ class Weights(Mapping[str, Weight]):
     def tensor_of(self, name: str) -> int:
         """The number of the plan's tensor that a name of the weight files belongs to."""
         return self._numbers[name]
+
+    def expect(self, names: Iterable[str]) -> None:
+        """Say which weights will be read, in about this order."""
+        self._maker.expect(dict.fromkeys(self._numbers[name] for name in names))
 
     def mixed(self, name: str) -> "torch.Tensor":
         """One tensor, mixed now.

@@ -21,7 +21,7 @@ from paramdelta.output.guard import Guard
 from paramdelta.output.journal import Journal
 from paramdelta.output.layout import Layout, Shard
 from paramdelta.output.place import Place, place_of, remove_old
-from paramdelta.output.sink import Durable
+from paramdelta.output.sink import Durable, NotFinite
 from paramdelta.storage.digest import Digests, Leaves
 from paramdelta.storage.local import (
     File,
@@ -195,7 +195,12 @@ class FolderSink:
         paths = [str(self._shard_path(shard)) for shard in self._shards]
         return FolderWriter(self._layout, paths, frozenset(self._linked), self)
 
-    def commit(self, ranges: Iterable[tuple[int, int]], leaves: Leaves | None = None) -> None:
+    def commit(
+        self,
+        ranges: Iterable[tuple[int, int]],
+        leaves: Leaves | None = None,
+        not_finite: NotFinite | None = None,
+    ) -> None:
         """See `Sink.commit`."""
         assert self.journal is not None
         ranges = list(ranges)

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from paramdelta.dtypes import DTYPES
 from paramdelta.encodings.encoding import Stream
 from paramdelta.errors import UsageError
 from paramdelta.formats.components import component_of
@@ -53,16 +52,12 @@ class Sweep:
 
     @cached_property
     def stored(self) -> tuple[Stored, ...]:
-        """The tensors of the weight files, in order.
-
-        Wider elements come first, as the format's own writer does: every tensor stays aligned.
-        """
+        """The tensors of the weight files, in the order in which files are filled."""
         listed = [
             Stored(number, part, stream)
             for number, tensor in enumerate(self.plans[0].tensors)
             for part, stream in enumerate(tensor.streams)
         ]
-        listed.sort(key=lambda stored: -DTYPES[stored.stream.dtype].size)
         components = self.plans[0].components
         if len(components) > 1:  # each has files of its own
             order = {component: number for number, component in enumerate(components)}
