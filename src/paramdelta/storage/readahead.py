@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
 from paramdelta.storage.blob import Blob
+from paramdelta.storage.local import page_buffer
 from paramdelta.storage.store import Store
 
 if TYPE_CHECKING:
@@ -274,6 +275,6 @@ class ReadAhead:
     # -- on the threads of the pool ----------------------------------------------------------------
 
     def _fetch(self, chunk: _Chunk) -> memoryview:
-        data = memoryview(bytearray(chunk.stop - chunk.start))
+        data = page_buffer(chunk.stop - chunk.start)  # given back to the system at once
         self.store.read(chunk.blob, chunk.start, data)
         return data
