@@ -94,7 +94,8 @@ class HubServer(ThreadingHTTPServer):
     ``faults``: the chance of one at each request to the CDN, and ``kinds`` of them; at most
     ``most`` at all. ``lifetime``: answers that a signed address is good for. ``plain``: serve
     ``/repo/name/file`` as a plain web server. ``store``: a folder for what is uploaded; by default
-    it is kept in memory.
+    it is kept in memory. ``cas``: a folder that takes uploads by Xet; their
+    contents are then unknown here, and zeros stand for them.
     """
 
     daemon_threads = True
@@ -109,6 +110,7 @@ class HubServer(ThreadingHTTPServer):
         self.chance = random.Random(seed)
         self.lifetime = 10**9
         self.store = Path(store) if store is not None else None
+        self.cas = None
         self.objects = {}  # large files that were uploaded, by their SHA-256
         self.plain = False
         self.etag = ""  # appended to all ETags of the CDN
@@ -201,6 +203,20 @@ class _Handler(BaseHTTPRequestHandler):
             self.server.requests.append((kind, path))
             if "Authorization" in self.headers:
                 self.server.authorized.append(kind)
+        if self.server.cas is not None and "/xet-" in path:
+            place = f"local://{self.server.cas}"
+            expires = 9_999_999_999
+            self._send(
+                200,
+                json.dumps({"casUrl": place, "accessToken": "t", "exp": expires}).encode(),
+                {
+                    "X-Xet-Cas-Url": place,
+                    "X-Xet-Access-Token": "t",
+                    "X-Xet-Token-Expiration": str(expires),
+                    "Content-Type": "application/json",
+                },
+            )
+            return
         plain = re.fullmatch(r"/([^/]+/[^/]+)/([^/]+)", path) if self.server.plain else None
         if plain:
             files = self.server.repos[plain[1]].revisions["a" * 40]
@@ -337,6 +353,8 @@ class _Handler(BaseHTTPRequestHandler):
             if line["key"] == "file":
                 files[value["path"]] = base64.b64decode(value["content"])
             elif line["key"] == "lfsFile":
+                if self.server.cas is not None and value["oid"] not in self.server.objects:
+                    self.server.objects[value["oid"]] = Sparse(b"", value["size"])
                 files[value["path"]] = self.server.objects[value["oid"]]
                 repo.digests[id(files[value["path"]])] = value["oid"]
             elif line["key"] == "deletedFile":

@@ -1,5 +1,6 @@
 """Outputs on the Hub: a work branch as the journal, one commit at the end."""
 
+import hashlib
 import json
 
 import pytest
@@ -195,7 +196,12 @@ def test_the_command_line_pushes(wide, hub):
     assert run(*given).returncode == 0
     assert LOCK in files(hub, "b")
     assert hub.repos["me/mixed"].private
-    for wrong in (["--push", "me/x", "--out", "y"], ["--out", "y", "--branch", "b"]):
+    wrongs = (
+        ["--push", "me/x", "--out", "y"],
+        ["--out", "y", "--branch", "b"],
+        ["--push", "me/x", "--part", "1/2", "--keep-downloads"],
+    )
+    for wrong in wrongs:
         assert run("mix", *wide.options, *wrong).returncode == 2
 
 
@@ -203,9 +209,26 @@ def test_parts_meet_on_the_work_branch(wide, hub, tmp_path):
     """Two parts and the end: the bytes of one run."""
     recipe = wide.recipe()
     for part in ("1/2", "2/2"):
-        paramdelta.mix_part(recipe, URL, part, shard_size="1MB")
+        paramdelta.mix_part(recipe, URL, part, shard_size="1MB", private=True)
+        assert hub.repos["me/mixed"].private
         assert files(hub).keys() == set()
         hub.forget()
     paramdelta.finish_mix(recipe, URL, shard_size="1MB")
     paramdelta.mix(recipe, tmp_path / "mixed", shard_size="1MB")
     assert files(hub) == contents(tmp_path / "mixed")
+
+
+def test_the_real_xet_takes_the_shards(wide, connect, tmp_path):  # noqa: F811
+    """huggingface_hub's own upload by hf_xet into a store in a folder: the digests that it commits
+    are those of the shards.
+    """
+    pytest.importorskip("hf_xet")
+    (tmp_path / "cas").mkdir()
+    with HubServer({}) as server:
+        server.cas = tmp_path / "cas"
+        connect(server, HF_HUB_DISABLE_XET=False)
+        mix(wide)
+        assert not any("lfs/objects" in path for _, path in server.requests)
+        folder = paramdelta.mix(wide.recipe(), tmp_path / "mixed", shard_size="1MB").folder
+        digests = {hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.glob("*.safetensors")}
+        assert server.objects.keys() == digests

@@ -47,13 +47,6 @@ def mix(
             "for temporary files]",
         ),
     ] = None,
-    engine: Annotated[
-        str,
-        typer.Option(metavar="NAME", help="threads of this process, or ray: tasks of a cluster."),
-    ] = "threads",
-    ray_address: Annotated[
-        str, typer.Option(metavar="ADDRESS", help="The Ray cluster; auto: the one of this machine.")
-    ] = "auto",
     push: Annotated[
         str | None,
         typer.Option(
@@ -65,6 +58,17 @@ def mix(
     ] = None,
     private: Annotated[
         bool, typer.Option("--private", help="If the repository is created, make it private.")
+    ] = False,
+    engine: Annotated[
+        str,
+        typer.Option(metavar="NAME", help="threads of this process, or ray: tasks of a cluster."),
+    ] = "threads",
+    ray_address: Annotated[
+        str, typer.Option(metavar="ADDRESS", help="The Ray cluster; auto: the one of this machine.")
+    ] = "auto",
+    report: Annotated[
+        bool,
+        typer.Option("--report", help="Analyze the Δs first; put the page beside the weights."),
     ] = False,
     as_json: Json = False,
 ) -> None:
@@ -94,12 +98,24 @@ def mix(
             code="missing-option",
             expected="--out DIR, the folder to write; or --push ORG/NAME",
         )
+    if part is not None and report:
+        raise UsageError(
+            "a part has no report",
+            code="report-with-part",
+            remedy="pass --report with --finish, which writes the small files",
+        )
     several = part is not None or finish
     if (part is not None and finish) or (several and (output.fresh or engine != "threads")):
         raise UsageError(
             "--part, --finish, --fresh and --engine exclude each other",
             code="options-exclude-each-other",
             remedy="run all parts, then --finish; to start again, remove the unfinished run first",
+        )
+    if several and output.keep_downloads:
+        raise UsageError(
+            "--keep-downloads is not for parts",
+            code="option-without-effect",
+            remedy="download the models on each machine first: hf download ORG/NAME",
         )
     plan = api.plan(recipe.recipe())
     show_start(plan, as_json)
@@ -115,6 +131,7 @@ def mix(
                 overwrite=output.overwrite,
                 strict=looking.strict,
                 staging=staging,
+                private=private,
                 progress=progress.mix,
             )
         elif finish:
@@ -128,6 +145,8 @@ def mix(
                 check=looking.check,
                 strict=looking.strict,
                 staging=staging,
+                report=report,
+                private=private,
                 progress=progress.mix,
             )
         else:
@@ -143,9 +162,10 @@ def mix(
                 strict=looking.strict,
                 keep_downloads=output.keep_downloads,
                 staging=staging,
+                report=report,
+                private=private,
                 engine=engine,
                 ray_address=ray_address,
-                private=private,
                 progress=progress.mix,
             )
     if part is not None:

@@ -145,8 +145,9 @@ class Repository:
         raise AssertionError("unreachable")
 
     def close(self) -> None:
-        """Close connections."""
+        """Close connections. Another call opens them again."""
         self._store.close()
+        self._store = HubStore(once=False)
 
     @contextlib.contextmanager
     def _told(self, what: str) -> Iterator[None]:

@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
 from paramdelta.storage.blob import Blob
-from paramdelta.storage.local import page_buffer
 from paramdelta.storage.store import Store
 
 if TYPE_CHECKING:
@@ -32,7 +31,7 @@ SOON = (
     64  # chunks that a reader may be ahead of the requests and still be found among the next ones
 )
 JOIN = 64 << 10  # bytes between two runs that are requested with them
-SPENT = 4  # chunks that stay after they were read: some runs are read twice
+SPENT = 2  # chunks that stay after they were read: some runs are read twice
 
 Run: TypeAlias = tuple[Blob, int, int]
 """Bytes of a blob: the first, and the one behind the last."""
@@ -275,6 +274,8 @@ class ReadAhead:
     # -- on the threads of the pool ----------------------------------------------------------------
 
     def _fetch(self, chunk: _Chunk) -> memoryview:
-        data = page_buffer(chunk.stop - chunk.start)  # given back to the system at once
+        import numpy as np  # its memory is not cleared first
+
+        data = np.empty(chunk.stop - chunk.start, np.uint8).data
         self.store.read(chunk.blob, chunk.start, data)
         return data
