@@ -117,7 +117,8 @@ class ReadAhead:
         self._pool.shutdown(wait=False, cancel_futures=True)
         self.store.close()  # ends the requests that are on their way
         self._pool.shutdown(wait=True)
-        self._chunks.clear()
+        with self._lock:
+            self._chunks.clear()
 
     def _chunk(self, blob: Blob, at: int) -> _Chunk:
         """The chunk that holds a byte, requested if it is not."""
