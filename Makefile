@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 TORCH ?= torch==2.13.0
 READY := $(VENV)/.ready
 
-.PHONY: help demo test test-objects torture torture-hub bench-streaming lint bench bench-flat bench-formats bench-deltas minilm lineage study study-gpu study-encoders study-crossed study-decoder study-vocabulary study-lowrank docs clean test-vllm bench-live test-ray test-slurm
+.PHONY: help demo test test-objects test-ray test-slurm architectures test-vllm torture lint bench bench-flat bench-formats bench-deltas bench-live minilm lineage study study-gpu study-encoders study-crossed study-decoder study-vocabulary study-lowrank docs clean torture-hub bench-streaming
 
 help: ## show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -46,6 +46,9 @@ test-ray: $(READY) ## parts on a Ray cluster that loses a node (downloads ray: 2
 
 test-slurm: $(READY) ## the example for Slurm, with the real Slurm (as root; skipped without it)
 	PARAMDELTA_TEST_SLURM=1 $(BIN)/python -m pytest -rs tests/clusters/test_slurm.py
+
+architectures: $(READY) ## mix a tiny model of every architecture of transformers (10 min)
+	$(BIN)/python -m tests.architectures
 
 torture: $(READY) ## 1,000 kills and 200 races of two runs on one output (30 min)
 	$(BIN)/python -m tests.torture

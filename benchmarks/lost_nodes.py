@@ -1,6 +1,6 @@
 """Mixes on a Ray cluster of two nodes, of which one is lost at a random time in each run.
 
-    python -m benchmarks.lost_nodes DIR ROW RUNS LOSE
+    python -m benchmarks.lost_nodes DIR ROW SHARD RUNS LOSE
 
 `benchmarks.anywhere` starts it, maybe with another Python that has ray.
 """
@@ -14,7 +14,7 @@ import threading
 import time
 from pathlib import Path
 
-from benchmarks.anywhere import SHARD, digests
+from benchmarks.anywhere import digests
 
 PROMPT = {  # notice a lost node at once
     "health_check_initial_delay_ms": 0,
@@ -24,7 +24,7 @@ PROMPT = {  # notice a lost node at once
 }
 
 
-def main(folder: Path, row: str, runs: int, lose: bool) -> None:
+def main(folder: Path, row: str, shard: str, runs: int, lose: bool) -> None:
     """Run, compare, and write report.json."""
     os.environ["RAY_usage_stats_enabled"] = "0"  # noqa: SIM112
     import ray
@@ -50,8 +50,11 @@ def main(folder: Path, row: str, runs: int, lose: bool) -> None:
         str(folder / "in" / "new"),
         [paramdelta.Delta(str(folder / "in" / "post"), str(folder / "in" / "base"))],
     )
-    expected = json.loads((folder / "expected.json").read_text())
     place, walls, lost = folder / row, [], 0
+    alone = place / "threads" / "mixed"
+    paramdelta.mix(recipe, alone, shard_size=shard)
+    expected = digests(alone)
+    shutil.rmtree(alone.parent)
     for _ in range(runs):
         out = place / "mixed"
         shutil.rmtree(out, ignore_errors=True)
@@ -70,7 +73,7 @@ def main(folder: Path, row: str, runs: int, lose: bool) -> None:
         began = time.perf_counter()
         if lose:
             strikes.start()
-        paramdelta.mix(recipe, out, shard_size=SHARD, engine="ray", workers=1)
+        paramdelta.mix(recipe, out, shard_size=shard, engine="ray", workers=1)
         walls.append(time.perf_counter() - began)
         over.set()
         if lose:
@@ -93,4 +96,4 @@ def main(folder: Path, row: str, runs: int, lose: bool) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), sys.argv[4] == "1")
+    main(Path(sys.argv[1]), sys.argv[2], sys.argv[3], int(sys.argv[4]), sys.argv[5] == "1")

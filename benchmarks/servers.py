@@ -129,8 +129,8 @@ def _running(command: list[str], port: int) -> Iterator[None]:
                 time.sleep(0.2)
         yield
     finally:
-        server.terminate()
-        server.wait(20)
+        server.kill()
+        server.wait()
 
 
 @contextlib.contextmanager

@@ -250,6 +250,7 @@ def mix(
     fresh: bool = False,
     check: bool = False,
     strict: bool = False,
+    report: bool = False,
     keep_downloads: bool = False,
     staging: str | Path | None = None,
     private: bool = False,
@@ -278,6 +279,9 @@ def mix(
     `paramdelta.check`); what it refuses is not put in place. ``strict``: NaN and infinities are
     refused as well, for which every number is read again. The command line checks by default.
 
+    ``report``: analyze the Δs first (see `analyze`). The page goes into the folder, its verdict and
+    two pictures go on the card.
+
     Checkpoints on the Hub are read where they are, unless they are in its cache on this machine.
     ``keep_downloads``: download them into the cache first.
 
@@ -300,6 +304,7 @@ def mix(
         raise UsageError(
             f"engine {engine!r} is not known", code="unknown-engine", expected=", ".join(ENGINES)
         )
+    told = _analyzed(plan, memory, workers, progress) if report else None
     if scheme_of(str(out)) != LOCAL or engine == RAY:
         workers = workers or (RAY_WORKERS if engine == RAY else None)
         destination = _destination(plan, out, overwrite, private)
@@ -315,9 +320,9 @@ def mix(
         if engine == RAY:
             nothing: frozenset[int] = frozenset()
             moved = shipped.on_ray(out, fresh, strict, staging, ray_address, watch)
-            done = shipped.whole(out, False, check, strict, staging, watch, began, nothing)
+            done = shipped.whole(out, False, check, strict, staging, watch, began, nothing, told)
             return replace(done, moved=moved + done.moved, resumed=watch.last.resumed)
-        return shipped.whole(out, fresh, check, strict, staging, watch, began)
+        return shipped.whole(out, fresh, check, strict, staging, watch, began, analysis=told)
     if staging is not None:
         raise UsageError(
             "shards of a folder are made in it, not elsewhere",
@@ -336,6 +341,7 @@ def mix(
         fresh,
         watch,
         inspection=inspection,
+        analysis=told,
     )
     return Mix(
         Path(out),
@@ -412,6 +418,7 @@ def finish_mix(
     check: bool = False,
     strict: bool = False,
     staging: str | Path | None = None,
+    report: bool = False,
     private: bool = False,
     progress: Callable[[Progress], None] | None = None,
 ) -> Mix:
@@ -430,7 +437,9 @@ def finish_mix(
     destination = _destination(plan, out, overwrite, private)
     shipped = _Shipped(sweep_of_one(plan), destination, shard_size, memory, workers)
     nothing: frozenset[int] = frozenset()
-    return shipped.whole(out, False, check, strict, staging, _Watch(progress), began, nothing)
+    told = _analyzed(plan, memory, workers, progress) if report else None
+    watch = _Watch(progress)
+    return shipped.whole(out, False, check, strict, staging, watch, began, nothing, told)
 
 
 def _destination(
@@ -572,12 +581,16 @@ class _Shipped:
         watch: "_Watch",
         began: float,
         shards: frozenset[int] | None = None,
+        analysis: Analysis | None = None,
     ) -> Mix:
-        """Make the shards, by default all, and finish. Without any, a finished output is kept."""
+        """Make the shards, by default all, and finish. Without any, a finished output is kept.
+
+        ``analysis``: what the report in the output is made of.
+        """
         inspection = Inspection(strict) if check or strict else None
         written = Written(0, 0, self.layout.nbytes, ({},))
         if shards is None or not self.is_done:
-            small = _small_files(self.plan, Path(str(out)))
+            small = _small_files(self.plan, Path(str(out)), analysis)
             sink = self._sink(fresh, strict, staging, shards)
             if inspection is not None:
                 sink.inspect = inspection.skeleton
@@ -675,9 +688,29 @@ def _tensors(made: Sweep, chosen: Budget, framework: str) -> Iterator[tuple[str,
     job, _ = measured(MixJob.of(made, chosen.buffer), lambda _: False, chosen)
     order = list(dict.fromkeys(stored.tensor for stored in made.stored))
     with Reader(once=True, ahead=True) as reader, Maker(job, reader, chosen.workers) as maker:
+        maker.expect(order)
         for number in order:
             for stream, array in maker.make(number):
                 yield stream.name, converted(array, stream.dtype, framework)
+
+
+def _analyzed(
+    plan: Plan,
+    memory: int | str,
+    workers: int | None,
+    progress: Callable[[Progress], None] | None,
+) -> Analysis:
+    """The analysis of a plan that is about to be mixed."""
+    from paramdelta.analysis.run import run
+
+    return run(
+        make_plan(plan.recipe, whole=True),
+        spectra=False,
+        memory=parse_size(memory),
+        workers=workers,
+        has_new_base=True,
+        progress=progress,
+    )
 
 
 def analyze(
@@ -830,17 +863,21 @@ def _run(
     progress: Callable[[Progress], None] | None,
     whole: Sweep | None = None,
     inspection: Inspection | None = None,
+    analysis: Analysis | None = None,
 ) -> _Run:
     """Write the outputs of a sweep to places on this machine. ``whole``: the sweep that ``made`` is
     a part of, whose layout all outputs have. ``inspection``: of every output before it is put in
-    place.
+    place. ``analysis``: what the report in every output is made of.
     """
     first = made.plans[0]
     laid = whole or made
     streams = [stored.stream for stored in laid.stored]
     layout = make_layout(streams, first.parameters, shard_bytes, laid.own, first.components)
     chosen = _budget(made, memory, workers)
-    small = [_small_files(plan, place.out) for plan, place in zip(made.plans, places, strict=True)]
+    small = [
+        _small_files(plan, place.out, analysis)
+        for plan, place in zip(made.plans, places, strict=True)
+    ]
     if not fresh:
         common = sum(shard.size for shard in layout.shards if shard.first >= laid.own)
         check_room(places[0], len(places) * layout.size - (len(places) - 1) * common)
@@ -908,11 +945,17 @@ def _with_small(
     return found
 
 
-def _small_files(plan: Plan, out: Path) -> dict[str, bytes]:
+def _small_files(plan: Plan, out: Path, analysis: Analysis | None) -> dict[str, bytes]:
     """All but weights, index and lock. Built before a weight is written: this may fail."""
     with Reader() as reader:
         files = contents(plan.companions, reader)
-    return {**files, "README.md": model_card(plan, out).encode(errors="replace")}
+    card = model_card(plan, out)
+    if analysis is not None:
+        from paramdelta.analysis.report.outputfiles import card_section, output_files
+
+        files |= output_files(analysis)
+        card = f"{card.rstrip()}\n\n{card_section(analysis)}"
+    return {**files, "README.md": card.encode(errors="replace")}
 
 
 def _sizes(folder: Path) -> tuple[int, int]:

@@ -66,6 +66,10 @@ def mix(
     ray_address: Annotated[
         str, typer.Option(metavar="ADDRESS", help="The Ray cluster; auto: the one of this machine.")
     ] = "auto",
+    report: Annotated[
+        bool,
+        typer.Option("--report", help="Analyze the Δs first; put the page beside the weights."),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Mix checkpoints: Θ = Θ_new_base + α · (Θ_post − Θ_base), exactly, all or nothing.
@@ -93,6 +97,12 @@ def mix(
             "missing --out",
             code="missing-option",
             expected="--out DIR, the folder to write; or --push ORG/NAME",
+        )
+    if part is not None and report:
+        raise UsageError(
+            "a part has no report",
+            code="report-with-part",
+            remedy="pass --report with --finish, which writes the small files",
         )
     several = part is not None or finish
     if (part is not None and finish) or (several and (output.fresh or engine != "threads")):
@@ -135,6 +145,7 @@ def mix(
                 check=looking.check,
                 strict=looking.strict,
                 staging=staging,
+                report=report,
                 private=private,
                 progress=progress.mix,
             )
@@ -151,6 +162,7 @@ def mix(
                 strict=looking.strict,
                 keep_downloads=output.keep_downloads,
                 staging=staging,
+                report=report,
                 private=private,
                 engine=engine,
                 ray_address=ray_address,
