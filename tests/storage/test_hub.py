@@ -304,6 +304,17 @@ def test_the_hub_gives_another_file_than_it_listed(connect):
             files.reader.get(files["model.safetensors"], 0, 8)
 
 
+def test_the_hub_cannot_lead_to_another_scheme(connect):
+    """A place that is not HTTP(S) as the Hub is: refused, never opened."""
+    with HubServer(_repos()) as server:
+        connect(server)
+        files = Files(locate("org/post"), Reader())
+        server.cdn = "file:///etc"
+        with pytest.raises(StorageError) as error:
+            files.reader.get(files["model.safetensors"], 0, 8)
+        assert error.value.code == "bad-redirect"
+
+
 def test_access_that_is_denied_is_explained(connect):
     """A gated model says what to do; a renamed one is found under its new name."""
     repos = _repos()

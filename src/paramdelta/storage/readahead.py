@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
 from paramdelta.storage.blob import Blob
+from paramdelta.storage.local import page_buffer
 from paramdelta.storage.store import Store
 
 if TYPE_CHECKING:
@@ -275,8 +276,6 @@ class ReadAhead:
     # -- on the threads of the pool ----------------------------------------------------------------
 
     def _fetch(self, chunk: _Chunk) -> memoryview:
-        import numpy as np  # its memory is not cleared first
-
-        data = np.empty(chunk.stop - chunk.start, np.uint8).data
+        data = page_buffer(chunk.stop - chunk.start)  # goes back to the system when it is dropped
         self.store.read(chunk.blob, chunk.start, data)
         return data
