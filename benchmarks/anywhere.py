@@ -43,8 +43,8 @@ NAMES = {
     "disk-azure": "disk → Azure",
     "slurm": "disk → disk, Slurm array of 4",
     "ray": "disk → disk, Ray with 2 nodes",
-    "killed-parts": "disk → disk, 4 parts, 20 of them killed and run again",
-    "killed-nodes": "disk → disk, Ray, a node lost in each of 20 runs",
+    "killed-parts": "disk → disk, 4 parts; {killed} kills in {runs} runs, each part run again",
+    "killed-nodes": "disk → disk, Ray; {lost} nodes lost in {runs} runs",
 }
 
 
@@ -345,7 +345,7 @@ def table(report: dict) -> str:
         rss = f"{found['peak_rss_bytes'] / 1e6:.0f}" if "peak_rss_bytes" in found else ""
         shares = found.get("read_shares", {}).values()
         lines.append(
-            f"| {name} | {found['identical']} of {found['files']} | "
+            f"| {name.format(**found)} | {found['identical']} of {found['files']} | "
             + (f"{found['wall_s']:.1f}" if "wall_s" in found else "")
             + f" | {rss} | "
             + (f"{max(shares):.3f} ×" if shares else "")

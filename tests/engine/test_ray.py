@@ -86,3 +86,10 @@ def test_an_error_on_a_worker_is_raised_here(cluster, wide, tmp_path):
             wide.recipe(), tmp_path / "out", shard_size=SIZE, engine="ray", workers=1, memory="1MB"
         )
     assert caught.value.code == "too-little-memory"
+
+
+def test_nodes_that_are_too_small_are_refused(cluster, wide, tmp_path):
+    """Ray would wait for a larger one for ever."""
+    with pytest.raises(UsageError) as caught:
+        paramdelta.mix(wide.recipe(), tmp_path / "out", shard_size=SIZE, engine="ray", workers=2)
+    assert caught.value.code == "ray-nodes-too-small"

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from paramdelta.errors import ParamDeltaError, StorageError, UsageError
+from paramdelta.units import show_size
 
 Call = TypeVar("Call")
 Result = TypeVar("Result")
@@ -39,6 +40,7 @@ def run(
             `TRIES` tries.
     """
     ray = _connected(address)
+    _check_nodes(ray.nodes(), processors, memory)
     # A lost node costs no try: Ray starts its tasks again for as long as there are nodes.
     task = ray.remote(num_cpus=processors, memory=memory, max_retries=-1)(_called)
     put, packed = ray.put(shared), ray.put(function)
@@ -66,6 +68,24 @@ def run(
     finally:
         for reference in left:
             ray.cancel(reference, force=True)
+
+
+def _check_nodes(nodes: Sequence[dict[str, Any]], processors: int, memory: int) -> None:
+    """Raise UsageError if no node is large enough: Ray would wait for ever.
+
+    A cluster without any processors is one that grows when there is work.
+    """
+    found = [node["Resources"] for node in nodes if node["Alive"]]
+    workers = [(each["CPU"], each.get("memory", 0)) for each in found if each.get("CPU", 0) > 0]
+    if workers and not any(cpus >= processors and held >= memory for cpus, held in workers):
+        cpus, held = max(workers)
+        raise UsageError(
+            "no node of the Ray cluster is large enough for a task",
+            code="ray-nodes-too-small",
+            expected=f"{processors} processors and {show_size(memory)} of memory",
+            got=f"at most {cpus:g} processors and {show_size(int(held))}",
+            remedy="pass a smaller `workers` or `memory`",
+        )
 
 
 def _called(

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
 from paramdelta.storage.blob import Blob
+from paramdelta.storage.local import page_buffer
 from paramdelta.storage.store import Store
 
 if TYPE_CHECKING:
@@ -117,7 +118,8 @@ class ReadAhead:
         self._pool.shutdown(wait=False, cancel_futures=True)
         self.store.close()  # ends the requests that are on their way
         self._pool.shutdown(wait=True)
-        self._chunks.clear()
+        with self._lock:
+            self._chunks.clear()
 
     def _chunk(self, blob: Blob, at: int) -> _Chunk:
         """The chunk that holds a byte, requested if it is not."""
@@ -274,8 +276,6 @@ class ReadAhead:
     # -- on the threads of the pool ----------------------------------------------------------------
 
     def _fetch(self, chunk: _Chunk) -> memoryview:
-        import numpy as np  # its memory is not cleared first
-
-        data = np.empty(chunk.stop - chunk.start, np.uint8).data
+        data = page_buffer(chunk.stop - chunk.start)  # goes back to the system when it is dropped
         self.store.read(chunk.blob, chunk.start, data)
         return data
