@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
 from paramdelta.storage.blob import Blob
+from paramdelta.storage.local import page_buffer
 from paramdelta.storage.store import Store
 
 if TYPE_CHECKING:
@@ -274,8 +275,8 @@ class ReadAhead:
     # -- on the threads of the pool ----------------------------------------------------------------
 
     def _fetch(self, chunk: _Chunk) -> memoryview:
-        import numpy as np  # its memory is not cleared first
-
-        data = np.empty(chunk.stop - chunk.start, np.uint8).data
+        # Mapped, so that it goes back to the system: malloc keeps what each thread freed, which
+        # makes the peak of a mix from S3 to S3 0.1 GB higher.
+        data = page_buffer(chunk.stop - chunk.start)
         self.store.read(chunk.blob, chunk.start, data)
         return data
