@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 TORCH ?= torch==2.13.0
 READY := $(VENV)/.ready
 
-.PHONY: help demo test test-objects test-ray test-slurm architectures test-vllm torture lint bench bench-flat bench-formats bench-deltas bench-live minilm lineage study study-gpu study-encoders study-crossed study-decoder study-vocabulary study-lowrank docs clean torture-hub bench-streaming
+.PHONY: help demo test test-objects test-ray test-slurm architectures test-vllm test-evaluate torture lint bench bench-flat bench-formats bench-deltas bench-live minilm lineage study study-gpu study-encoders study-crossed study-decoder study-vocabulary study-evaluation study-lowrank docs clean torture-hub bench-streaming
 
 help: ## show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -49,6 +49,10 @@ test-slurm: $(READY) ## the example for Slurm, with the real Slurm (as root; ski
 
 architectures: $(READY) ## mix a tiny model of every architecture of transformers (10 min)
 	$(BIN)/python -m tests.architectures
+
+test-evaluate: $(READY) ## install lm-evaluation-harness (400 MB) and run its tests on all questions
+	$(BIN)/python -m pip install -q --disable-pip-version-check -e ".[evaluate]" "$(TORCH)"
+	PARAMDELTA_WHOLE_EVALUATION=1 $(BIN)/python -m pytest tests/evaluation
 
 torture: $(READY) ## 1,000 kills and 200 races of two runs on one output (30 min)
 	$(BIN)/python -m tests.torture
@@ -98,6 +102,9 @@ study-decoder: $(READY) ## preregistered: school arithmetic on SmolLM2-135M (an 
 
 study-vocabulary: $(READY) ## extended vocabularies, against mergekit (10 min)
 	$(BIN)/python -m studies.vocabulary
+
+study-evaluation: $(READY) ## do the intervals of evaluate cover the truth? 1,000 simulated tables (10 min)
+	$(BIN)/python -m studies.evaluation
 
 study-lowrank: $(READY) ## the shipped lineage's Δ as LoRA adapters of several ranks (5 min)
 	$(BIN)/python -m studies.lowrank

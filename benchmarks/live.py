@@ -17,6 +17,7 @@ before.
 
 import argparse
 import json
+import os
 import statistics
 import sys
 from dataclasses import asdict
@@ -27,6 +28,8 @@ from benchmarks.llama import Llama
 from benchmarks.meter import ROOT, measure
 
 RESULTS = ROOT / "benchmarks" / "results" / "live.json"
+PAGE = ROOT / "docs" / "live.md"
+MARK = "<!-- measured -->"
 DATA = ROOT / ".cache" / "live"
 DENSE = Llama(hidden=2048, layers=8, intermediate=7168, heads=32, kv_heads=8, vocab=32000)
 EXPERTS = {
@@ -70,8 +73,8 @@ def _make_experts(folder: Path) -> None:
         model.save_pretrained(folder / role)
 
 
-def run(contender: str, folder: Path) -> float:
-    """Run one contender in this process; seconds."""
+def run(contender: str, folder: Path) -> dict[str, float]:
+    """Run one contender in this process; seconds, and those of all processors."""
     import time
 
     import torch
@@ -91,7 +94,7 @@ def run(contender: str, folder: Path) -> float:
 
     if contender == "scale":
         model = paramdelta.load(recipe)
-    begin = time.perf_counter()
+    begin, used = time.perf_counter(), time.process_time()
     if contender == "plain":
         plain("new")
     elif contender == "three":
@@ -101,7 +104,7 @@ def run(contender: str, folder: Path) -> float:
         touch(paramdelta.load(recipe))
     else:
         paramdelta.set_scale(model, 0.5)
-    return time.perf_counter() - begin
+    return {"seconds": time.perf_counter() - begin, "cpu_s": time.process_time() - used}
 
 
 def summarize(runs: list[dict]) -> dict[str, dict[str, float]]:
@@ -115,13 +118,50 @@ def summarize(runs: list[dict]) -> dict[str, dict[str, float]]:
         row = {}
         for name, each in own.items():
             row[f"{name}_s"] = statistics.median(run["seconds"] for run in each)
+            row[f"{name}_cpu_s"] = statistics.median(run["cpu_s"] for run in each)
             row[f"{name}_peak_bytes"] = max(run["peak_rss_bytes"] for run in each)
-        pairs = zip(own["load"], own["three"], strict=True)
+        pairs = list(zip(own["load"], own["three"], strict=True))
         row["load_to_three"] = statistics.median(a["seconds"] / b["seconds"] for a, b in pairs)
+        row["load_to_three_cpu"] = statistics.median(a["cpu_s"] / b["cpu_s"] for a, b in pairs)
         row["extra_bytes"] = row["load_peak_bytes"] - row["plain_peak_bytes"]
         row["extra_scale_bytes"] = row["scale_peak_bytes"] - row["load_peak_bytes"]
         summary[lineage] = row
     return summary
+
+
+def table(report: dict) -> str:
+    """The results as docs/live.md has them."""
+    head = ["", "plain load", "three of them", "`load`", "× three", "`set_scale`", "memory"]
+    names = {"dense": "Llama", "experts": "Qwen3-MoE, 32 experts"}
+    rows = [
+        [
+            f"{names[lineage]}, {report['bytes_each'][lineage] / 1e9:.1f} GB each",
+            *(f"{row[f'{n}_s']:.0f} ({row[f'{n}_cpu_s']:.1f})" for n in ("plain", "three", "load")),
+            f"{row['load_to_three']:.2f} ({row['load_to_three_cpu']:.2f})",
+            f"{row['scale_s']:.0f} ({row['scale_cpu_s']:.1f})",
+            f"{row['extra_bytes'] / 1e6:+.0f} MB",
+        ]
+        for lineage, row in report["summary"].items()
+    ]
+    rule = ["---", *("---:" for _ in head[1:])]
+    lines = [f"| {' | '.join(row)} |" for row in (head, rule, *rows)]
+    at = report["machine"]
+    rounds = report["rounds"]
+    turns = f"median of {rounds} rounds" if rounds > 1 else "one round"
+    caption = (
+        "Seconds, and in brackets those of all processors. Sources in the page cache;\n"
+        f"{turns}, in turns; {at['cpu']}, {at['cores']} cores, load "
+        f"average {report['load_average']:.0f} at the start. Every element\nof a loaded model is "
+        "read once. Memory is the peak of the process beyond that of a plain load."
+    )
+    return "\n".join([*lines, "", caption])
+
+
+def write_page(report: dict) -> None:
+    """Put the table into docs/live.md."""
+    before, _, rest = PAGE.read_text(encoding="utf-8").partition(MARK)
+    _, _, after = rest.partition(MARK)
+    PAGE.write_text(f"{before}{MARK}\n{table(report)}\n{MARK}{after}", encoding="utf-8")
 
 
 def main() -> None:
@@ -137,7 +177,7 @@ def main() -> None:
         _make_experts(options.make)
         return
     if options.run:
-        print(json.dumps({"seconds": run(options.run[0], Path(options.run[1]))}))
+        print(json.dumps(run(options.run[0], Path(options.run[1]))))
         return
     lineages = make(options.data)
     sizes = {
@@ -145,6 +185,7 @@ def main() -> None:
         for name, folder in lineages.items()
     }
     report: dict = {"machine": machine.describe(options.data), "bytes_each": sizes}
+    report["load_average"] = os.getloadavg()[0]
     runs: list[dict] = []
     measure([sys.executable, "-c", WARM])
     for number in range(1, options.rounds + 1):
@@ -160,6 +201,7 @@ def main() -> None:
                 runs.append(who | found)
         report |= {"rounds": number, "summary": summarize(runs), "runs": runs}
         options.results.write_text(json.dumps(report, indent=1) + "\n")
+    write_page(report)
 
 
 if __name__ == "__main__":

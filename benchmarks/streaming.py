@@ -331,9 +331,14 @@ class Bench:
             if not folder.exists():
                 make_sparse.make(folder, SIZES[size])
             with HubServer(repos(folder), latency=LATENCY) as server:
-                env = self.environment(server)
                 code = MIX.split("began")[0] + 'print(json.dumps({"fetched": plan.fetched}))'
-                made = child(code, *(f"org/{kind}" for kind in KINDS), env=env)
+                names = [f"org/{kind}" for kind in KINDS]
+                tries = []
+                for _ in range(self.rounds):
+                    env = self.environment(server)
+                    server.reset_counts()
+                    tries.append(child(code, *names, env=env))
+                made = min(tries, key=lambda found: found["wall"])
                 counts = {kind: server.count(kind) for kind in ("api", "resolve", "cdn")}
                 made["shards"] = sum(1 for _ in folder.rglob("*.safetensors"))
             found[size] = {**made, "requests": counts}
@@ -384,7 +389,7 @@ def main() -> None:
     options = parser.parse_args()
     bench = Bench(options.folder.resolve(), options.rounds)
     found: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    found["machine"] = describe(options.folder)
+    found["machine"] = {**describe(options.folder), "load": os.getloadavg()[0]}
     found["bytes_of_sources"] = bench.size
     parts = ("plans", "clients", "limited", "loopback", "pushed")
     for part in options.only or parts:

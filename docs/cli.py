@@ -18,6 +18,7 @@ COMMANDS = (
     ("chat",),
     ("serve",),
     ("scale",),
+    ("evaluate",),
     ("demo",),
     ("recipe", "show"),
     ("recipe", "import"),

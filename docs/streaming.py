@@ -15,7 +15,7 @@ SIZE = 2 * 70.6e9  # bytes of Llama-70B in BF16
 MACHINES = ((2, 1e9 / 8, 0.10), (16, 25e9 / 8, 0.80))
 
 PAGE_TEXT = """
-On {cores} cores ({cpu}) that were busy with other work, against a small Hub on the same machine;
+On {cores} cores ({cpu}) with a load average of {load:.0f}, against a small Hub on the same machine;
 three models of {each:.0f} MB ([results](../benchmarks/results/streaming.json),
 `make bench-streaming`):
 
@@ -51,6 +51,7 @@ def measured() -> str:
     return PAGE_TEXT.strip().format(
         cores=machine["cores"],
         cpu=machine["cpu"],
+        load=machine["load"],
         each=found["bytes_of_sources"] / 3e6,
         table=_table(("measured", ""), _measured(found)),
         faults=faults,
@@ -100,7 +101,8 @@ def _measured(found: dict[str, Any]) -> Iterable[tuple[str, str]]:
         hub = counts["api"] + counts["resolve"]
         requests = f"{hub} requests to the Hub and {counts['cdn']} to the CDN"
         read, memory = f"{plan['fetched'] / 1e6:.0f} MB", f"{plan['rss'] / 1e6:.0f} MB of memory"
-        yield what, f"{plan['wall']:.1f} s; {read} in {requests}; {memory}"
+        cpu = f"{plan['total_cpu']:.1f} s of processor time"
+        yield what, f"{plan['wall']:.1f} s, {cpu}; {read} in {requests}; {memory}"
 
 
 def _seconds(rounds: list[float]) -> str:

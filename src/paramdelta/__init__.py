@@ -40,6 +40,7 @@ if TYPE_CHECKING:
         StorageError,
         UsageError,
     )
+    from paramdelta.evaluation.evaluator import Evaluation, evaluate
     from paramdelta.live.model import load, load_tokenizer, set_scale
     from paramdelta.planning.findings import Finding, Severity
     from paramdelta.planning.plan import Plan
@@ -65,6 +66,8 @@ _HOMES = {
     "sweep": "api",
     "tensors": "api",
     "verify": "api",
+    "Evaluation": "evaluation.evaluator",
+    "evaluate": "evaluation.evaluator",
     "load": "live.model",
     "load_tokenizer": "live.model",
     "set_scale": "live.model",
@@ -92,6 +95,7 @@ __all__ = [
     "CheckpointError",
     "Dare",
     "Delta",
+    "Evaluation",
     "Extracted",
     "ExtractedAdapter",
     "Finding",
@@ -113,6 +117,7 @@ __all__ = [
     "UsageError",
     "__version__",
     "analyze",
+    "evaluate",
     "extract",
     "extract_adapter",
     "finish_mix",

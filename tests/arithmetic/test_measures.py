@@ -125,6 +125,15 @@ def test_what_is_lost_is_what_the_mix_loses(case):
     assert measured(operands, rounding=rounding).lost[0] == expected.sum()
 
 
+def test_halfway_cases_go_to_even():
+    """Half an ulp is lost beside an even number, and moves an odd one."""
+    new = np.array([1.0, 1.0 + 2.0**-7, 1.0, 1.0])
+    post = np.array([2.0**-8, 2.0**-8, 2.0**-8 * 1.01, 2.0**-9])
+    operands = bf16(np.stack([new, post, np.zeros(4)]))
+    lost = [measured(operands[:, n : n + 1].copy()).lost[0] for n in range(4)]
+    assert lost == [1, 0, 0, 1]
+
+
 def test_segments_have_sums_of_their_own():
     """Rows and columns of a matrix, as the heads of an attention have them."""
     operands = lineage(9, 24 * 30)

@@ -207,8 +207,9 @@ def vocabulary(tokens):
     return {"model": {"type": "BPE", "vocab": vocab, "merges": []}, "added_tokens": []}
 
 
-def test_rows_by_token(tmp_path):
+def test_rows_by_token(tmp_path, monkeypatch):
     """Rows of tokens that changed most, by their text, where the vocabularies differ."""
+    monkeypatch.setattr(job, "LENGTH", 2 * 16)  # two rows a task
     tokens = [f"t{n}" for n in range(32)]
     order = [*tokens[3:], *tokens[:3], "added"]  # the new base has them in another order
     base, post = llama(), moved(llama(), 1)

@@ -5,6 +5,8 @@ import json
 import pickle
 import subprocess
 import sys
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from paramdelta import Delta, Recipe
 from paramdelta.errors import MisfitError, ParamDeltaError, StorageError
 from paramdelta.output.layout import make_layout
 from paramdelta.output.lock import run_identity
+from paramdelta.storage import http
 from paramdelta.storage import hub as storage
 from paramdelta.storage.files import Files
 from paramdelta.storage.hub import HubStore
@@ -301,6 +304,17 @@ def test_the_hub_gives_another_file_than_it_listed(connect):
             files.reader.get(files["model.safetensors"], 0, 8)
 
 
+def test_the_hub_cannot_lead_to_another_scheme(connect):
+    """A place that is not HTTP(S) as the Hub is: refused, never opened."""
+    with HubServer(_repos()) as server:
+        connect(server)
+        files = Files(locate("org/post"), Reader())
+        server.cdn = "file:///etc"
+        with pytest.raises(StorageError) as error:
+            files.reader.get(files["model.safetensors"], 0, 8)
+        assert error.value.code == "bad-redirect"
+
+
 def test_access_that_is_denied_is_explained(connect):
     """A gated model says what to do; a renamed one is found under its new name."""
     repos = _repos()
@@ -399,3 +413,20 @@ def test_a_delta_and_an_adapter_from_the_hub(connect, tmp_path):
             assert (one.folder / "model.safetensors").read_bytes() == (
                 two.folder / "model.safetensors"
             ).read_bytes()
+
+
+def test_a_run_that_is_stopped_does_not_wait_for_the_network(connect, monkeypatch):
+    """`Reader.stop`, as Ctrl-C calls it, ends a read that waits for a server's limit."""
+    with HubServer(_repos()) as server:
+        connect(server)
+        made = paramdelta.plan(RECIPE)
+        monkeypatch.setattr(http, "FIRST_PAUSE", 300.0)
+        server.faults, server.kinds = 1.0, ("500",)
+        reader = Reader(ahead=True)
+        threading.Timer(0.3, reader.stop).start()
+        began = time.monotonic()
+        with pytest.raises(StorageError) as error:
+            reader.get(made.files[0].blob, 0, 8)
+        assert error.value.code == "stopped"
+        assert time.monotonic() - began < 20
+        reader.close()

@@ -117,4 +117,5 @@ def scale(
     from paramdelta.cli.show.terminal import say
     from paramdelta.live.server import ask_scale
 
-    say(ask_scale(url, scales[0] if len(scales) == 1 else scales, api_key)["formula"])
+    found = ask_scale(url, scales[0] if len(scales) == 1 else scales, api_key)
+    say(f"the scale is {found}")

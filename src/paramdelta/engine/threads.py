@@ -96,6 +96,9 @@ class _Run(Generic[Task, Receipt]):
             try:
                 for number, receipt in self._receipts():
                     self._collect(number, receipt)
+            except BaseException:
+                self.reader.stop()  # no worker waits for a network that does not answer
+                raise
             finally:
                 with self.changed:
                     self.stopping = True

@@ -209,9 +209,10 @@ class Worker:
     def __init__(self, job: AnalyzeJob, reader: Reader) -> None:
         self.job = job
         self.fetch = fetch_from(reader)
+        self.size = min(job.buffer, RUN * max((one.width for one in job.subjects), default=8))
         most = max((len(one.views) for one in job.subjects), default=1)
-        self.buffer = page_buffer(most * job.buffer)
-        self.stored = page_buffer(job.buffer)
+        self.buffer = page_buffer(most * self.size)
+        self.stored = page_buffer(self.size)
         self.scratch = np.empty((max((one.rows.height for one in job.subjects), default=1), BLOCK))
         self.places = np.empty(BLOCK, np.uint32)
 
@@ -223,7 +224,7 @@ class Worker:
         first = 0 if not one.by_token else task.start // one.inner
         last = one.segments if not one.by_token else -(-task.stop // one.inner)
         sums = empty(last - first, one.rows)
-        run = min(RUN, self.job.buffer // one.width) // one.block * one.block
+        run = min(RUN, self.size // one.width) // one.block * one.block
         for start in range(task.start, task.stop, run):
             stop = min(start + run, task.stop)
             operands = self._read(one, start, stop)

@@ -12,8 +12,8 @@ from paramdelta.live.vllm import ROUTE
 _ANSWER = 1 << 16  # bytes of an answer that are read
 
 
-def ask_scale(url: str, scale: float | Sequence[float], key: str | None = None) -> dict[str, Any]:
-    """Ask a server of `serve` to mix at another scale; returns the scale and the formula.
+def ask_scale(url: str, scale: float | Sequence[float], key: str | None = None) -> Any:
+    """Ask a server of `paramdelta serve` to mix at another scale; returns the scale it has then.
 
     ``key``: the API key, if the server has one.
 
@@ -43,9 +43,9 @@ def ask_scale(url: str, scale: float | Sequence[float], key: str | None = None) 
         raise _refused(place, error.code, error.read(_ANSWER)) from None
     except (OSError, ValueError) as error:
         raise _unreachable(place, str(error)) from None
-    if not isinstance(found, dict) or not {"scale", "formula"} <= found.keys():
+    if not isinstance(found, dict) or "scale" not in found:
         raise _unreachable(place, "an answer of another server")
-    return found
+    return found["scale"]
 
 
 def _unreachable(place: str, why: str) -> StorageError:

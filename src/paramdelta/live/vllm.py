@@ -134,8 +134,8 @@ class Endpoint:
         self._recipe = read_recipe_of(args.model)
 
     async def get(self) -> Any:
-        """The scale now, and the recipe's formula with it."""
-        return {"scale": self.scale, "formula": self._recipe.times(self.scale).formula}
+        """The scale now. The formula has paths of this machine, which are not the client's."""
+        return {"scale": self.scale}
 
     async def post(self, request: Any) -> Any:
         """Finish what is being generated, mix at another scale, forget cached prefixes, go on.
@@ -150,8 +150,11 @@ class Endpoint:
 
         try:
             scale = (await request.json())["scale"]
+        except (KeyError, TypeError, ValueError):
+            return JSONResponse({"error": 'the body is not {"scale": 0.8}'}, 400)
+        try:
             self._recipe.times(scale)
-        except (ParamDeltaError, KeyError, TypeError, ValueError) as error:
+        except ParamDeltaError as error:
             return JSONResponse({"error": str(error)}, 400)
         async with self._one:
             await self._engine.pause_generation(mode="wait", clear_cache=True)
@@ -161,4 +164,4 @@ class Endpoint:
                 return JSONResponse({"error": str(error), "paused": True}, 500)
             self.scale = scale
             await self._engine.resume_generation()
-        return await self.get()
+        return JSONResponse(await self.get())

@@ -106,7 +106,7 @@ class RemoteFile:
 
     def moved(self, target: Target, location: str) -> None:
         """Follow a redirect; raises StorageError to another scheme."""
-        there = _followed(self.where, target, location)
+        there = followed(self.where, target, location)
         with self._lock:
             if self._target is target:
                 self._target = there
@@ -266,7 +266,7 @@ class Transport:
                 if status in (403, 404, 410):  # buckets answer 403 for what is not there
                     return None
                 if status in _MOVED:
-                    target = _followed(where, target, answer.get("Location") or "")
+                    target = followed(where, target, answer.get("Location") or "")
                     raise _Moved(f"HTTP {status}")
                 if status in AGAIN:
                     raise Again(f"HTTP {status}", wait=ordered(status, answer))
@@ -487,7 +487,7 @@ def _check(
         raise Again(f"{response.length} bytes for a range of {length}")
 
 
-def _followed(where: str, target: Target, location: str) -> Target:
+def followed(where: str, target: Target, location: str) -> Target:
     """Where a redirect leads. Headers, which may hold a token, stay with their origin.
 
     Raises:

@@ -20,7 +20,16 @@ from typing import TYPE_CHECKING
 from paramdelta.errors import StorageError, UsageError
 from paramdelta.storage.blob import Blob
 from paramdelta.storage.filekinds import wanted
-from paramdelta.storage.http import AGAIN, GRAIN, Again, RemoteFile, Target, Transport, ordered
+from paramdelta.storage.http import (
+    AGAIN,
+    GRAIN,
+    Again,
+    RemoteFile,
+    Target,
+    Transport,
+    followed,
+    ordered,
+)
 from paramdelta.storage.local import DEPTH, MOST_FILES, LocalStore, local_blob
 from paramdelta.storage.location import Location, not_here
 from paramdelta.text import shown
@@ -314,8 +323,7 @@ def _target(name: Name, blob: Blob, expiries: int) -> Target:
             expected=f"{blob.size} bytes, {blob.version}",
             got=f"{found.size} bytes, {shown(str(found.etag))}",
         )
-    target = Target(found.location)
-    return Target(found.location, own.headers) if target.origin == own.origin else target
+    return followed(blob.url, own, found.location)
 
 
 def _commit_of(url: str) -> Name:

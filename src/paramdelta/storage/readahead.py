@@ -118,7 +118,8 @@ class ReadAhead:
         self._pool.shutdown(wait=False, cancel_futures=True)
         self.store.close()  # ends the requests that are on their way
         self._pool.shutdown(wait=True)
-        self._chunks.clear()
+        with self._lock:
+            self._chunks.clear()
 
     def _chunk(self, blob: Blob, at: int) -> _Chunk:
         """The chunk that holds a byte, requested if it is not."""
@@ -275,8 +276,6 @@ class ReadAhead:
     # -- on the threads of the pool ----------------------------------------------------------------
 
     def _fetch(self, chunk: _Chunk) -> memoryview:
-        # Mapped, so that it goes back to the system: malloc keeps what each thread freed, which
-        # makes the peak of a mix from S3 to S3 0.1 GB higher.
-        data = page_buffer(chunk.stop - chunk.start)
+        data = page_buffer(chunk.stop - chunk.start)  # goes back to the system when it is dropped
         self.store.read(chunk.blob, chunk.start, data)
         return data

@@ -134,6 +134,13 @@ class Reader:
             )
         return self.get(blob)
 
+    def stop(self) -> None:
+        """End all reads ahead and what waits for them; those reads raise StorageError."""
+        with self._lock:
+            stores = [store for store in self._stores.values() if isinstance(store, ReadAhead)]
+        for store in stores:
+            store.close()
+
     def close(self) -> None:
         """Close all stores. Reading again opens them again."""
         with self._lock, contextlib.ExitStack() as stack:

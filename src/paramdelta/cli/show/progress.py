@@ -4,13 +4,16 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from paramdelta.cli.show.events import emit
 from paramdelta.cli.show.terminal import say
 from paramdelta.engine.job import Progress
 from paramdelta.text import line
 from paramdelta.units import show_duration, show_size
+
+if TYPE_CHECKING:
+    from paramdelta.evaluation.evaluator import Now
 
 LINE_EVERY = 5.0  # seconds between two lines where there is no terminal
 EVENT_EVERY = 0.5  # seconds between two events
@@ -41,6 +44,16 @@ class Reporter:
     def check(self, done: int, total: int) -> None:
         """Progress of a check, in bytes."""
         self.update(done, total, f"{show_size(done)} of {show_size(total)}", {})
+
+    def evaluation(self, now: "Now") -> None:
+        """Progress of an evaluation, in models × tasks."""
+        left = f", {show_duration(now.left)} left" if now.left is not None else ""
+        self.update(
+            now.done,
+            now.total,
+            f"{now.model}, {now.task}{left}",
+            {"model": now.model, "task": now.task, "seconds_left": now.left},
+        )
 
     def update(self, done: int, total: int, text: str, facts: dict[str, Any]) -> None:
         """Show that ``done`` of ``total`` is done."""

@@ -1,0 +1,5 @@
+"""`python -m studies.evaluation`."""
+
+from studies.evaluation.coverage import main
+
+main()
