@@ -364,6 +364,8 @@ def _restructured(data: bytes, chance: random.Random) -> bytes:
         content = json.loads(data)
     except (ValueError, RecursionError):
         return data
+    if not isinstance(content, (dict, list)):
+        return data
     places: list[tuple[Any, Any]] = []
     pending = [content]
     while pending:
@@ -372,7 +374,7 @@ def _restructured(data: bytes, chance: random.Random) -> bytes:
         places += [(node, key) for key, _ in found]
         children = node.values() if isinstance(node, dict) else node
         pending += [child for child in children if isinstance(child, (dict, list))]
-    if not isinstance(content, (dict, list)) or not places:
+    if not places:
         return data
     node, key = chance.choice(places)
     match chance.randrange(5):
