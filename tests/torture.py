@@ -75,7 +75,11 @@ def scenarios(folder: Path) -> list[Scenario]:
 
 def state(out: Path, scenario: Scenario) -> dict[str, str]:
     """A digest of each output that is there. A LoRA's weights depend on the number of threads."""
-    return {name: digest(out / name) for name in scenario.members if (out / name).is_dir()}
+    return {
+        name: digest(out / name)
+        for name in scenario.members
+        if (out / name).is_dir() and list((out / name).glob("[!.]*"))
+    }
 
 
 def kill(

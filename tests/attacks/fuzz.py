@@ -5,7 +5,7 @@ Quick form: `test_fuzz` draws a few hundred. Long form, as many as fit into some
     python -m tests.attacks.fuzz --minutes 60 [--target pickle] [--engine atheris]
 
 The ledger, benchmarks/results/fuzz.json, sums up all runs. An input that gives a new outcome or a
-new message becomes a seed for others. With atheris, which is not a dependency, the new lines that it
+new message becomes a seed for others. With atheris, which is no dependency, the new lines that it
 reaches decide instead. Inputs that break a rule are written to ``tests/attacks/corpus/TARGET``, and
 stay there once the fault is mended: `test_fuzz` opens them all.
 """

@@ -9,6 +9,7 @@ changes of the disk can be tried, however fast the machine is and whatever else 
 
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from typing import Any
 import pytest
 
 forks = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and signals")
+HANG = 30.0  # seconds after which a traced child is ended
 _SERVER = Path(__file__).with_name("server.py")
 
 
@@ -131,6 +133,8 @@ class Program:
                 time.sleep(0.001)
             self._server.stdin.write("\n")
             self._server.stdin.flush()
+            if not select.select([self._server.stdout], [], [], HANG)[0]:
+                os.kill(int(child), signal.SIGABRT)  # the caller sees how it ended
         code = self._server.stdout.readline()
         if tracer is not None:
             tracer.wait()

@@ -17,6 +17,7 @@ from typing import Any
 
 CHANGES = ("fsync", "fdatasync", "posix_fallocate", "ftruncate", "rename", "replace", "link")
 CHANGES += ("unlink", "remove", "rmdir", "mkdir")
+READY, START = 1, 2
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 
 
@@ -132,15 +133,16 @@ def carried_out(job: dict[str, Any], start: Callable[[], None] | None = None) ->
     return code
 
 
-class Sign:
-    """A byte of memory that two processes share."""
+class Waiting:
+    """Tells another process, by a byte of shared memory, that this one is ready, and waits."""
 
-    def __init__(self, memory: mmap.mmap) -> None:
-        self.memory = memory
+    def __init__(self, sign: mmap.mmap) -> None:
+        self.sign = sign
 
-    def wait(self) -> None:
-        """Return when it is set."""
-        while not self.memory[0]:
+    def __call__(self) -> None:
+        """Return when the other process says so."""
+        self.sign[0] = READY
+        while self.sign[0] != START:
             time.sleep(0.001)
 
 
@@ -164,11 +166,14 @@ def serve() -> None:
         sign = mmap.mmap(-1, 1)  # shared with the child
         child = os.fork()
         if child == 0:
-            os._exit(carried_out(job, Sign(sign).wait if job["traced"] else None))
+            os._exit(carried_out(job, Waiting(sign) if job["traced"] else None))
+        if job["traced"]:
+            while sign[0] != READY:
+                time.sleep(0.001)
         print(child, flush=True)
         if job["traced"]:
             sys.stdin.readline()  # it is traced now
-            sign[0] = 1
+            sign[0] = START
         print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 
 

@@ -1,12 +1,13 @@
 """Where outputs go: what is refused beforehand, and what a run never removes."""
 
+import errno
 import json
 import os
 
 import pytest
 
 import paramdelta
-from paramdelta.errors import BusyError, MisfitError, UsageError
+from paramdelta.errors import BusyError, MisfitError, StorageError, UsageError
 from paramdelta.output.folder import FolderSink
 from paramdelta.output.guard import Guard
 from paramdelta.output.lock import LOCK
@@ -138,3 +139,67 @@ def test_renames_replace_nothing_by_accident(tmp_path, monkeypatch, native):
     assert [(f / "name").read_text() for f in (one, other)] == ["other", "one"]
     rename_new(one, tmp_path / "third")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["other", "third"]
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="POSIX")
+def test_a_move_that_fails_is_undone(lineage, tmp_path, monkeypatch):
+    """Files that are moved one by one go back if one cannot be moved; the same command ends it."""
+    inside = tmp_path / "here"
+    inside.mkdir()
+    monkeypatch.chdir(inside)
+    moved = []
+
+    def failing(source, target):
+        moved.append(target)
+        if len(moved) == 3:
+            raise OSError(errno.EIO, "I/O error")
+        rename_new(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("paramdelta.output.place.rename_new", failing)
+        with pytest.raises(StorageError, match="put in place"):
+            paramdelta.mix(lineage.recipe(), ".")
+    assert len(moved) > 3
+    assert all(path.name.startswith(".") for path in inside.iterdir())
+    result = paramdelta.mix(lineage.recipe(), ".")
+    assert result.resumed == result.layout.nbytes
+    assert not list(inside.glob(".*"))
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="POSIX")
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_a_move_that_was_killed_is_finished(lineage, tmp_path, monkeypatch, count):
+    """A run that was killed between two moves leaves nothing that stops the next one."""
+    inside = tmp_path / "here"
+    inside.mkdir()
+    monkeypatch.chdir(inside)
+    moved = []
+
+    def killed(source, target):
+        if len(moved) == count:
+            raise SystemExit
+        moved.append(target)
+        rename_new(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("paramdelta.output.place.rename_new", killed)
+        with pytest.raises(SystemExit):
+            paramdelta.mix(lineage.recipe(), ".")
+    assert len([path for path in inside.iterdir() if path.name[0] != "."]) == count
+    (inside / "thesis.txt").write_text("mine")
+    with pytest.raises(UsageError, match="exists already"):
+        paramdelta.mix(lineage.recipe(), ".")
+    (inside / "thesis.txt").unlink()
+    result = paramdelta.mix(lineage.recipe(), ".")
+    assert result.resumed == result.layout.nbytes
+    assert not list(inside.glob(".*"))
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="POSIX")
+def test_what_cannot_be_replaced_is_refused_at_the_start(lineage, tmp_path, monkeypatch):
+    """An old output in the current folder: before any work."""
+    out = paramdelta.mix(lineage.recipe(), tmp_path / "out").folder
+    monkeypatch.chdir(out)
+    with pytest.raises(UsageError, match="in one step"):
+        paramdelta.mix(lineage.recipe(0.5), ".", overwrite=True)
+    assert not list(out.glob(".*"))

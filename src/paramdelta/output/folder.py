@@ -118,6 +118,7 @@ class FolderSink:
         try:
             staging.parent.mkdir(parents=True, exist_ok=True)
             self._guard = Guard(self.place.guard, str(self.place.out))
+            self.place.put_back()
             self.place.check_unchanged()
             if self.fresh and os.path.lexists(staging):
                 if staging.is_symlink() or not staging.is_dir():
@@ -286,6 +287,7 @@ class FolderSink:
         old = self.place.publish()
         with contextlib.suppress(OSError):
             self.place.journal.unlink()
+        self.place.sync()  # before what was there is removed
         if old is not None:
             left = remove_old(old, self.mark)
             self.kept = (old, left) if left else None

@@ -7,15 +7,22 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from paramdelta.documents import parse_json as parse_document
+from paramdelta.documents import to_json
 from paramdelta.errors import MisfitError, StorageError, UsageError
 from paramdelta.output.rename import exchange, rename_new
 from paramdelta.storage.files import parse_json
-from paramdelta.storage.local import storage_error, sync_folder
+from paramdelta.storage.local import storage_error, sync_folder, write_text
 from paramdelta.storage.store import LOCAL, scheme_of
 from paramdelta.units import show_size
 
 MOST_LOCK = 64_000_000  # bytes of a lock that are read to see what an old output holds
-_HIDDEN = (".paramdelta-partial", ".paramdelta-lock", ".paramdelta-journal")
+_HIDDEN = (
+    ".paramdelta-partial",
+    ".paramdelta-lock",
+    ".paramdelta-journal",
+    ".paramdelta-moving",
+)
 _OURS = ("README.md",)  # in every output, and not in its lock
 
 
@@ -44,6 +51,26 @@ class Place:
         """The journal of an unfinished run: beside the folder, for it must outlive its rename."""
         return self.staging.with_name(f".{self.out.name}.paramdelta-journal")
 
+    @property
+    def moving(self) -> Path:
+        """The names of the files that `publish` moves one by one; there while it does."""
+        return self.staging.with_name(f".{self.out.name}.paramdelta-moving")
+
+    def is_half_moved(self) -> bool:
+        """Whether the output holds only files of a `publish` that did not come to its end."""
+        names = self._moved()
+        seen = {name for name in _files_in(self.out) if not _is_staging(name.split("/")[0])}
+        return bool(names) and seen <= names and bool(_files_in(self.staging))
+
+    def put_back(self) -> None:
+        """Undo a `publish` that was killed or failed while it moved files; raises OSError."""
+        if _files_in(self.staging):  # else it had moved all of them
+            for name in sorted(self._moved()):
+                if os.path.lexists(self.out / name) and not os.path.lexists(self.staging / name):
+                    (self.staging / name).parent.mkdir(parents=True, exist_ok=True)
+                    rename_new(self.out / name, self.staging / name)
+        self.moving.unlink(missing_ok=True)
+
     def check_unchanged(self) -> None:
         """Raise MisfitError if the output is no longer as it was when the place was found.
 
@@ -57,7 +84,7 @@ class Place:
             raise _appeared(self.out)
 
     def publish(self) -> Path | None:
-        """Put the finished staging folder in place.
+        """Put the finished staging folder in place. `sync` makes that durable.
 
         Returns the folder that holds what is left of an old output; None if nothing is left.
 
@@ -77,12 +104,18 @@ class Place:
                 self.journal.unlink(missing_ok=True)
                 sync_folder(self.out.parent)
                 exchange(self.staging, self.out)
-            sync_folder(self.out.parent)
         except FileExistsError:
             raise _appeared(self.out) from None
         except OSError as error:
             raise storage_error(error, self.out, "put in place") from None
         return self.staging if self.replaces is not None else None
+
+    def sync(self) -> None:
+        """Make a `publish` durable; raises StorageError."""
+        try:
+            sync_folder(self.out if self.inside else self.out.parent)
+        except OSError as error:
+            raise storage_error(error, self.out, "sync") from None
 
     def tidy(self, mark: str) -> None:
         """Remove what a run left that was killed at its very end: an old output that it had
@@ -103,16 +136,33 @@ class Place:
 
     def _move_files(self) -> None:
         """Move every file out of staging, last those that loaders look for: index and config."""
-        names = [path.relative_to(self.staging) for path in sorted(self.staging.rglob("*"))]
-        files = [name for name in names if (self.staging / name).is_file()]
-        files.sort(key=lambda name: name.name.endswith((".index.json", "config.json")))
-        for name in files:
-            target = self.out / name
-            if os.path.lexists(target):
-                raise FileExistsError(str(target))
-            target.parent.mkdir(parents=True, exist_ok=True)
-            (self.staging / name).rename(target)
-        shutil.rmtree(self.staging)
+        names = sorted(_files_in(self.staging))
+        names.sort(key=lambda name: name.endswith((".index.json", "config.json")))
+        write_text(self.moving, to_json(names))
+        try:
+            sync_folder(self.out)
+            for name in names:
+                target = self.out / name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                rename_new(self.staging / name, target)
+        except OSError:
+            with contextlib.suppress(OSError):  # the next run tries it again
+                self.put_back()
+            raise
+        with contextlib.suppress(OSError):
+            self.moving.unlink()
+            shutil.rmtree(self.staging)
+
+    def _moved(self) -> set[str]:
+        """The names in `moving`; none if it is not there or not understood."""
+        try:
+            if not self.inside or self.moving.stat().st_size > MOST_LOCK:
+                return set()
+            names = parse_document(self.moving.read_bytes())
+        except (OSError, ValueError):
+            return set()
+        listed = names if isinstance(names, list) else []
+        return {name for name in listed if isinstance(name, str) and _is_below(name)}
 
 
 def place_of(out: Path) -> Place:
@@ -140,10 +190,11 @@ def find_place(out: str | Path, sources: Iterable[Path], overwrite: bool, mark: 
         if not os.path.lexists(resolved):
             _check_parent(resolved)
             return Place(resolved, staging, False, None)
-        if resolved.is_dir() and not [
-            path for path in resolved.iterdir() if not _is_staging(path.name)
-        ]:
-            return Place(resolved, staging, inside, None)
+        empty = Place(resolved, staging, inside, None)
+        if resolved.is_dir() and (
+            all(_is_staging(path.name) for path in resolved.iterdir()) or empty.is_half_moved()
+        ):
+            return empty
         if not overwrite:
             raise UsageError(
                 "the output exists already",
@@ -160,7 +211,8 @@ def find_place(out: str | Path, sources: Iterable[Path], overwrite: bool, mark: 
                 expected=f"a folder with {mark}",
                 remedy="choose another output folder, or remove the folder yourself",
             )
-        foreign = sorted(_files_in(resolved) - _written(resolved, mark))
+        found = {name for name in _files_in(resolved) if not _is_staging(name.split("/")[0])}
+        foreign = sorted(found - _written(resolved, mark))
         if foreign:
             raise UsageError(
                 "the old output holds files that paramdelta did not write",
@@ -168,6 +220,14 @@ def find_place(out: str | Path, sources: Iterable[Path], overwrite: bool, mark: 
                 where=str(out),
                 got=", ".join(foreign[:4]) + (" …" if len(foreign) > 4 else ""),
                 remedy="move them elsewhere, or choose another output folder",
+            )
+        if inside:
+            raise UsageError(
+                "an old output cannot be replaced in one step here: the folder is a mount point, "
+                "the current folder, or in a folder that cannot be written",
+                code="output-not-replaceable",
+                where=str(out),
+                remedy="run from another folder, choose another output folder, or empty this one",
             )
         return Place(resolved, staging, False, _identity(resolved))
     except (OSError, ValueError) as error:
@@ -288,8 +348,13 @@ def _written(folder: Path, mark: str) -> set[str]:
     except (OSError, MisfitError):
         return set()
     listed = files if isinstance(files, (dict, list)) else ()
-    names = {name for name in listed if isinstance(name, str) and ".." not in name.split("/")}
+    names = {name for name in listed if isinstance(name, str) and _is_below(name)}
     return names | {mark, *_OURS}
+
+
+def _is_below(name: str) -> bool:
+    """Whether a name from a file is that of something inside of a folder."""
+    return "\0" not in name and not name.startswith("/") and ".." not in name.split("/")
 
 
 def _identity(folder: Path) -> tuple[int, int] | None:
