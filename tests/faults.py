@@ -236,6 +236,8 @@ class Bench:
         assert state(self.out, self.scenario) == self.after, f"{fault}: then the output differs"
         left = [path.name for path in self.place.rglob("*") if "paramdelta-" in path.name]
         removing = fault.kind in ("unlink", "rmdir")  # may fail when there is nothing else to do
+        kept = list(self.place.glob("**/*.kept-*"))
+        assert not kept or "kept-" in ended.out + ended.err, f"{fault}: {kept} without a word"
         assert not left or removing, f"{fault}: {left} left over, after {ended.code}: {ended.err}"
 
     def failure(self, fault: Fault) -> str | None:

@@ -95,6 +95,7 @@ def test_a_users_file_in_a_replaced_output_is_kept(lineage, tmp_path, monkeypatc
 
     monkeypatch.setattr(FolderSink, "finish", intruding)
     (kept,) = paramdelta.mix(lineage.recipe(0.5), out, overwrite=True).kept
+    assert kept.name == "out.kept-1"
     assert [path.name for path in kept.iterdir()] == ["notes.txt"]
     assert (kept / "notes.txt").read_text() == "mine"
 

@@ -20,7 +20,7 @@ from paramdelta.errors import BusyError, MisfitError, StorageError
 from paramdelta.output.guard import Guard
 from paramdelta.output.journal import Journal
 from paramdelta.output.layout import Layout, Shard
-from paramdelta.output.place import Place, place_of, remove_old
+from paramdelta.output.place import Place, place_of
 from paramdelta.output.sink import Durable
 from paramdelta.storage.digest import Digests, Leaves
 from paramdelta.storage.local import (
@@ -41,8 +41,8 @@ class FolderSink:
     ``fresh``: discard an unfinished run. ``mark``: the file that outputs of this kind have.
     ``twin``: an output with the same tensors from number ``own``; where the system can, their files
     become one on disk. ``inspect``: called with the whole folder before it gets its place, and
-    whether an earlier run made some of it; may raise. ``kept``: files of a replaced output that
-    were left, and where they are.
+    whether an earlier run made some of it; may raise. ``kept``: folders with what
+    is left of replaced outputs.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class FolderSink:
         self.own = own
         self.digests = Digests()
         self.files: dict[str, File] = {}
-        self.kept: tuple[Path, list[str]] | None = None
+        self.kept: list[Path] = []
         self._shards: tuple[Shard, ...] = ()
         self._layout: Layout | None = None
         self._linked: set[int] = set()
@@ -131,7 +131,7 @@ class FolderSink:
             own = not hasattr(os, "geteuid") or found.st_uid == os.geteuid()
             if not stat.S_ISDIR(found.st_mode) or not own:
                 raise _strange(staging)
-            self.place.tidy(self.mark)
+            self._keep(self.place.tidy(self.mark))
             staging.mkdir(mode=0o700, exist_ok=True)
             self._made = staging.stat(follow_symlinks=False)
         except OSError as error:
@@ -289,8 +289,7 @@ class FolderSink:
             self.place.journal.unlink()
         self.place.sync()  # before what was there is removed
         if old is not None:
-            left = remove_old(old, self.mark)
-            self.kept = (old, left) if left else None
+            self._keep(self.place.remove_old(old, self.mark))
         self._release()
 
     def abort(self) -> None:
@@ -328,6 +327,10 @@ class FolderSink:
             where=str(self._path(name)),
             remedy="let nothing else write there, and pass `fresh=True` to start again",
         )
+
+    def _keep(self, folder: Path | None) -> None:
+        if folder is not None:
+            self.kept.append(folder)
 
     def _close_files(self) -> None:
         for file in self.files.values():

@@ -117,9 +117,10 @@ class Place:
         except OSError as error:
             raise storage_error(error, self.out, "sync") from None
 
-    def tidy(self, mark: str) -> None:
+    def tidy(self, mark: str) -> Path | None:
         """Remove what a run left that was killed at its very end: an old output that it had
         replaced, or its journal. An unfinished run, which has both folder and journal, stays.
+        Returns where the rest of an old output is; None if nothing is left.
         """
         if not os.path.lexists(self.staging):
             self.journal.unlink(missing_ok=True)
@@ -127,7 +128,35 @@ class Place:
             # Its lock is the last file to go: without files, only folders are left of it.
             (self.staging / mark).is_file() or not _files_in(self.staging)
         ):
-            remove_old(self.staging, mark)
+            return self.remove_old(self.staging, mark)
+        return None
+
+    def remove_old(self, folder: Path, mark: str) -> Path | None:
+        """Remove the files of an old output that its own lock lists, the lock last.
+
+        What remains, such as files that somebody put there meanwhile, gets a name beside the output
+        that does not start with a dot, and that no later run touches. Returns it; None if nothing
+        remains.
+        """
+        names = _written(folder, mark) & _files_in(folder)
+        for name in sorted(names, key=lambda name: (name == mark, name)):
+            with contextlib.suppress(OSError):
+                (folder / name).unlink()
+        for path, _, _ in os.walk(folder, topdown=False):
+            with contextlib.suppress(OSError):
+                Path(path).rmdir()
+        number = 1
+        while os.path.lexists(folder):
+            target = self.out.with_name(f"{self.out.name}.kept-{number}")
+            try:
+                rename_new(folder, target)
+            except FileExistsError:
+                number += 1
+            except OSError:
+                return folder
+            else:
+                return target
+        return None
 
     def _appear(self) -> None:
         if self.out.is_dir() and not any(self.out.iterdir()):
@@ -256,20 +285,6 @@ def _check_parent(out: Path) -> None:
             got=str(above),
             remedy="choose another output folder",
         )
-
-
-def remove_old(folder: Path, mark: str) -> list[str]:
-    """Remove the files of an old output that its own lock lists, the lock last. Returns the names
-    of the files that remain.
-    """
-    names = _written(folder, mark) & _files_in(folder)
-    for name in sorted(names, key=lambda name: (name == mark, name)):
-        with contextlib.suppress(OSError):
-            (folder / name).unlink()
-    for path, _, _ in os.walk(folder, topdown=False):
-        with contextlib.suppress(OSError):
-            Path(path).rmdir()
-    return sorted(_files_in(folder)) if folder.is_dir() else []
 
 
 def check_room(place: Place, size: int) -> None:
