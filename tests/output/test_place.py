@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 
 import pytest
 
@@ -32,8 +33,11 @@ def test_outputs_on_inputs_are_refused(lineage, tmp_path):
     out = paramdelta.mix(lineage.recipe(), tmp_path / "out").folder
     linked = tmp_path / "linked"
     linked.mkdir()
-    for path in out.iterdir():
+    for path in out.glob("*.safetensors*"):
         (linked / path.name).symlink_to(path)
+    if (index := linked / "model.safetensors.index.json").exists():
+        index.unlink()
+        shutil.copy(out / index.name, index)
     recipe = paramdelta.Recipe(linked, (paramdelta.Delta(lineage.post, lineage.base),))
     with pytest.raises(UsageError, match="lies on an input"):
         paramdelta.mix(recipe, out, overwrite=True)
@@ -204,3 +208,43 @@ def test_what_cannot_be_replaced_is_refused_at_the_start(lineage, tmp_path, monk
     with pytest.raises(UsageError, match="in one step"):
         paramdelta.mix(lineage.recipe(0.5), ".", overwrite=True)
     assert not list(out.glob(".*"))
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="POSIX")
+@pytest.mark.parametrize("name", ["model.safetensors.part", "model.safetensors", "config.json"])
+@pytest.mark.parametrize("dangling", [False, True])
+def test_nothing_is_written_through_planted_links(lineage, tmp_path, name, dangling):
+    """A hidden folder that came from elsewhere, with links to the user's files."""
+    hidden = tmp_path / ".out.paramdelta-partial"
+    hidden.mkdir()
+    victim = tmp_path / "victim"
+    if not dangling:
+        victim.write_bytes(bytes(paramdelta.plan(lineage.recipe()).bytes_to_write))
+    before = victim.read_bytes() if not dangling else None
+    (hidden / name).symlink_to(victim)
+    with pytest.raises(MisfitError, match="no run of paramdelta wrote") as caught:
+        paramdelta.mix(lineage.recipe(), tmp_path / "out")
+    assert caught.value.got == name
+    assert victim.exists() != dangling
+    assert dangling or victim.read_bytes() == before
+    paramdelta.mix(lineage.recipe(), tmp_path / "out", fresh=True)
+    assert not [path for path in (tmp_path / "out").iterdir() if path.is_symlink()]
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="POSIX")
+def test_a_planted_link_to_a_folder_is_not_followed(lineage, tmp_path):
+    """What a forged journal names below it is not removed."""
+    hidden = tmp_path / ".out.paramdelta-partial"
+    hidden.mkdir()
+    (hidden / "sub").symlink_to(lineage.post)
+    with pytest.raises(MisfitError, match="no run of paramdelta wrote"):
+        paramdelta.mix(lineage.recipe(), tmp_path / "out")
+    assert (lineage.post / "config.json").exists()
+
+
+def test_a_users_empty_folder_in_an_old_output_is_kept(lineage, tmp_path):
+    """Only folders of files that paramdelta wrote go with them."""
+    out = paramdelta.mix(lineage.recipe(), tmp_path / "out").folder
+    (out / "notes").mkdir()
+    (kept,) = paramdelta.mix(lineage.recipe(0.5), out, overwrite=True).kept
+    assert [path.name for path in kept.iterdir()] == ["notes"]

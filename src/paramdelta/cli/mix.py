@@ -11,6 +11,7 @@ from paramdelta.cli.options import (
     OutputOptions,
     RecipeOptions,
     RunOptions,
+    folder_to_write,
 )
 
 
@@ -20,7 +21,10 @@ def mix(
     run: RunOptions,
     looking: CheckOptions,
     out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="The folder to write.  [required]")
+        Path | None,
+        typer.Option(
+            metavar="DIR", parser=folder_to_write, help="The folder to write.  [required]"
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:

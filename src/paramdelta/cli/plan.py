@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from paramdelta.cli.options import Json, RecipeOptions, RunOptions
+from paramdelta.cli.options import Json, RecipeOptions, RunOptions, folder_to_write
 
 
 def plan(
@@ -14,7 +14,11 @@ def plan(
     shard_size: Annotated[str, typer.Option(metavar="SIZE", help="Largest weight file.")] = "5GB",
     out: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Where the mix would go: check its path and disk."),
+        typer.Option(
+            metavar="DIR",
+            parser=folder_to_write,
+            help="Where the mix would go: check its path and disk.",
+        ),
     ] = None,
     tensors: Annotated[bool, typer.Option("--tensors", help="Every tensor and its terms.")] = False,
     explain: Annotated[

@@ -20,7 +20,7 @@ from paramdelta.errors import BusyError, MisfitError, StorageError
 from paramdelta.output.guard import Guard
 from paramdelta.output.journal import Journal
 from paramdelta.output.layout import Layout, Shard
-from paramdelta.output.place import Place, place_of
+from paramdelta.output.place import Place, files_in, is_plain, place_of
 from paramdelta.output.sink import Durable
 from paramdelta.storage.digest import Digests, Leaves
 from paramdelta.storage.local import (
@@ -133,12 +133,20 @@ class FolderSink:
                 raise _strange(staging)
             self._keep(self.place.tidy(self.mark))
             staging.mkdir(mode=0o700, exist_ok=True)
+            staging.chmod(0o700)
             self._made = staging.stat(follow_symlinks=False)
         except OSError as error:
             raise storage_error(error, staging, "create") from None
 
     def _resume(self) -> Journal:
         """Open the journal, and remove what an earlier run left unfinished."""
+        staging = self.place.staging
+        known = {n for shard in self._shards for n in (shard.name, shard.name + PART)}
+        assert self._layout is not None
+        small = {*self._layout.small}
+        links = [name for name in files_in(staging) if not is_plain(staging / name)]
+        if links:  # nothing is written or removed through them
+            raise _planted(staging, links)
         whole = all(self._is_whole(shard) for shard in self._shards)
         if not whole:  # what a journal says about files that are gone is void
             self.place.journal.unlink(missing_ok=True)
@@ -146,23 +154,11 @@ class FolderSink:
             self._unlink_twins()
         journal = self.journal = Journal(self.place.journal, self.identity)
         self.digests.known = journal.leaves
-        assert self._layout is not None
-        for name in (*journal.puts, *self._layout.small):  # written again, maybe with other bytes
+        for name in (*journal.puts, *small):  # written again, maybe with other bytes
             if _is_inside(name):
                 self._path(name).unlink(missing_ok=True)
-        known = {n for shard in self._shards for n in (shard.name, shard.name + PART)}
-        staging = self.place.staging
-        others = sorted(
-            path.relative_to(staging).as_posix() for path in staging.rglob("*") if path.is_file()
-        )
-        if strange := [name for name in others if name not in known]:
-            raise MisfitError(
-                "the unfinished run holds files that no run of paramdelta wrote",
-                code="partial-output-changed",
-                where=str(self.place.staging),
-                got=", ".join(strange[:4]),
-                remedy="remove them, or pass `fresh=True` to start again",
-            )
+        if strange := files_in(staging) - known:
+            raise _planted(staging, strange)
         return journal
 
     def _open_shard(self, number: int, shard: Shard) -> None:
@@ -263,11 +259,7 @@ class FolderSink:
                 write_bytes(self._path(name), data)
             self._close_files()
             expected = {*self.files, *self._put, *indexes}
-            found = {
-                path.relative_to(staging).as_posix()
-                for path in staging.rglob("*")
-                if not path.is_dir() or path.is_symlink()
-            }
+            found = files_in(staging)
             if found != expected:
                 raise MisfitError(
                     "the unfinished output does not hold the files that this run wrote",
@@ -423,6 +415,16 @@ def tidy(out: Path, mark: str) -> None:
 def _is_inside(name: str) -> bool:
     parts = name.split("/")
     return bool(name) and not name.startswith("/") and ".." not in parts and "\0" not in name
+
+
+def _planted(staging: Path, names: Iterable[str]) -> MisfitError:
+    return MisfitError(
+        "the unfinished run holds files that no run of paramdelta wrote",
+        code="partial-output-changed",
+        where=str(staging),
+        got=", ".join(sorted(names)[:4]),
+        remedy="remove them, or pass `fresh=True` to start again",
+    )
 
 
 def _strange(staging: Path) -> StorageError:

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import shutil
+import stat
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,12 +60,12 @@ class Place:
     def is_half_moved(self) -> bool:
         """Whether the output holds only files of a `publish` that did not come to its end."""
         names = self._moved()
-        seen = {name for name in _files_in(self.out) if not _is_staging(name.split("/")[0])}
-        return bool(names) and seen <= names and bool(_files_in(self.staging))
+        seen = {name for name in files_in(self.out) if not _is_staging(name.split("/")[0])}
+        return bool(names) and seen <= names and bool(files_in(self.staging))
 
     def put_back(self) -> None:
         """Undo a `publish` that was killed or failed while it moved files; raises OSError."""
-        if _files_in(self.staging):  # else it had moved all of them
+        if files_in(self.staging):  # else it had moved all of them
             for name in sorted(self._moved()):
                 if os.path.lexists(self.out / name) and not os.path.lexists(self.staging / name):
                     (self.staging / name).parent.mkdir(parents=True, exist_ok=True)
@@ -126,7 +127,7 @@ class Place:
             self.journal.unlink(missing_ok=True)
         elif not self.journal.exists() and (
             # Its lock is the last file to go: without files, only folders are left of it.
-            (self.staging / mark).is_file() or not _files_in(self.staging)
+            (self.staging / mark).is_file() or not files_in(self.staging)
         ):
             return self.remove_old(self.staging, mark)
         return None
@@ -138,13 +139,16 @@ class Place:
         that does not start with a dot, and that no later run touches. Returns it; None if nothing
         remains.
         """
-        names = _written(folder, mark) & _files_in(folder)
+        names = _written(folder, mark) & files_in(folder)
         for name in sorted(names, key=lambda name: (name == mark, name)):
             with contextlib.suppress(OSError):
                 (folder / name).unlink()
-        for path, _, _ in os.walk(folder, topdown=False):
+        # Without a file in it, only folders are left of an old output, and no list of them.
+        all_of_them = (Path(path) for path, _, _ in os.walk(folder))
+        own = {folder / above for name in names for above in Path(name).parents} or {*all_of_them}
+        for path in sorted(own, reverse=True):  # what is inside comes first
             with contextlib.suppress(OSError):
-                Path(path).rmdir()
+                path.rmdir()
         number = 1
         while os.path.lexists(folder):
             target = self.out.with_name(f"{self.out.name}.kept-{number}")
@@ -165,7 +169,7 @@ class Place:
 
     def _move_files(self) -> None:
         """Move every file out of staging, last those that loaders look for: index and config."""
-        names = sorted(_files_in(self.staging))
+        names = sorted(files_in(self.staging))
         names.sort(key=lambda name: name.endswith((".index.json", "config.json")))
         write_text(self.moving, to_json(names))
         try:
@@ -240,7 +244,7 @@ def find_place(out: str | Path, sources: Iterable[Path], overwrite: bool, mark: 
                 expected=f"a folder with {mark}",
                 remedy="choose another output folder, or remove the folder yourself",
             )
-        found = {name for name in _files_in(resolved) if not _is_staging(name.split("/")[0])}
+        found = {name for name in files_in(resolved) if not _is_staging(name.split("/")[0])}
         foreign = sorted(found - _written(resolved, mark))
         if foreign:
             raise UsageError(
@@ -345,13 +349,21 @@ def _check_sources(out: Path, staging: Path, sources: Iterable[Path]) -> None:
                 )
 
 
-def _files_in(folder: Path) -> set[str]:
+def files_in(folder: Path) -> set[str]:
     """Paths of everything in a folder that is not a folder, relative to it, with slashes."""
     return {
         Path(path, name).relative_to(folder).as_posix()
         for path, folders, names in os.walk(folder)
         for name in (*names, *(n for n in folders if Path(path, n).is_symlink()))
     }
+
+
+def is_plain(path: Path) -> bool:
+    """Whether something is a regular file, and not a link."""
+    try:
+        return stat.S_ISREG(path.stat(follow_symlinks=False).st_mode)
+    except OSError:
+        return False
 
 
 def _written(folder: Path, mark: str) -> set[str]:
