@@ -302,7 +302,7 @@ def main(names: Sequence[str], calls: int, out: Path) -> int:
                 print("  ", text, flush=True)
             report["scenarios"][scenario] = told
             broken |= bool(failed)
-    out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+            out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     return int(broken)
 
 
