@@ -226,7 +226,9 @@ class Bench:
         self.ends[str(ended.code)] += 1
         assert time.monotonic() - began < HANG, f"{fault}: hangs"
         self._check_end(fault, ended)
-        for name, found in state(self.out, self.scenario).items():
+        # Files that are moved one by one stay where they are if no rename works any more.
+        halves = self.scenario.inside and fault.lasts and fault.kind == "renameat2"
+        for name, found in state(self.out, self.scenario).items() if not halves else ():
             assert found in (self.before.get(name), self.after[name]), f"{fault}: {name} differs"
         assert {*self.before} <= {*state(self.out, self.scenario)}, f"{fault}: an output is lost"
         if ended.code != 0:

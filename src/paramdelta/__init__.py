@@ -13,15 +13,20 @@ from typing import TYPE_CHECKING, Any
 from paramdelta.version import __version__
 
 if TYPE_CHECKING:
+    from paramdelta.analysis.analysis import Analysis
     from paramdelta.api import (
         Extracted,
         ExtractedAdapter,
         Member,
         Mix,
+        MixPart,
         Swept,
+        analyze,
         extract,
         extract_adapter,
+        finish_mix,
         mix,
+        mix_part,
         plan,
         sweep,
         tensors,
@@ -35,6 +40,7 @@ if TYPE_CHECKING:
         StorageError,
         UsageError,
     )
+    from paramdelta.live.model import load, load_tokenizer, set_scale
     from paramdelta.planning.findings import Finding, Severity
     from paramdelta.planning.plan import Plan
     from paramdelta.recipe import Delta, Recipe, Rule, Schedule, Span, read_recipe
@@ -42,18 +48,26 @@ if TYPE_CHECKING:
     from paramdelta.schemes.ties import Ties
 
 _HOMES = {
+    "Analysis": "analysis.analysis",
     "Extracted": "api",
     "ExtractedAdapter": "api",
     "Member": "api",
     "Mix": "api",
+    "MixPart": "api",
     "Swept": "api",
+    "analyze": "api",
     "extract": "api",
     "extract_adapter": "api",
+    "finish_mix": "api",
     "mix": "api",
+    "mix_part": "api",
     "plan": "api",
     "sweep": "api",
     "tensors": "api",
     "verify": "api",
+    "load": "live.model",
+    "load_tokenizer": "live.model",
+    "set_scale": "live.model",
     "CheckpointError": "errors",
     "Interrupted": "errors",
     "MisfitError": "errors",
@@ -74,6 +88,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "Analysis",
     "CheckpointError",
     "Dare",
     "Delta",
@@ -84,6 +99,7 @@ __all__ = [
     "Member",
     "MisfitError",
     "Mix",
+    "MixPart",
     "ParamDeltaError",
     "Plan",
     "Recipe",
@@ -96,11 +112,17 @@ __all__ = [
     "Ties",
     "UsageError",
     "__version__",
+    "analyze",
     "extract",
     "extract_adapter",
+    "finish_mix",
+    "load",
+    "load_tokenizer",
     "mix",
+    "mix_part",
     "plan",
     "read_recipe",
+    "set_scale",
     "sweep",
     "tensors",
     "verify",

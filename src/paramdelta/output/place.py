@@ -18,12 +18,7 @@ from paramdelta.storage.store import LOCAL, scheme_of
 from paramdelta.units import show_size
 
 MOST_LOCK = 64_000_000  # bytes of a lock that are read to see what an old output holds
-_HIDDEN = (
-    ".paramdelta-partial",
-    ".paramdelta-lock",
-    ".paramdelta-journal",
-    ".paramdelta-moving",
-)
+_HIDDEN = tuple(f".paramdelta-{kind}" for kind in ("partial", "lock", "journal", "moving", "parts"))
 _OURS = ("README.md",)  # in every output, and not in its lock
 
 
@@ -371,8 +366,18 @@ def _written(folder: Path, mark: str) -> set[str]:
     try:
         if (folder / mark).stat().st_size > MOST_LOCK:
             return set()
-        files = parse_json((folder / mark).read_bytes(), str(folder / mark)).get("outputs")
-    except (OSError, MisfitError):
+        return written_by((folder / mark).read_bytes(), mark)
+    except OSError:
+        return set()
+
+
+def written_by(record: bytes, mark: str) -> set[str]:
+    """The files that the record of an output lists, and those that every output has; only paths
+    that stay in its folder. Empty if it cannot be understood.
+    """
+    try:
+        files = parse_json(record, mark).get("outputs")
+    except MisfitError:
         return set()
     listed = files if isinstance(files, (dict, list)) else ()
     names = {name for name in listed if isinstance(name, str) and _is_below(name)}

@@ -71,7 +71,7 @@ def _same_merges(mine: Any, other: Any) -> bool:
 
 def _is_same_merge(one: Any, other: Any) -> bool:
     """Compare two merges; older files write the pair as one string."""
-    return one == other or _pair(one) == _pair(other)
+    return bool(one == other or _pair(one) == _pair(other))
 
 
 def _pair(merge: Any) -> Any:

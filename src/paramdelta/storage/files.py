@@ -17,6 +17,8 @@ _POINTER = b"version https://git-lfs"
 KEPT = 1_000_000  # bytes of a vocabulary; larger ones are not kept in memory
 _VOCABULARY = ("tokenizer.json", "vocab.json", "tekken.json")  # other files hold facts, and are
 # looked up many times
+SOON = (".json", ".jinja", ".model", ".txt", ".tiktoken")  # what is read of most checkpoints …
+MOST_SOON = 32_000_000  # … up to this size, in bytes
 
 
 class Files(Mapping[str, Blob]):
@@ -35,6 +37,11 @@ class Files(Mapping[str, Blob]):
         found = reader.list(location.url)
         self.single = next(iter(found.values())) if _is_single(found, location) else None
         self._blobs = {} if self.single is not None else found
+        reader.prefetch(
+            (blob, 0, blob.size)
+            for name, blob in self._blobs.items()
+            if name.endswith(SOON) and blob.size <= MOST_SOON
+        )
         self.stated: Mapping[str, Mapping[str, Any]] = {}
         self._objects: dict[str, dict[str, Any]] = {}
         self._subs: dict[str, Files] = {}
