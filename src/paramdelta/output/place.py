@@ -179,7 +179,8 @@ class Place:
             raise
         with contextlib.suppress(OSError):
             self.moving.unlink()
-            shutil.rmtree(self.staging)
+        for _ in range(2):  # only empty folders are left, but nothing looks at them again
+            shutil.rmtree(self.staging, ignore_errors=True)
 
     def _moved(self) -> set[str]:
         """The names in `moving`; none if it is not there or not understood."""
