@@ -299,3 +299,17 @@ def test_links_out_of_a_source_are_left_or_refused(tmp_path):
         with pytest.raises(CheckpointError, match="leads out of the folder"):
             plan(recipe)
         (tmp_path / "post" / name).unlink()
+
+
+@pytest.mark.parametrize(
+    "name", ["tokenizer.json", "vocab.txt", "merges.txt", "chat_template.jinja"]
+)
+def test_files_that_are_too_large_are_not_read(tmp_path, name):
+    """A sparse file of 6 GB takes no room, and would take all memory."""
+    recipe = recipe_of(tmp_path)
+    for role in ("post", "new"):
+        with (tmp_path / role / name).open("wb") as file:
+            file.truncate(6 << 30)
+    with pytest.raises(CheckpointError, match="too large for what it should be"):
+        mix(recipe, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -356,7 +356,9 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write a small file and sync it, never through a link; raises StorageError."""
+    """Write a small file and sync it, never through a link; raises StorageError. A file that could
+    not be written whole is removed.
+    """
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | _BINARY | _NOFOLLOW | _NONBLOCK
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -365,6 +367,8 @@ def write_bytes(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
         raise storage_error(error, path, "write") from None
 
 
