@@ -1,11 +1,10 @@
 """`paramdelta plan`: what a mix would do."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from paramdelta.cli.options import Json, RecipeOptions, RunOptions, folder_to_write
+from paramdelta.cli.options import Json, RecipeOptions, RunOptions
 
 
 def plan(
@@ -13,12 +12,8 @@ def plan(
     run: RunOptions,
     shard_size: Annotated[str, typer.Option(metavar="SIZE", help="Largest weight file.")] = "5GB",
     out: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR",
-            parser=folder_to_write,
-            help="Where the mix would go: check its path and disk.",
-        ),
+        str | None,
+        typer.Option(metavar="DIR", help="Where the mix would go: check its path and disk."),
     ] = None,
     tensors: Annotated[bool, typer.Option("--tensors", help="Every tensor and its terms.")] = False,
     explain: Annotated[

@@ -362,14 +362,19 @@ def write_bytes(path: Path, data: bytes) -> None:
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | _BINARY | _NOFOLLOW | _NONBLOCK
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with os.fdopen(os.open(path, flags, 0o666), "wb") as file:
+        with contextlib.ExitStack() as undo, os.fdopen(os.open(path, flags, 0o666), "wb") as file:
+            undo.callback(_unlink, path)
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
+            undo.pop_all()
     except OSError as error:
-        with contextlib.suppress(OSError):
-            path.unlink(missing_ok=True)
         raise storage_error(error, path, "write") from None
+
+
+def _unlink(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        path.unlink()
 
 
 def sync_folder(path: Path) -> None:
