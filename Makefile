@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 TORCH ?= torch==2.13.0
 READY := $(VENV)/.ready
 
-.PHONY: help demo test test-objects test-ray test-slurm architectures test-vllm test-evaluate torture lint bench bench-flat bench-formats bench-deltas bench-live minilm lineage study study-gpu study-encoders study-crossed study-decoder study-vocabulary study-evaluation study-lowrank docs clean torture-hub bench-streaming
+.PHONY: help demo test test-objects test-ray test-slurm architectures test-vllm test-evaluate torture lint bench bench-flat bench-formats bench-deltas bench-live minilm lineage study study-gpu study-encoders study-crossed study-decoder study-vocabulary study-evaluation study-lowrank docs clean torture-hub bench-streaming faults fuzz
 
 help: ## show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -56,6 +56,12 @@ test-evaluate: $(READY) ## install lm-evaluation-harness (400 MB) and run its te
 
 torture: $(READY) ## 1,000 kills and 200 races of two runs on one output (30 min)
 	$(BIN)/python -m tests.torture
+
+faults: $(READY) ## a fault at each system call: full disk, failing device, quota (needs strace; 1 h)
+	$(BIN)/python -m tests.faults
+
+fuzz: $(READY) ## an hour of changed inputs of every kind, noted in the ledger
+	$(BIN)/python -m tests.attacks.fuzz --minutes 60
 
 lint: $(READY) ## ruff and mypy
 	$(BIN)/ruff check .

@@ -73,7 +73,10 @@ def with_tokenizers(plain: Lineage, folder: Path, new: list[str], old: list[str]
         shutil.rmtree(target, ignore_errors=True)
         target.mkdir(parents=True)
         for path in source.iterdir():
-            (target / path.name).symlink_to(path)
+            if path.suffix == ".safetensors":
+                (target / path.name).symlink_to(path)
+            else:  # small files are not read through links out of a folder
+                shutil.copy(path, target)
         tokens = new if source.name == "new" else old
         vocab = {token: number for number, token in enumerate(tokens)}
         tokenizer = {"model": {"type": "BPE", "vocab": vocab, "merges": []}, "added_tokens": []}

@@ -38,12 +38,17 @@ class Scenario:
 
     ``command``: without ``--out``. ``old``: a command that makes an output which is there before,
     or None. ``members``: the folders that hold the outputs, below ``--out``; "" is itself.
+    ``inside``: the output is the current folder. ``resumed``: the command finds an unfinished run.
+    ``reads``: the command writes nothing.
     """
 
     name: str
     command: tuple[str, ...]
     old: tuple[str, ...] | None = None
     members: tuple[str, ...] = ("",)
+    inside: bool = False
+    resumed: bool = False
+    reads: bool = False
 
 
 def scenarios(folder: Path) -> list[Scenario]:
@@ -70,7 +75,11 @@ def scenarios(folder: Path) -> list[Scenario]:
 
 def state(out: Path, scenario: Scenario) -> dict[str, str]:
     """A digest of each output that is there. A LoRA's weights depend on the number of threads."""
-    return {name: digest(out / name) for name in scenario.members if (out / name).is_dir()}
+    return {
+        name: digest(out / name)
+        for name in scenario.members
+        if (out / name).is_dir() and list((out / name).glob("[!.]*"))
+    }
 
 
 def kill(

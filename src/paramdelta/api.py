@@ -84,8 +84,8 @@ class Mix:
     ``folder``: where it is; for an object store its URL, as text. ``not_finite``: how many infinite
     or NaN numbers were met, by (tensor, checkpoint's role or "result"). ``seconds``: wall time,
     without the check. ``moved``: bytes read and written by this run; ``resumed``: output bytes that
-    an earlier run had made. ``kept``: folders with files that came into a replaced output meanwhile
-    and were left. ``report``: of `paramdelta.check`, if it was asked for.
+    an earlier run had made. ``kept``: folders with files of replaced outputs that paramdelta did
+    not write, or could not remove. ``report``: of `paramdelta.check`, if it was asked for.
     """
 
     folder: Path | str
@@ -140,13 +140,14 @@ class Swept:
     """A finished sweep.
 
     ``members``: its outputs, in the order of the scales. ``seconds``: wall time. ``read`` and
-    ``written``: bytes of weights, by this run.
+    ``written``: bytes of weights, by this run. ``kept``: as in `Mix`.
     """
 
     members: tuple[Member, ...]
     seconds: float
     read: int
     written: int
+    kept: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -154,7 +155,7 @@ class Extracted:
     """A stored Δ.
 
     ``plan``: of a mix onto post, which says how post and base correspond. ``made``: its files and
-    what they hold. ``seconds``: wall time. ``read``: bytes read.
+    what they hold. ``seconds``: wall time. ``read``: bytes read. ``kept``: as in `Mix`.
     """
 
     folder: Path
@@ -162,6 +163,7 @@ class Extracted:
     made: extraction.Made
     seconds: float
     read: int
+    kept: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -169,7 +171,7 @@ class ExtractedAdapter:
     """A Δ as a LoRA adapter.
 
     ``plan``: as in `Extracted`. ``made``: ranks, and the energy that they keep. ``seconds``: wall
-    time. ``read``: bytes read, in all passes.
+    time. ``read``: bytes read, in all passes. ``kept``: as in `Mix`.
     """
 
     folder: Path
@@ -177,6 +179,7 @@ class ExtractedAdapter:
     made: lowrank.MadeAdapter
     seconds: float
     read: int
+    kept: tuple[Path, ...] = ()
 
 
 class _Watch:
@@ -825,6 +828,7 @@ def sweep(
         tidy(outs[number], LOCK)
     not_finite: dict[int, dict[tuple[str, str], int]] = {}
     read = written = 0
+    kept: tuple[Path, ...] = ()
     if todo:
         sources = local_paths(made.plans[0])
         places = [find_place(outs[number], sources, overwrite, LOCK) for number in todo]
@@ -832,7 +836,7 @@ def sweep(
         inspection = Inspection(strict) if check or strict else None
         run = _run(part, places, shard_bytes, memory, workers, fresh, progress, made, inspection)
         not_finite = dict(zip(todo, run.written.not_finite, strict=True))
-        read, written = run.written.read, run.written.written
+        read, written, kept = run.written.read, run.written.written, run.kept
     return Swept(
         tuple(
             Member(scale, folder, *_sizes(folder), number not in todo, not_finite.get(number, {}))
@@ -841,6 +845,7 @@ def sweep(
         perf_counter() - began,
         read,
         written,
+        kept,
     )
 
 
@@ -912,7 +917,7 @@ def _run(
             where=str(places[0].staging if len(places) == 1 else places[0].out.parent),
             remedy="the same command continues; `fresh=True` starts again",
         ) from None
-    kept = tuple(sink.kept[0] for sink in sinks if sink.kept is not None)
+    kept = tuple(folder for sink in sinks for folder in sink.kept)
     return _Run(layout, written, kept)
 
 
@@ -1123,8 +1128,8 @@ def extract(
             sink.put(name, data)
         return made
 
-    made = _whole(place, DELTA, write)
-    return Extracted(Path(out), plan, made, perf_counter() - began, watch.last.moved)
+    made, kept = _whole(place, DELTA, write)
+    return Extracted(Path(out), plan, made, perf_counter() - began, watch.last.moved, kept)
 
 
 def extract_adapter(
@@ -1201,8 +1206,8 @@ def extract_adapter(
             sink.put(name, data)
         return made
 
-    made = _whole(place, lowrank.LORA, write)
-    return ExtractedAdapter(Path(out), plan, made, perf_counter() - began, watch.last.moved)
+    made, kept = _whole(place, lowrank.LORA, write)
+    return ExtractedAdapter(Path(out), plan, made, perf_counter() - began, watch.last.moved, kept)
 
 
 def _once(job: Job[Any, Any], chosen: Budget, watch: "_Watch") -> None:
@@ -1215,8 +1220,12 @@ def _extract_budget(job: Any, memory: int | str, workers: int | None) -> Budget:
     return budget(job.need, parse_size(memory), workers or default_workers(), " for this Δ")
 
 
-def _whole(place: Place, mark: str, write: Callable[[FolderSink], Made]) -> Made:
-    """Write a folder that appears whole or not at all, and is never resumed."""
+def _whole(
+    place: Place, mark: str, write: Callable[[FolderSink], Made]
+) -> tuple[Made, tuple[Path, ...]]:
+    """Write a folder that appears whole or not at all, and is never resumed. Returns what ``write``
+    returned, and the folders with what is left of replaced outputs.
+    """
     sink = FolderSink(place, {"digest": mark, "sources": []}, mark=mark)
     try:
         sink.begin_new()
@@ -1232,7 +1241,7 @@ def _whole(place: Place, mark: str, write: Callable[[FolderSink], Made]) -> Made
                 remedy="the same command starts again",
             ) from None
         raise
-    return made
+    return made, tuple(sink.kept)
 
 
 def _aim(rank: int | None, energy: float | None, max_rank: int) -> Aim:

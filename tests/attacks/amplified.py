@@ -11,7 +11,8 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.attacks import ggufs
+from tests.attacks import folders, ggufs
+from tests.attacks.fuzz import TARGETS
 from tests.attacks.hostile import archive, legacy, plain, state, storage, tensor
 
 LIMIT = 10_000_000  # bytes of an input
@@ -355,9 +356,43 @@ _FOLDERS = (
     (patterns_of_groups, "adapter"),
 )  # fmt: skip
 
+# -- records, companions, code ---------------------------------------------------------------------
+
+
+def _input(target: str, make: Callable[[], bytes]) -> tuple[str, Callable[[Path], Path]]:
+    """An input of one of the fuzzer's targets."""
+    return TARGETS[target].action, lambda folder: TARGETS[target].place(folder, make())
+
+
+def _runs(order: int) -> bytes:
+    """A journal of 250,000 runs of bytes, none beside another."""
+    identity, *_ = TARGETS["journal"].seeds[0].split(b"\n")
+    texts = [b'{"done": [%d, %d]}' % (2 * i, 2 * i + 1) for i in range(250_000)][::order]
+    return identity + b"\n" + b"".join(b"%08x %s\n" % (zlib.crc32(t), t) for t in texts)
+
+
+def _more(name: str, **keys: object) -> bytes:
+    """A companion with more keys."""
+    return json.dumps({**json.loads(folders.FILES[name]), **keys}).encode()
+
+
+_INPUTS = {
+    "journal backward": _input("journal", lambda: _runs(-1)),
+    "roles": _input(
+        "plan-tokenizer_config.json",
+        lambda: _more("tokenizer_config.json", **{f"x{i}_token": "<s>" for i in range(150_000)}),
+    ),
+    "ends of lines in code": _input("check-code.py", lambda: b"\n" * 1_000_000),
+    "open imports": _input("plan-code.py", lambda: b"from . import (\n" * 65_000),
+    "files that are named": _input(
+        "plan-config.json", lambda: _more("config.json", names=[f"{i}.txt" for i in range(500_000)])
+    ),
+}
+
 AMPLIFIED: dict[str, tuple[str, Callable[[Path], Path]]] = {
     **{make.__name__: ("weights", make) for make in (*_HEADERS, *_PICKLES)},
     **{f"flood of {name}": ("weights", _flood(piece)) for name, piece in _FLOODS.items()},
     **{make.__name__: (action, make) for make, action in _FOLDERS},
     **{name: ("weights", make) for name, make in ggufs.AMPLIFIED.items()},
+    **_INPUTS,
 }

@@ -136,20 +136,92 @@ def _files(path: Path) -> Any:
         yield Files(locate(str(path)), reader)
 
 
-def _json(path: Path) -> Any:
+def _json(path: Path) -> None:
     from paramdelta.documents import parse_json
 
-    return parse_json(path.read_bytes())
+    parse_json(path.read_bytes())
 
 
-def _yaml(path: Path) -> Any:
+def _yaml(path: Path) -> None:
     from paramdelta.documents.yaml import parse_yaml
 
-    return parse_yaml(path.read_text(errors="replace"))
+    parse_yaml(path.read_text(errors="replace"))
+
+
+def _recipe(path: Path) -> Any:
+    from paramdelta.recipe import read_recipe
+
+    recipe = read_recipe(path)
+    return recipe.to_yaml(), recipe.formula, recipe.symbols
+
+
+def _mergekit(path: Path) -> str:
+    from paramdelta.recipe.mergekit import import_mergekit
+
+    return import_mergekit(path, 4).to_yaml()
+
+
+def _journal(path: Path) -> Any:
+    from paramdelta.output.journal import Journal
+
+    identity = json.loads(path.with_name("identity.json").read_bytes())
+    Journal(path, identity).close()
+
+
+def _output(path: Path) -> Any:
+    """An output with its sources beside it: what verify and a repeated command read of it."""
+    from paramdelta import api
+    from paramdelta.output.lock import is_finished
+    from paramdelta.output.place import find_place
+
+    (mark,) = path.glob("paramdelta.*.json")
+    find_place(path, [], True, mark.name)
+    if mark.name == "paramdelta.lock.json":
+        sources = {name: path.parent / name for name in ("post", "base", "new")}
+        is_finished(api.plan(_lineage(sources)), 1_000_000, path)
+    return api.verify(path, workers=1, seed=1)
+
+
+def _plan(path: Path) -> Any:
+    """Three checkpoints: the plan, the small files and the card of their mix."""
+    from paramdelta import api
+
+    plan = api.plan(_lineage({name: path / name for name in ("post", "base", "new")}))
+    plan.check()
+    return api._small_files(plan, path / "out")
+
+
+def _lineage(folders: Any) -> Any:
+    from paramdelta.recipe import Delta, Recipe
+
+    return Recipe(folders["new"], (Delta(folders["post"], folders["base"]),))
+
+
+def _check(path: Path) -> str:
+    """The checks of a folder that this process makes itself; what they say."""
+    from paramdelta.check.agreement import check_agreement
+    from paramdelta.check.files import check_files
+    from paramdelta.check.folder import open_folder
+    from paramdelta.check.part import find_parts
+    from paramdelta.check.report import printable
+    from paramdelta.check.vocabulary import check_vocabulary, read_tokens
+    from paramdelta.planning.findings import Findings
+
+    findings = Findings()
+    _, parts = find_parts(open_folder(path, findings), findings)
+    for part in parts:
+        tokens = read_tokens(part, findings)
+        check_files(part, findings)
+        check_vocabulary(part, tokens, 8, findings)
+        check_agreement(part, tokens, False, findings)
+    texts = [(found.what, found.where) for found in map(printable, findings.all(()))]
+    return "\n".join(map(" ".join, texts))
 
 
 ACTIONS = {
     "weights": _weights, "folder": _folder, "adapter": _adapter, "json": _json, "yaml": _yaml,
+    "recipe": _recipe, "mergekit": _mergekit, "journal": _journal, "output": _output,
+    "plan": _plan, "check": _check,
 }  # fmt: skip
 
 
@@ -163,8 +235,8 @@ def measure(action: str, path: Path) -> Cost:
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
     before, start = _memory("VmRSS"), time.process_time()
     try:
-        ACTIONS[action](path)
-        outcome, message = "opened", ""
+        said = ACTIONS[action](path)
+        outcome, message = "opened", said if isinstance(said, str) else ""
     except refusals as error:
         outcome, message = "refused", str(error)
     except Exception as error:  # noqa: BLE001 - whatever else comes out is what is looked for
@@ -192,7 +264,10 @@ def _memory(field: str) -> int:
 
 
 def _serve() -> None:
-    import paramdelta.formats.adapter  # noqa: F401 - not part of the first input's cost
+    # Not part of the first input's cost.
+    import paramdelta.api
+    import paramdelta.check.checker
+    import paramdelta.jobs.verify.folder  # noqa: F401
 
     gc.collect()
     gc.freeze()  # what is there already need not be looked through for every input

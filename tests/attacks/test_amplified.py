@@ -14,6 +14,7 @@ QUICK = {
     "overlapping_tensors", "long_shape", "many_lists", "ordered_dicts", "sizes", "tensors",
     "shared_branches", "legacy_key_recalled", "flood of dicts", "flood of stored strings",
     "index_of_lists", "patterns_of_loops", "gguf: flood of tokens", "gguf: flood of tensors",
+    "journal backward", "ends of lines in code",
 }  # fmt: skip
 
 

@@ -261,3 +261,17 @@ def test_check(lineage, tmp_path):
     assert (facts["event"], facts["kind"], facts["passed"]) == ("check", "transformers", False)
     assert [finding["code"] for finding in facts["findings"]] == ["quantization-untrue"]
     assert run("check", str(tmp_path / "absent")).returncode == 4
+
+
+@pytest.mark.parametrize("command", ["mix", "plan", "sweep", "extract"])
+def test_an_empty_output_is_not_the_current_folder(lineage, tmp_path, monkeypatch, command):
+    """--out "" comes from a variable that is not set."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    two = ["--post", str(lineage.post), "--base", str(lineage.base)]
+    options = two if command == "extract" else lineage.options
+    scales = ["--scale", "1"] if command == "sweep" else []
+    result = run(command, *options, *scales, "--out", "")
+    assert result.returncode == 2
+    assert "folder on this machine" in result.stderr
+    assert not list((tmp_path / "here").iterdir())

@@ -9,9 +9,11 @@ changes of the disk can be tried, however fast the machine is and whatever else 
 
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +23,7 @@ from typing import Any
 import pytest
 
 forks = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and signals")
+HANG = 30.0  # seconds after which a traced child is ended
 _SERVER = Path(__file__).with_name("server.py")
 
 
@@ -76,20 +79,41 @@ class Program:
         self._server.wait()
         self._server.stdout.close()
 
-    def warm_up(self, arguments: Sequence[str]) -> None:
+    def warm_up(self, arguments: Sequence[str], cwd: str | None = None) -> None:
         """Run a command in the process that forks, so that later ones find everything compiled."""
-        ended = self._do(arguments, 0, signal.SIGKILL, here=True)
+        ended = self._do(arguments, 0, signal.SIGKILL, here=True, cwd=cwd)
         assert ended.code == 0, ended.err
 
     def run(
-        self, arguments: Sequence[str], at: int = 0, how: signal.Signals = signal.SIGKILL
+        self,
+        arguments: Sequence[str],
+        at: int = 0,
+        how: signal.Signals = signal.SIGKILL,
+        cwd: str | None = None,
     ) -> Ended:
         """Run a command; it sends itself a signal at its call number ``at``, from 1, if it comes
         so far. 0: it is left alone.
         """
-        return self._do(arguments, at, how, here=False)
+        return self._do(arguments, at, how, here=False, cwd=cwd)
 
-    def _do(self, arguments: Sequence[str], at: int, how: signal.Signals, here: bool) -> Ended:
+    def trace(
+        self, arguments: Sequence[str], options: Sequence[str], log: Path, cwd: str | None = None
+    ) -> Ended:
+        """Run a command under strace. ``options``: of strace, such as faults to inject; what it
+        says goes to ``log``.
+        """
+        strace = (*options, "-o", str(log))
+        return self._do(arguments, 0, signal.SIGKILL, here=False, strace=strace, cwd=cwd)
+
+    def _do(
+        self,
+        arguments: Sequence[str],
+        at: int,
+        how: signal.Signals,
+        here: bool,
+        strace: Sequence[str] = (),
+        cwd: str | None = None,
+    ) -> Ended:
         assert self._server.stdin is not None
         assert self._server.stdout is not None
         paths = {name: self._folder / name for name in ("stdout", "stderr", "calls")}
@@ -97,10 +121,23 @@ class Program:
             path.unlink(missing_ok=True)
         job = {name: str(path) for name, path in paths.items()}
         job |= {"arguments": list(arguments), "at": at, "how": int(how), "here": here}
-        job |= {"settings": self._settings}
+        job |= {"settings": self._settings, "traced": bool(strace), "cwd": cwd}
         self._server.stdin.write(json.dumps(job) + "\n")
         self._server.stdin.flush()
+        child = self._server.stdout.readline().strip()
+        tracer = None
+        if strace:
+            tracer = subprocess.Popen(["strace", "-f", "-qq", *strace, "-p", child])
+            while "TracerPid:\t0\n" in Path(f"/proc/{child}/status").read_text():
+                assert tracer.poll() is None, "strace cannot trace"
+                time.sleep(0.001)
+            self._server.stdin.write("\n")
+            self._server.stdin.flush()
+            if not select.select([self._server.stdout], [], [], HANG)[0]:
+                os.kill(int(child), signal.SIGABRT)  # the caller sees how it ended
         code = self._server.stdout.readline()
+        if tracer is not None:
+            tracer.wait()
         assert code, "the process that runs the commands ended"
         said = {n: path.read_text("utf-8") if path.exists() else "" for n, path in paths.items()}
         calls = int(said["calls"] or 0)

@@ -6,15 +6,18 @@ Run as a script. The functions of ``os`` are replaced before paramdelta is impor
 import importlib
 import itertools
 import json
+import mmap
 import os
 import signal
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from typing import Any
 
 CHANGES = ("fsync", "fdatasync", "posix_fallocate", "ftruncate", "rename", "replace", "link")
 CHANGES += ("unlink", "remove", "rmdir", "mkdir")
+READY, START = 1, 2
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 
 
@@ -93,26 +96,54 @@ def run(job: dict[str, Any]) -> int:
     return 0
 
 
-def carried_out(job: dict[str, Any]) -> int:
-    """Run a job with its output in files; note how many calls it made."""
+def carried_out(job: dict[str, Any], start: Callable[[], None] | None = None) -> int:
+    """Run a job with its output in files; note how many calls it made.
+
+    ``start``: waits for the sign to start. Then nothing but the command makes system calls.
+    """
     code = 70
     kept = [os.dup(number) for number in (1, 2)]
     for number, path in ((1, job["stdout"]), (2, job["stderr"])):
-        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), number)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        os.dup2(descriptor, number)
+        os.close(descriptor)
     try:
+        if job["cwd"]:
+            os.chdir(job["cwd"])
+        if start is not None:
+            start()
         code = run(job)
-        calls = next(countdown.numbers) - 1
-        countdown.begin(0, 0)
-        with open(job["calls"], "w") as file:
-            file.write(str(calls))
+        if start is None:
+            calls = next(countdown.numbers) - 1
+            countdown.begin(0, 0)
+            with open(job["calls"], "w") as file:
+                file.write(str(calls))
     except BaseException:  # noqa: BLE001 - told in the job's standard error
         traceback.print_exc()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except OSError:
+        code = 120  # as the interpreter
+    if start is not None:
+        os._exit(code)
     for number, descriptor in zip((1, 2), kept, strict=True):
         os.dup2(descriptor, number)
         os.close(descriptor)
     return code
+
+
+class Waiting:
+    """Tells another process, by a byte of shared memory, that this one is ready, and waits."""
+
+    def __init__(self, sign: mmap.mmap) -> None:
+        self.sign = sign
+
+    def __call__(self) -> None:
+        """Return when the other process says so."""
+        self.sign[0] = READY
+        while self.sign[0] != START:
+            time.sleep(0.001)
 
 
 def serve() -> None:
@@ -127,14 +158,22 @@ def serve() -> None:
     for name in ("SIGTERM", "SIGHUP"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_DFL)
-    for line in sys.stdin:
+    for line in iter(sys.stdin.readline, ""):
         job = json.loads(line)
         if job["here"]:
-            print(carried_out(job), flush=True)
+            print(0, carried_out(job), sep="\n", flush=True)
             continue
+        sign = mmap.mmap(-1, 1)  # shared with the child
         child = os.fork()
         if child == 0:
-            os._exit(carried_out(job))
+            os._exit(carried_out(job, Waiting(sign) if job["traced"] else None))
+        if job["traced"]:
+            while sign[0] != READY:
+                time.sleep(0.001)
+        print(child, flush=True)
+        if job["traced"]:
+            sys.stdin.readline()  # it is traced now
+            sign[0] = START
         print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 
 

@@ -194,3 +194,24 @@ def test_a_commit_that_fails_ends_the_run():
         started(job, commit=commit)
     assert len(job.taken) < 2000
     assert len(calls) == 2
+
+
+@pytest.mark.parametrize("allowed", [0, 1, 2])
+def test_fewer_threads_than_asked_for(monkeypatch, allowed):
+    """Where the system allows only some threads, those do all the work; none is an error."""
+    start, started = threading.Thread.start, []
+
+    def limited(thread):
+        if len(started) >= allowed:
+            raise RuntimeError("can't start new thread")
+        started.append(thread)
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", limited)
+    job = Squares(20)
+    if not allowed:
+        with pytest.raises(StorageError, match="no more threads"):
+            run(job, Reader(), workers=4)
+        return
+    run(job, Reader(), workers=4)
+    assert len(job.collected) == 20

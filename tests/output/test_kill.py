@@ -21,10 +21,11 @@ OFTEN = {"paramdelta.engine.threads.COMMIT_SECONDS": 0.0}
 
 
 def digest(folder: Path) -> str:
-    """One hash of every file of a folder, names included."""
+    """One hash of every file of a folder, names included; of an unfinished run inside, nothing."""
     total = hashlib.sha256()
     for path in sorted(folder.iterdir()):
-        total.update(path.name.encode() + path.read_bytes())
+        if not path.name.startswith("."):
+            total.update(path.name.encode() + path.read_bytes())
     return total.hexdigest()
 
 

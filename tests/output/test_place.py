@@ -1,12 +1,14 @@
 """Where outputs go: what is refused beforehand, and what a run never removes."""
 
+import errno
 import json
 import os
+import shutil
 
 import pytest
 
 import paramdelta
-from paramdelta.errors import BusyError, MisfitError, UsageError
+from paramdelta.errors import BusyError, MisfitError, StorageError, UsageError
 from paramdelta.output.folder import FolderSink
 from paramdelta.output.guard import Guard
 from paramdelta.output.lock import LOCK
@@ -31,8 +33,11 @@ def test_outputs_on_inputs_are_refused(lineage, tmp_path):
     out = paramdelta.mix(lineage.recipe(), tmp_path / "out").folder
     linked = tmp_path / "linked"
     linked.mkdir()
-    for path in out.iterdir():
+    for path in out.glob("*.safetensors*"):
         (linked / path.name).symlink_to(path)
+    if (index := linked / "model.safetensors.index.json").exists():
+        index.unlink()
+        shutil.copy(out / index.name, index)
     recipe = paramdelta.Recipe(linked, (paramdelta.Delta(lineage.post, lineage.base),))
     with pytest.raises(UsageError, match="lies on an input"):
         paramdelta.mix(recipe, out, overwrite=True)
@@ -94,6 +99,7 @@ def test_a_users_file_in_a_replaced_output_is_kept(lineage, tmp_path, monkeypatc
 
     monkeypatch.setattr(FolderSink, "finish", intruding)
     (kept,) = paramdelta.mix(lineage.recipe(0.5), out, overwrite=True).kept
+    assert kept.name == "out.kept-1"
     assert [path.name for path in kept.iterdir()] == ["notes.txt"]
     assert (kept / "notes.txt").read_text() == "mine"
 
@@ -138,3 +144,107 @@ def test_renames_replace_nothing_by_accident(tmp_path, monkeypatch, native):
     assert [(f / "name").read_text() for f in (one, other)] == ["other", "one"]
     rename_new(one, tmp_path / "third")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["other", "third"]
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="POSIX")
+def test_a_move_that_fails_is_undone(lineage, tmp_path, monkeypatch):
+    """Files that are moved one by one go back if one cannot be moved; the same command ends it."""
+    inside = tmp_path / "here"
+    inside.mkdir()
+    monkeypatch.chdir(inside)
+    moved = []
+
+    def failing(source, target):
+        moved.append(target)
+        if len(moved) == 3:
+            raise OSError(errno.EIO, "I/O error")
+        rename_new(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("paramdelta.output.place.rename_new", failing)
+        with pytest.raises(StorageError, match="put in place"):
+            paramdelta.mix(lineage.recipe(), ".")
+    assert len(moved) > 3
+    assert all(path.name.startswith(".") for path in inside.iterdir())
+    result = paramdelta.mix(lineage.recipe(), ".")
+    assert result.resumed == result.layout.nbytes
+    assert not list(inside.glob(".*"))
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="POSIX")
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_a_move_that_was_killed_is_finished(lineage, tmp_path, monkeypatch, count):
+    """A run that was killed between two moves leaves nothing that stops the next one."""
+    inside = tmp_path / "here"
+    inside.mkdir()
+    monkeypatch.chdir(inside)
+    moved = []
+
+    def killed(source, target):
+        if len(moved) == count:
+            raise SystemExit
+        moved.append(target)
+        rename_new(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("paramdelta.output.place.rename_new", killed)
+        with pytest.raises(SystemExit):
+            paramdelta.mix(lineage.recipe(), ".")
+    assert len([path for path in inside.iterdir() if path.name[0] != "."]) == count
+    (inside / "thesis.txt").write_text("mine")
+    with pytest.raises(UsageError, match="exists already"):
+        paramdelta.mix(lineage.recipe(), ".")
+    (inside / "thesis.txt").unlink()
+    result = paramdelta.mix(lineage.recipe(), ".")
+    assert result.resumed == result.layout.nbytes
+    assert not list(inside.glob(".*"))
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="POSIX")
+def test_what_cannot_be_replaced_is_refused_at_the_start(lineage, tmp_path, monkeypatch):
+    """An old output in the current folder: before any work."""
+    out = paramdelta.mix(lineage.recipe(), tmp_path / "out").folder
+    monkeypatch.chdir(out)
+    with pytest.raises(UsageError, match="in one step"):
+        paramdelta.mix(lineage.recipe(0.5), ".", overwrite=True)
+    assert not list(out.glob(".*"))
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="POSIX")
+@pytest.mark.parametrize("name", ["model.safetensors.part", "model.safetensors", "config.json"])
+@pytest.mark.parametrize("dangling", [False, True])
+def test_nothing_is_written_through_planted_links(lineage, tmp_path, name, dangling):
+    """A hidden folder that came from elsewhere, with links to the user's files."""
+    hidden = tmp_path / ".out.paramdelta-partial"
+    hidden.mkdir()
+    victim = tmp_path / "victim"
+    if not dangling:
+        victim.write_bytes(bytes(paramdelta.plan(lineage.recipe()).bytes_to_write))
+    before = victim.read_bytes() if not dangling else None
+    (hidden / name).symlink_to(victim)
+    with pytest.raises(MisfitError, match="no run of paramdelta wrote") as caught:
+        paramdelta.mix(lineage.recipe(), tmp_path / "out")
+    assert caught.value.got == name
+    assert victim.exists() != dangling
+    assert dangling or victim.read_bytes() == before
+    paramdelta.mix(lineage.recipe(), tmp_path / "out", fresh=True)
+    assert not [path for path in (tmp_path / "out").iterdir() if path.is_symlink()]
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="POSIX")
+def test_a_planted_link_to_a_folder_is_not_followed(lineage, tmp_path):
+    """What a forged journal names below it is not removed."""
+    hidden = tmp_path / ".out.paramdelta-partial"
+    hidden.mkdir()
+    (hidden / "sub").symlink_to(lineage.post)
+    with pytest.raises(MisfitError, match="no run of paramdelta wrote"):
+        paramdelta.mix(lineage.recipe(), tmp_path / "out")
+    assert (lineage.post / "config.json").exists()
+
+
+def test_a_users_empty_folder_in_an_old_output_is_kept(lineage, tmp_path):
+    """Only folders of files that paramdelta wrote go with them."""
+    out = paramdelta.mix(lineage.recipe(), tmp_path / "out").folder
+    (out / "notes").mkdir()
+    (kept,) = paramdelta.mix(lineage.recipe(0.5), out, overwrite=True).kept
+    assert [path.name for path in kept.iterdir()] == ["notes"]

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from paramdelta import Delta, Recipe, mix, plan
+from paramdelta.errors import CheckpointError
 from paramdelta.planning.account import Fate
-from paramdelta.planning.sidefiles import CONFIDENTIAL, UNNAMED
+from paramdelta.planning.sidefiles import CONFIDENTIAL, OUTSIDE, UNNAMED
 from tests.assembled import KINDS, embedder, pipeline, put
 from tests.attacks.hostile import archive, state, torch_file
 from tests.attacks.hostile import plain as hostile_plain
@@ -283,3 +284,32 @@ def test_files_without_an_index(tmp_path):
     with pytest.raises(CheckpointError) as error:
         plan(recipe)
     assert error.value.code == "duplicate-tensor"
+
+
+def test_links_out_of_a_source_are_left_or_refused(tmp_path):
+    """A link to a file of the user: left if nothing needs it, refused if it is a model's file."""
+    recipe = recipe_of(tmp_path)
+    (tmp_path / "mine").write_text("{}")
+    (tmp_path / "post" / "notes.txt").symlink_to(tmp_path / "mine")
+    assert fates(plan(recipe))["notes.txt"] == (Fate.LEFT, OUTSIDE)
+    out = mix(recipe, tmp_path / "out").folder
+    assert not (out / "notes.txt").exists()
+    for name in ("vocab.txt", "chat_template.jinja", "generation_config.json", "LICENSE"):
+        (tmp_path / "post" / name).symlink_to(tmp_path / "mine")
+        with pytest.raises(CheckpointError, match="leads out of the folder"):
+            plan(recipe)
+        (tmp_path / "post" / name).unlink()
+
+
+@pytest.mark.parametrize(
+    "name", ["tokenizer.json", "vocab.txt", "merges.txt", "chat_template.jinja"]
+)
+def test_files_that_are_too_large_are_not_read(tmp_path, name):
+    """A sparse file of 6 GB takes no room, and would take all memory."""
+    recipe = recipe_of(tmp_path)
+    for role in ("post", "new"):
+        with (tmp_path / role / name).open("wb") as file:
+            file.truncate(6 << 30)
+    with pytest.raises(CheckpointError, match="too large for what it should be"):
+        mix(recipe, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -10,6 +10,7 @@ import pytest
 import paramdelta.storage.local as local
 from paramdelta.errors import CheckpointError, StorageError
 from paramdelta.storage.local import File, storage_error
+from paramdelta.storage.reader import Reader
 
 
 @pytest.fixture(params=[True, False], ids=["positional", "fall-back"])
@@ -279,3 +280,42 @@ def test_what_memory_cannot_hold_is_not_read_ahead(large_file, monkeypatch):
 def test_unknown_errors_have_no_remedy(tmp_path):
     """Nothing is invented for an error that is not known."""
     assert storage_error(OSError(errno.ELOOP, "loop"), tmp_path, "read").remedy is None
+
+
+@pytest.mark.skipif(not hasattr(os, "symlink"), reason="needs links")
+def test_small_files_are_not_read_through_links_out_of_the_folder(tmp_path):
+    """Also in a linked folder; links inside, of the Hub's cache, and of weights are followed."""
+    secret = tmp_path / "secret"
+    secret.mkdir()
+    (secret / "key").write_text("key")
+    hub = tmp_path / "models--o--n"
+    folder = hub / "snapshots" / "1"
+    folder.mkdir(parents=True)
+    (hub / "blobs").mkdir()
+    for path in (hub / "blobs" / "b", folder / "real"):
+        path.write_text("own")
+    (folder / "of the cache").symlink_to("../../blobs/b")
+    (folder / "inside").symlink_to("real")
+    (folder / "notes.txt").symlink_to(secret / "key")
+    (folder / "beside").symlink_to(secret)
+    (folder / "up.txt").symlink_to("../../../secret/key")
+    with Reader() as reader:
+        found = reader.list(str(folder))
+        outside = {name for name, blob in found.items() if blob.outside}
+        assert outside == {"notes.txt", "beside/key", "up.txt"}
+        for name, blob in found.items():
+            if name in outside:
+                with pytest.raises(CheckpointError, match="leads out of the folder"):
+                    reader.small(blob, 100)
+                assert reader.get(blob) == b"key"  # as weights
+            else:
+                assert reader.small(blob, 100) == b"own"
+        sub = reader.list(str(folder.parent / "1"))
+        assert sub.keys() == found.keys()
+    (hub / "blobs" / "b").unlink()
+    (hub / "blobs").rmdir()
+    (hub / "blobs").symlink_to(secret)  # a cache that is none
+    (folder / "of the cache").unlink()
+    (folder / "of the cache").symlink_to("../../blobs/key")
+    with Reader() as reader:
+        assert reader.list(str(folder))["of the cache"].outside

@@ -12,8 +12,11 @@ _CONFIGS = ("config.json", "tokenizer_config.json", "processor_config.json",
             "preprocessor_config.json", "video_preprocessor_config.json",
             "generation_config.json")  # fmt: skip
 _PROCESSORS = ("preprocessor_config.json", "processor_config.json")
-_IMPORT = re.compile(r"^\s*(?:from\s+\.(\w+)\s+import|import\s+\.(\w+)|from\s+\.\s+import\s+(\w+))",
-                     re.MULTILINE)  # fmt: skip
+_IMPORT = re.compile(  # \s would also match the line ends of a whole file, from each of its lines
+    r"^[ \t]*(?:from[ \t]+\.(\w+)[ \t]+import|import[ \t]+\.(\w+)|"
+    r"from[ \t]+\.[ \t]+import[ \t]+(\w+))",
+    re.MULTILINE,
+)
 _RELATION = re.compile(r"[\w.-]+/[\w.-]+")
 _MAX_CODE = 1 << 20  # bytes of a file of code
 

@@ -14,6 +14,7 @@ from typing import Any
 from paramdelta.documents import parse_json
 from paramdelta.errors import CheckpointError, StorageError
 from paramdelta.planning.findings import Findings, Severity
+from paramdelta.storage.local import is_of
 
 MAX_FILES = 100_000
 MAX_DEPTH = 6  # folders below the one that is checked
@@ -214,9 +215,7 @@ _KINDS = {
 def _kind(root: Path, name: str, entry: "os.DirEntry[str]") -> str:
     if entry.is_symlink():
         target = Path(os.path.realpath(root / name))
-        # A snapshot of the Hub cache is made of links to the cache's own blobs.
-        blobs = root.parent.parent / "blobs" if root.parent.name == "snapshots" else root
-        if not (target.is_relative_to(root) or target.is_relative_to(blobs)):
+        if not is_of(root, target):
             return "link-outside"
         if target.is_dir():
             return "folder beside"  # it is listed where it lies

@@ -99,7 +99,8 @@ def main(arguments: list[str] | None = None) -> None:
     gc.set_threshold(50_000, 20, 50)  # what a command imports and plans stays: collect less often
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a terminal that lacks a character shows "?"
+            with contextlib.suppress(OSError):
+                stream.reconfigure(errors="replace")  # what a terminal lacks is shown as "?"
     with _ends_like_ctrl_c():
         code = _run(arguments)
     sys.exit(code)

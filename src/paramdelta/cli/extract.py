@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from paramdelta.cli.options import FitChoices, Json, RunOptions
+from paramdelta.cli.options import FitChoices, Json, RunOptions, folder_to_write
 
 
 class Form(str, Enum):
@@ -21,7 +21,9 @@ def extract(
     run: RunOptions,
     post: Annotated[str, typer.Option(metavar="P", help="Post-trained model: as for mix.")],
     base: Annotated[str, typer.Option(metavar="B", help="The base that post was trained from.")],
-    out: Annotated[Path, typer.Option(metavar="Δ", help="The folder to write.")],
+    out: Annotated[
+        Path, typer.Option(metavar="Δ", parser=folder_to_write, help="The folder to write.")
+    ],
     form: Annotated[
         Form,
         typer.Option(

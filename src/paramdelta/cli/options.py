@@ -66,6 +66,14 @@ class FitChoices(Choices):
     names = ("allow", "vocabulary", "maps")
 
 
+def folder_to_write(text: str) -> Path:
+    """The value of an option that names an output. "" is not the current folder."""
+    from paramdelta.output.place import check_local
+
+    check_local(text)
+    return Path(text)
+
+
 @dataclass(frozen=True)
 class RecipeOptions(Options):
     """What to mix: a recipe file, or options for one Δ; and choices for both."""

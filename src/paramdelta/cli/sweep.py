@@ -11,6 +11,7 @@ from paramdelta.cli.options import (
     OutputOptions,
     RecipeOptions,
     RunOptions,
+    folder_to_write,
 )
 
 
@@ -28,7 +29,11 @@ def sweep(
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Where the folders scale-… are written.  [required]"),
+        typer.Option(
+            metavar="DIR",
+            parser=folder_to_write,
+            help="Where the folders scale-… are written.  [required]",
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:

@@ -7,6 +7,7 @@ from time import monotonic
 from typing import Any, Generic
 
 from paramdelta.engine.job import Job, Progress, Reading, Receipt, Task
+from paramdelta.errors import StorageError
 from paramdelta.storage.readahead import Run
 from paramdelta.storage.reader import Reader
 
@@ -90,10 +91,9 @@ class _Run(Generic[Task, Receipt]):
             yield from job.reads(self.tasks[number])
 
     def run(self) -> None:
-        for thread in self.threads:
-            thread.start()
         try:
             try:
+                self._start()
                 for number, receipt in self._receipts():
                     self._collect(number, receipt)
             except BaseException:
@@ -115,6 +115,15 @@ class _Run(Generic[Task, Receipt]):
         if self.errors:
             raise self.errors[0]
         self.progress(self._state())
+
+    def _start(self) -> None:
+        """Start the workers; where the system allows only some of them, those do all the work."""
+        started = [thread for thread in self.threads if _can_start(thread)]
+        with self.changed:
+            self.running -= len(self.threads) - len(started)
+        self.threads = started
+        if not started:
+            raise _no_threads()
 
     def _receipts(self) -> Iterator[tuple[int, Receipt]]:
         """Receipts in the order of the tasks, as they come; progress meanwhile."""
@@ -202,7 +211,8 @@ class _Committer(Generic[Receipt]):
         self._stopping = False
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._run, name="paramdelta-commit", daemon=True)
-        self._thread.start()
+        if not _can_start(self._thread):
+            raise _no_threads()
 
     def add(self, receipt: Receipt, cost: int) -> None:
         """Take a receipt."""
@@ -233,3 +243,20 @@ class _Committer(Generic[Receipt]):
                     self.error = error
             if last:
                 return
+
+
+def _can_start(thread: threading.Thread) -> bool:
+    """Start a thread; False if a limit of the system forbids it."""
+    try:
+        thread.start()
+    except RuntimeError:
+        return False
+    return True
+
+
+def _no_threads() -> StorageError:
+    return StorageError(
+        "the system allows no more threads",
+        code="no-threads",
+        remedy="raise the limit on processes and threads (ulimit -u), or end other programs",
+    )

@@ -20,7 +20,7 @@ from paramdelta.errors import BusyError, MisfitError, StorageError
 from paramdelta.output.guard import Guard
 from paramdelta.output.journal import Journal
 from paramdelta.output.layout import Layout, Shard
-from paramdelta.output.place import Place, place_of, remove_old
+from paramdelta.output.place import Place, files_in, is_plain, place_of
 from paramdelta.output.sink import Durable, NotFinite
 from paramdelta.storage.digest import Digests, Leaves
 from paramdelta.storage.local import (
@@ -41,8 +41,8 @@ class FolderSink:
     ``fresh``: discard an unfinished run. ``mark``: the file that outputs of this kind have.
     ``twin``: an output with the same tensors from number ``own``; where the system can, their files
     become one on disk. ``inspect``: called with the whole folder before it gets its place, and
-    whether an earlier run made some of it; may raise. ``kept``: files of a replaced output that
-    were left, and where they are.
+    whether an earlier run made some of it; may raise. ``kept``: folders with what
+    is left of replaced outputs.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class FolderSink:
         self.own = own
         self.digests = Digests()
         self.files: dict[str, File] = {}
-        self.kept: tuple[Path, list[str]] | None = None
+        self.kept: list[Path] = []
         self._shards: tuple[Shard, ...] = ()
         self._layout: Layout | None = None
         self._linked: set[int] = set()
@@ -118,6 +118,7 @@ class FolderSink:
         try:
             staging.parent.mkdir(parents=True, exist_ok=True)
             self._guard = Guard(self.place.guard, str(self.place.out))
+            self.place.put_back()
             self.place.check_unchanged()
             if self.fresh and os.path.lexists(staging):
                 if staging.is_symlink() or not staging.is_dir():
@@ -130,14 +131,22 @@ class FolderSink:
             own = not hasattr(os, "geteuid") or found.st_uid == os.geteuid()
             if not stat.S_ISDIR(found.st_mode) or not own:
                 raise _strange(staging)
-            self.place.tidy(self.mark)
+            self._keep(self.place.tidy(self.mark))
             staging.mkdir(mode=0o700, exist_ok=True)
+            staging.chmod(0o700)
             self._made = staging.stat(follow_symlinks=False)
         except OSError as error:
             raise storage_error(error, staging, "create") from None
 
     def _resume(self) -> Journal:
         """Open the journal, and remove what an earlier run left unfinished."""
+        staging = self.place.staging
+        known = {n for shard in self._shards for n in (shard.name, shard.name + PART)}
+        assert self._layout is not None
+        small = {*self._layout.small}
+        links = [name for name in files_in(staging) if not is_plain(staging / name)]
+        if links:  # nothing is written or removed through them
+            raise _planted(staging, links)
         whole = all(self._is_whole(shard) for shard in self._shards)
         if not whole:  # what a journal says about files that are gone is void
             self.place.journal.unlink(missing_ok=True)
@@ -145,23 +154,11 @@ class FolderSink:
             self._unlink_twins()
         journal = self.journal = Journal(self.place.journal, self.identity)
         self.digests.known = journal.leaves
-        assert self._layout is not None
-        for name in (*journal.puts, *self._layout.small):  # written again, maybe with other bytes
+        for name in (*journal.puts, *small):  # written again, maybe with other bytes
             if is_inside(name):
                 self._path(name).unlink(missing_ok=True)
-        known = {n for shard in self._shards for n in (shard.name, shard.name + PART)}
-        staging = self.place.staging
-        others = sorted(
-            path.relative_to(staging).as_posix() for path in staging.rglob("*") if path.is_file()
-        )
-        if strange := [name for name in others if name not in known]:
-            raise MisfitError(
-                "the unfinished run holds files that no run of paramdelta wrote",
-                code="partial-output-changed",
-                where=str(self.place.staging),
-                got=", ".join(strange[:4]),
-                remedy="remove them, or pass `fresh=True` to start again",
-            )
+        if strange := files_in(staging) - known:
+            raise _planted(staging, strange)
         return journal
 
     def _open_shard(self, number: int, shard: Shard) -> None:
@@ -267,11 +264,7 @@ class FolderSink:
                 write_bytes(self._path(name), data)
             self._close_files()
             expected = {*self.files, *self._put, *indexes}
-            found = {
-                path.relative_to(staging).as_posix()
-                for path in staging.rglob("*")
-                if not path.is_dir() or path.is_symlink()
-            }
+            found = files_in(staging)
             if found != expected:
                 raise MisfitError(
                     "the unfinished output does not hold the files that this run wrote",
@@ -291,9 +284,9 @@ class FolderSink:
         old = self.place.publish()
         with contextlib.suppress(OSError):
             self.place.journal.unlink()
+        self.place.sync()  # before what was there is removed
         if old is not None:
-            left = remove_old(old, self.mark)
-            self.kept = (old, left) if left else None
+            self._keep(self.place.remove_old(old, self.mark))
         self._release()
 
     def abort(self) -> None:
@@ -331,6 +324,10 @@ class FolderSink:
             where=str(self._path(name)),
             remedy="let nothing else write there, and pass `fresh=True` to start again",
         )
+
+    def _keep(self, folder: Path | None) -> None:
+        if folder is not None:
+            self.kept.append(folder)
 
     def _close_files(self) -> None:
         for file in self.files.values():
@@ -424,6 +421,16 @@ def is_inside(name: str) -> bool:
     """Whether a path with slashes stays in the folder that it is relative to."""
     parts = name.split("/")
     return bool(name) and not name.startswith("/") and ".." not in parts and "\0" not in name
+
+
+def _planted(staging: Path, names: Iterable[str]) -> MisfitError:
+    return MisfitError(
+        "the unfinished run holds files that no run of paramdelta wrote",
+        code="partial-output-changed",
+        where=str(staging),
+        got=", ".join(sorted(names)[:4]),
+        remedy="remove them, or pass `fresh=True` to start again",
+    )
 
 
 def _strange(staging: Path) -> StorageError:

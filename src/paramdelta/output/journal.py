@@ -11,6 +11,7 @@ import bisect
 import contextlib
 import json
 import os
+import re
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from operator import index
@@ -21,6 +22,9 @@ from paramdelta.documents import parse_json
 from paramdelta.errors import MisfitError
 from paramdelta.storage.local import storage_error
 
+SHORT = 500  # bytes of a line
+_DONE = re.compile(rb'\{"done": \[(\d{1,18}), (\d{1,18})\]\}')  # nearly all lines
+
 
 class Ranges:
     """A set of byte positions, kept as sorted, merged runs."""
@@ -28,8 +32,12 @@ class Ranges:
     def __init__(self, runs: Iterable[tuple[int, int]] = ()) -> None:
         self._starts: list[int] = []
         self._stops: list[int] = []
-        for start, stop in runs:
-            self.add(start, stop)
+        for start, stop in sorted(runs):
+            if self._stops and start <= self._stops[-1]:
+                self._stops[-1] = max(stop, self._stops[-1])
+            else:
+                self._starts.append(start)
+                self._stops.append(stop)
 
     def add(self, start: int, stop: int) -> None:
         """Add the positions from ``start`` up to ``stop``."""
@@ -114,16 +122,20 @@ class Journal:
         try:
             first, *others = map(_parsed, lines)
             compare_runs(first, parse_json(json.dumps(identity).encode()), str(self.path.parent))
+            done: list[tuple[int, int]] = []
             for entry in others:
                 if "done" in entry:
                     start, stop = map(index, entry["done"])
-                    self.done.add(start, stop)
+                    if not 0 <= start <= stop:
+                        raise ValueError("a run of bytes that ends before it starts")
+                    done.append((start, stop))
                 elif "put" in entry:
                     self.puts.append(str(entry["put"]))
                 else:
                     for name, leaves in entry["leaves"].items():
                         known = self.leaves.setdefault(name, {})
                         known.update({int(n): bytes.fromhex(leaf) for n, leaf in leaves.items()})
+            self.done = Ranges(done)
         except (ValueError, KeyError, TypeError, AttributeError):
             raise MisfitError(
                 "the journal of the unfinished run is damaged",
@@ -174,4 +186,7 @@ def _line(entry: Mapping[str, Any]) -> str:
 def _parsed(line: bytes) -> Any:
     if len(line) < 10 or int(line[:8], 16) != zlib.crc32(line[9:]):
         raise ValueError("a line does not have its checksum")
-    return parse_json(line[9:])
+    if match := _DONE.fullmatch(line, 9):
+        return {"done": [int(match[1]), int(match[2])]}
+    # A short line is small and flat whatever it holds, and there may be many of them.
+    return json.loads(line[9:]) if len(line) < SHORT else parse_json(line[9:])

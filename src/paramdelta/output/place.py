@@ -3,19 +3,22 @@
 import contextlib
 import os
 import shutil
+import stat
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from paramdelta.documents import parse_json as parse_document
+from paramdelta.documents import to_json
 from paramdelta.errors import MisfitError, StorageError, UsageError
 from paramdelta.output.rename import exchange, rename_new
 from paramdelta.storage.files import parse_json
-from paramdelta.storage.local import storage_error, sync_folder
+from paramdelta.storage.local import storage_error, sync_folder, write_text
 from paramdelta.storage.store import LOCAL, scheme_of
 from paramdelta.units import show_size
 
 MOST_LOCK = 64_000_000  # bytes of a lock that are read to see what an old output holds
-_HIDDEN = tuple(f".paramdelta-{kind}" for kind in ("partial", "lock", "journal", "parts"))
+_HIDDEN = tuple(f".paramdelta-{kind}" for kind in ("partial", "lock", "journal", "moving", "parts"))
 _OURS = ("README.md",)  # in every output, and not in its lock
 
 
@@ -44,6 +47,26 @@ class Place:
         """The journal of an unfinished run: beside the folder, for it must outlive its rename."""
         return self.staging.with_name(f".{self.out.name}.paramdelta-journal")
 
+    @property
+    def moving(self) -> Path:
+        """The names of the files that `publish` moves one by one; there while it does."""
+        return self.staging.with_name(f".{self.out.name}.paramdelta-moving")
+
+    def is_half_moved(self) -> bool:
+        """Whether the output holds only files of a `publish` that did not come to its end."""
+        names = self._moved()
+        seen = {name for name in files_in(self.out) if not _is_staging(name.split("/")[0])}
+        return bool(names) and seen <= names and bool(files_in(self.staging))
+
+    def put_back(self) -> None:
+        """Undo a `publish` that was killed or failed while it moved files; raises OSError."""
+        if files_in(self.staging):  # else it had moved all of them
+            for name in sorted(self._moved()):
+                if os.path.lexists(self.out / name) and not os.path.lexists(self.staging / name):
+                    (self.staging / name).parent.mkdir(parents=True, exist_ok=True)
+                    rename_new(self.out / name, self.staging / name)
+        self.moving.unlink(missing_ok=True)
+
     def check_unchanged(self) -> None:
         """Raise MisfitError if the output is no longer as it was when the place was found.
 
@@ -57,7 +80,7 @@ class Place:
             raise _appeared(self.out)
 
     def publish(self) -> Path | None:
-        """Put the finished staging folder in place.
+        """Put the finished staging folder in place. `sync` makes that durable.
 
         Returns the folder that holds what is left of an old output; None if nothing is left.
 
@@ -77,24 +100,62 @@ class Place:
                 self.journal.unlink(missing_ok=True)
                 sync_folder(self.out.parent)
                 exchange(self.staging, self.out)
-            sync_folder(self.out.parent)
         except FileExistsError:
             raise _appeared(self.out) from None
         except OSError as error:
             raise storage_error(error, self.out, "put in place") from None
         return self.staging if self.replaces is not None else None
 
-    def tidy(self, mark: str) -> None:
+    def sync(self) -> None:
+        """Make a `publish` durable; raises StorageError."""
+        try:
+            sync_folder(self.out if self.inside else self.out.parent)
+        except OSError as error:
+            raise storage_error(error, self.out, "sync") from None
+
+    def tidy(self, mark: str) -> Path | None:
         """Remove what a run left that was killed at its very end: an old output that it had
         replaced, or its journal. An unfinished run, which has both folder and journal, stays.
+        Returns where the rest of an old output is; None if nothing is left.
         """
         if not os.path.lexists(self.staging):
             self.journal.unlink(missing_ok=True)
         elif not self.journal.exists() and (
             # Its lock is the last file to go: without files, only folders are left of it.
-            (self.staging / mark).is_file() or not _files_in(self.staging)
+            (self.staging / mark).is_file() or not files_in(self.staging)
         ):
-            remove_old(self.staging, mark)
+            return self.remove_old(self.staging, mark)
+        return None
+
+    def remove_old(self, folder: Path, mark: str) -> Path | None:
+        """Remove the files of an old output that its own lock lists, the lock last.
+
+        What remains, such as files that somebody put there meanwhile, gets a name beside the output
+        that does not start with a dot, and that no later run touches. Returns it; None if nothing
+        remains.
+        """
+        names = _written(folder, mark) & files_in(folder)
+        for name in sorted(names, key=lambda name: (name == mark, name)):
+            with contextlib.suppress(OSError):
+                (folder / name).unlink()
+        # Without a file in it, only folders are left of an old output, and no list of them.
+        all_of_them = (Path(path) for path, _, _ in os.walk(folder))
+        own = {folder / above for name in names for above in Path(name).parents} or {*all_of_them}
+        for path in sorted(own, reverse=True):  # what is inside comes first
+            with contextlib.suppress(OSError):
+                path.rmdir()
+        number = 1
+        while os.path.lexists(folder):
+            target = self.out.with_name(f"{self.out.name}.kept-{number}")
+            try:
+                rename_new(folder, target)
+            except FileExistsError:
+                number += 1
+            except OSError:
+                return folder
+            else:
+                return target
+        return None
 
     def _appear(self) -> None:
         if self.out.is_dir() and not any(self.out.iterdir()):
@@ -103,16 +164,34 @@ class Place:
 
     def _move_files(self) -> None:
         """Move every file out of staging, last those that loaders look for: index and config."""
-        names = [path.relative_to(self.staging) for path in sorted(self.staging.rglob("*"))]
-        files = [name for name in names if (self.staging / name).is_file()]
-        files.sort(key=lambda name: name.name.endswith((".index.json", "config.json")))
-        for name in files:
-            target = self.out / name
-            if os.path.lexists(target):
-                raise FileExistsError(str(target))
-            target.parent.mkdir(parents=True, exist_ok=True)
-            (self.staging / name).rename(target)
-        shutil.rmtree(self.staging)
+        names = sorted(files_in(self.staging))
+        names.sort(key=lambda name: name.endswith((".index.json", "config.json")))
+        write_text(self.moving, to_json(names))
+        try:
+            sync_folder(self.out)
+            for name in names:
+                target = self.out / name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                rename_new(self.staging / name, target)
+        except OSError:
+            with contextlib.suppress(OSError):  # the next run tries it again
+                self.put_back()
+            raise
+        with contextlib.suppress(OSError):
+            self.moving.unlink()
+        for _ in range(2):  # only empty folders are left, but nothing looks at them again
+            shutil.rmtree(self.staging, ignore_errors=True)
+
+    def _moved(self) -> set[str]:
+        """The names in `moving`; none if it is not there or not understood."""
+        try:
+            if not self.inside or self.moving.stat().st_size > MOST_LOCK:
+                return set()
+            names = parse_document(self.moving.read_bytes())
+        except (OSError, ValueError):
+            return set()
+        listed = names if isinstance(names, list) else []
+        return {name for name in listed if isinstance(name, str) and _is_below(name)}
 
 
 def place_of(out: Path) -> Place:
@@ -140,10 +219,11 @@ def find_place(out: str | Path, sources: Iterable[Path], overwrite: bool, mark: 
         if not os.path.lexists(resolved):
             _check_parent(resolved)
             return Place(resolved, staging, False, None)
-        if resolved.is_dir() and not [
-            path for path in resolved.iterdir() if not _is_staging(path.name)
-        ]:
-            return Place(resolved, staging, inside, None)
+        empty = Place(resolved, staging, inside, None)
+        if resolved.is_dir() and (
+            all(_is_staging(path.name) for path in resolved.iterdir()) or empty.is_half_moved()
+        ):
+            return empty
         if not overwrite:
             raise UsageError(
                 "the output exists already",
@@ -160,7 +240,8 @@ def find_place(out: str | Path, sources: Iterable[Path], overwrite: bool, mark: 
                 expected=f"a folder with {mark}",
                 remedy="choose another output folder, or remove the folder yourself",
             )
-        foreign = sorted(_files_in(resolved) - _written(resolved, mark))
+        found = {name for name in files_in(resolved) if not _is_staging(name.split("/")[0])}
+        foreign = sorted(found - _written(resolved, mark))
         if foreign:
             raise UsageError(
                 "the old output holds files that paramdelta did not write",
@@ -168,6 +249,14 @@ def find_place(out: str | Path, sources: Iterable[Path], overwrite: bool, mark: 
                 where=str(out),
                 got=", ".join(foreign[:4]) + (" …" if len(foreign) > 4 else ""),
                 remedy="move them elsewhere, or choose another output folder",
+            )
+        if inside:
+            raise UsageError(
+                "an old output cannot be replaced in one step here: the folder is a mount point, "
+                "the current folder, or in a folder that cannot be written",
+                code="output-not-replaceable",
+                where=str(out),
+                remedy="run from another folder, choose another output folder, or empty this one",
             )
         return Place(resolved, staging, False, _identity(resolved))
     except (OSError, ValueError) as error:
@@ -196,20 +285,6 @@ def _check_parent(out: Path) -> None:
             got=str(above),
             remedy="choose another output folder",
         )
-
-
-def remove_old(folder: Path, mark: str) -> list[str]:
-    """Remove the files of an old output that its own lock lists, the lock last. Returns the names
-    of the files that remain.
-    """
-    names = _written(folder, mark) & _files_in(folder)
-    for name in sorted(names, key=lambda name: (name == mark, name)):
-        with contextlib.suppress(OSError):
-            (folder / name).unlink()
-    for path, _, _ in os.walk(folder, topdown=False):
-        with contextlib.suppress(OSError):
-            Path(path).rmdir()
-    return sorted(_files_in(folder)) if folder.is_dir() else []
 
 
 def check_room(place: Place, size: int) -> None:
@@ -270,13 +345,21 @@ def _check_sources(out: Path, staging: Path, sources: Iterable[Path]) -> None:
                 )
 
 
-def _files_in(folder: Path) -> set[str]:
+def files_in(folder: Path) -> set[str]:
     """Paths of everything in a folder that is not a folder, relative to it, with slashes."""
     return {
         Path(path, name).relative_to(folder).as_posix()
         for path, folders, names in os.walk(folder)
         for name in (*names, *(n for n in folders if Path(path, n).is_symlink()))
     }
+
+
+def is_plain(path: Path) -> bool:
+    """Whether something is a regular file, and not a link."""
+    try:
+        return stat.S_ISREG(path.stat(follow_symlinks=False).st_mode)
+    except OSError:
+        return False
 
 
 def _written(folder: Path, mark: str) -> set[str]:
@@ -298,8 +381,13 @@ def written_by(record: bytes, mark: str) -> set[str]:
     except MisfitError:
         return set()
     listed = files if isinstance(files, (dict, list)) else ()
-    names = {name for name in listed if isinstance(name, str) and ".." not in name.split("/")}
+    names = {name for name in listed if isinstance(name, str) and _is_below(name)}
     return names | {mark, *_OURS}
+
+
+def _is_below(name: str) -> bool:
+    """Whether a name from a file is that of something inside of a folder."""
+    return "\0" not in name and not name.startswith("/") and ".." not in name.split("/")
 
 
 def _identity(folder: Path) -> tuple[int, int] | None:

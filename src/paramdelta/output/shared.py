@@ -28,7 +28,7 @@ from paramdelta.documents import parse_json
 from paramdelta.errors import MisfitError, StorageError, UsageError
 from paramdelta.output.destination import RUN
 from paramdelta.output.journal import compare_runs
-from paramdelta.output.place import Place, remove_old
+from paramdelta.output.place import Place
 from paramdelta.storage.local import storage_error, sync_folder, write_bytes
 
 SHARDS = "shards"
@@ -131,8 +131,9 @@ class SharedFolder:
             for folder, _, _ in os.walk(whole):
                 sync_folder(Path(folder))
             old = self.place.publish()
+            self.place.sync()
             if old is not None:
-                remove_old(old, self.mark)
+                self.place.remove_old(old, self.mark)
             left = sorted(path.name for path in whole.rglob("*")) if whole.exists() else []
             if not left:
                 shutil.rmtree(self.work, ignore_errors=True)

@@ -14,7 +14,7 @@ GENERATE = "custom_generate/"
 LARGEST = 1 << 20  # bytes of a file of code
 _MOST = 200  # files
 _FROM = re.compile(
-    r"^[ \t]*from[ \t]+\.([\w.]*)[ \t]+import[ \t]*(\([^)]*\)|[^\n#;]*)", re.MULTILINE
+    r"^[ \t]*from[ \t]+\.([\w.]*)[ \t]+import[ \t]*(\([^()]*\)|[^\n#;]*)", re.MULTILINE
 )
 _NAME = re.compile(r"[^\W\d]\w*")
 

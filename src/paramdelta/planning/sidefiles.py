@@ -22,6 +22,7 @@ from paramdelta.storage.files import POINTERS, Files
 from paramdelta.units import show_size
 
 UNNAMED = "in a folder that no configuration names"
+OUTSIDE = "a link that leads out of the folder"
 CONFIDENTIAL = "it holds what looks like a secret"
 _KNOWN = re.compile(
     r"config\.json|generation_config\.json|.*_config\.json|modules\.json|model_index\.json|"
@@ -58,7 +59,10 @@ def side_files(files: Files, checkpoint: Checkpoint, skip: Callable[[str], bool]
     for name, blob in files.items():
         if skip(name) or blob in weights:
             continue
+        known = is_tokenizer_file(name) or _KNOWN.fullmatch(name) or is_license(name)
         why = left_because(name)
+        if blob.outside and not known:
+            why = OUTSIDE
         if why in _OVERRULED and mentions.has(name):
             why = ""
         if not why and blob.size > MOST:
@@ -67,14 +71,13 @@ def side_files(files: Files, checkpoint: Checkpoint, skip: Callable[[str], bool]
             why = "" if mentions.has(name) else UNNAMED
         if not why and is_weights(name):
             why = _pickle(files, blob)
-        known = is_tokenizer_file(name) or _KNOWN.fullmatch(name) or is_license(name)
         if not why and not known and not is_weights(name) and blob.size <= LARGEST:
             why = CONFIDENTIAL if _SECRETS.search(files.bytes(name)) else ""
         if why:
             left[blob] = why
             continue
-        if blob.size in POINTERS:
-            files.bytes(name)  # refuses a file that was not downloaded
+        if blob.size in POINTERS or blob.outside:
+            files.bytes(name)  # refuses a file that was not downloaded, and one that leads out
         may[name] = blob
     return SideFiles(may, left)
 
@@ -87,25 +90,25 @@ class _Mentions:
 
     def __init__(self, files: Files) -> None:
         self._files = files
-        self._text: str | None = None
+        self._pieces: frozenset[str] | None = None
 
     def has(self, name: str) -> bool:
         """Whether the file, or the folder that it is in, is named."""
-        if self._text is None:
-            self._text = "\n".join(
+        if self._pieces is None:
+            texts = [
                 self._files.text(each)
                 for each, blob in self._files.items()
                 if "/" not in each
                 and each.endswith((".json", ".py"))
                 and each != FAST
                 and not left_because(each)
+                and not blob.outside
                 and blob.size <= LARGEST
-            )
+            ]
+            # What stands between quotes and slashes: all names are then found in one pass.
+            self._pieces = frozenset(p for text in texts for p in re.split("[\"'/]", text))
         folder, _, last = name.rpartition("/")
-        wanted = [last, *([folder.partition("/")[0]] if folder else [])]
-        return any(
-            re.search(rf"[\"'/]{re.escape(each)}[\"'/]", self._text) is not None for each in wanted
-        )
+        return not self._pieces.isdisjoint([last, *([folder.partition("/")[0]] if folder else [])])
 
 
 def _pickle(files: Files, blob: Blob) -> str:

@@ -79,9 +79,8 @@ def vocabulary_names(files: Files) -> frozenset[str]:
         found |= texts & {*others}
         code, _ = code_files(files, references(said))
         sources = [files.text(name) for name in code if files[name].size <= LARGEST]
-        found |= {
-            n for n in others if any(re.search(rf"[\"']{re.escape(n)}[\"']", s) for s in sources)
-        }
+        pieces = {piece for source in sources for piece in re.split("[\"']", source)}
+        found |= pieces & {*others}
     return frozenset(found)
 
 

@@ -52,15 +52,28 @@ def differing_rules(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> tuple
     found += [  # absent, false and "" are the same
         f"model.{key}" for key in _RULES if (mine.get(key) or None) != (other.get(key) or None)
     ]
-    if isinstance(mine.get("vocab"), list):
-        sizes = {len(each.get("vocab") or ()) for each in (mine, other)}
-        if len(sizes) == 1 and mine["vocab"] != other.get("vocab"):
+    mine_vocab, other_vocab = mine.get("vocab"), other.get("vocab")
+    if isinstance(mine_vocab, list):
+        same_size = isinstance(other_vocab, list) and len(mine_vocab) == len(other_vocab)
+        if same_size and mine_vocab != other_vocab:
             found.append("model.vocab")
-    elif mine.get("vocab") == other.get("vocab") and _merges(mine) != _merges(other):
+    elif mine_vocab == other_vocab and not _same_merges(mine.get("merges"), other.get("merges")):
         found.append("model.merges")
     return tuple(found)
 
 
-def _merges(model: Mapping[str, Any]) -> list[Any]:
-    """The merges of BPE as pairs: older files write each as one string."""
-    return [m.split(" ") if isinstance(m, str) else m for m in model.get("merges") or ()]
+def _same_merges(mine: Any, other: Any) -> bool:
+    """Whether the merges of BPE are the same. There may be millions: no list of pairs is made."""
+    if not isinstance(mine, list) or not isinstance(other, list):
+        return (mine or None) == (other or None)
+    return len(mine) == len(other) and all(map(_is_same_merge, mine, other))
+
+
+def _is_same_merge(one: Any, other: Any) -> bool:
+    """Compare two merges; older files write the pair as one string."""
+    return bool(one == other or _pair(one) == _pair(other))
+
+
+def _pair(merge: Any) -> Any:
+    """A merge as a pair: older files write it as one string."""
+    return merge.split(" ") if isinstance(merge, str) else merge

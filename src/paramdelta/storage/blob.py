@@ -9,12 +9,13 @@ class Blob:
 
     ``url``: an absolute path on this machine, or a URL with a scheme. ``size``: bytes.
     ``version``: changes when the content changes: time of modification and inode, a commit, an
-    ETag.
+    ETag. ``outside``: a link in the folder that was listed leads to it, out of that folder.
     """
 
     url: str
     size: int
     version: str
+    outside: bool = False
 
     def __str__(self) -> str:
         return self.url

@@ -14,9 +14,11 @@ from paramdelta.storage.reader import Reader
 MOST_JSON = 64_000_000  # bytes; the index of a model with 100,000 tensors is under 10 MB
 POINTERS = range(100, 400)  # bytes of a Git LFS pointer, which stands for a file
 _POINTER = b"version https://git-lfs"
+KEPT = 1_000_000  # bytes of a vocabulary; larger ones are not kept in memory
+_VOCABULARY = ("tokenizer.json", "vocab.json", "tekken.json")  # other files hold facts, and are
+# looked up many times
 SOON = (".json", ".jinja", ".model", ".txt", ".tiktoken")  # what is read of most checkpoints …
 MOST_SOON = 32_000_000  # … up to this size, in bytes
-KEPT = 1_000_000  # bytes; larger contents are not kept in memory
 
 
 class Files(Mapping[str, Blob]):
@@ -108,7 +110,7 @@ class Files(Mapping[str, Blob]):
             return self._objects[name]
         blob = self[name]
         value = parse_json(self.bytes(name), str(blob))
-        if blob.size <= KEPT:
+        if blob.size <= KEPT or not name.endswith(_VOCABULARY):
             self._objects[name] = value
         return value
 

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 _POSITIONAL = hasattr(os, "preadv") and hasattr(os, "pwrite")
 _BINARY = getattr(os, "O_BINARY", 0)
 _NONBLOCK = getattr(os, "O_NONBLOCK", 0)  # opening a FIFO must not wait for a writer
+_NOFOLLOW = getattr(os, "O_NOFOLLOW", 0)
 _DIRECT = getattr(os, "O_DIRECT", 0) if _POSITIONAL else 0
 PAGE = 4096  # bytes; every file system accepts direct transfers of this alignment
 WINDOW = 8 << 20  # bytes dropped from the page cache at a time; no page is larger
@@ -88,11 +89,13 @@ class File:
 
     @classmethod
     def create(cls, path: str | Path) -> "File":
-        """Open for reading and direct writing. An absent file is created, a present one kept."""
-        file = cls(path, os.O_RDWR | os.O_CREAT)
+        """Open for reading and direct writing. An absent file is created, a present one kept, and a
+        link refused.
+        """
+        file = cls(path, os.O_RDWR | os.O_CREAT | _NOFOLLOW)
         if _DIRECT:
             with contextlib.suppress(OSError):  # tmpfs and some network file systems cannot
-                file._direct = os.open(path, os.O_RDWR | _DIRECT)
+                file._direct = os.open(path, os.O_RDWR | _DIRECT | _NOFOLLOW)
         return file
 
     @classmethod
@@ -353,15 +356,25 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write a small file and sync it; raises StorageError."""
+    """Write a small file and sync it, never through a link; raises StorageError. A file that could
+    not be written whole is removed.
+    """
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | _BINARY | _NOFOLLOW | _NONBLOCK
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("wb") as file:
+        with contextlib.ExitStack() as undo, os.fdopen(os.open(path, flags, 0o666), "wb") as file:
+            undo.callback(_unlink, path)
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
+            undo.pop_all()
     except OSError as error:
         raise storage_error(error, path, "write") from None
+
+
+def _unlink(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        path.unlink()
 
 
 def sync_folder(path: Path) -> None:
@@ -406,7 +419,7 @@ class LocalStore:
         path = Path(url)
         try:
             if path.is_dir():
-                return dict(_walk(path, "", DEPTH))
+                return dict(_walk(path, "", DEPTH, Path(os.path.realpath(path)), False))
             return {path.name: local_blob(path)} if path.exists() else {}
         except (OSError, ValueError) as error:
             raise storage_error(error, path, "list") from None
@@ -442,10 +455,20 @@ class LocalStore:
         return file
 
 
-def local_blob(path: Path) -> Blob:
+def local_blob(path: Path, outside: bool = False) -> Blob:
     """The blob of a file of this machine; raises OSError."""
     found = path.stat()
-    return Blob(os.path.abspath(path), found.st_size, _version(found))  # noqa: PTH100 - keeps links
+    url = os.path.abspath(path)  # noqa: PTH100 - keeps links
+    return Blob(url, found.st_size, _version(found), outside)
+
+
+def is_of(folder: Path, target: Path) -> bool:
+    """Whether a file belongs to a folder, both without links: it lies in there, or it is a blob of
+    the Hub's cache, of which the folder is a snapshot.
+    """
+    snapshots = (path.parent for path in (folder, *folder.parents))
+    blobs = (path.parent / "blobs" for path in snapshots if path.name == "snapshots")
+    return any(target.is_relative_to(home) for home in (folder, *blobs))
 
 
 def modified_ns(blob: Blob) -> int:
@@ -479,8 +502,12 @@ def _is_loop(entry: "os.DirEntry[str]") -> bool:
     return False
 
 
-def _walk(folder: Path, prefix: str, depth: int) -> Iterator[tuple[str, Blob]]:
-    """Names and blobs of the files below a folder, in the order of their names."""
+def _walk(
+    folder: Path, prefix: str, depth: int, root: Path, outside: bool
+) -> Iterator[tuple[str, Blob]]:
+    """Names and blobs of the files below a folder, in the order of their names. ``root``: the
+    folder that is listed, without links. ``outside``: whether a link led out of it.
+    """
     entries = sorted(
         (entry for entry in os.scandir(folder) if not entry.name.startswith(".")),
         key=lambda entry: entry.name,
@@ -496,8 +523,12 @@ def _walk(folder: Path, prefix: str, depth: int) -> Iterator[tuple[str, Blob]]:
     for entry in entries:
         if _is_loop(entry):
             continue
+        path = folder / entry.name
+        leads_out = outside or (
+            entry.is_symlink() and not is_of(root, Path(os.path.realpath(path)))
+        )
         if entry.is_dir():
             if depth > 1:
-                yield from _walk(folder / entry.name, f"{prefix}{entry.name}/", depth - 1)
+                yield from _walk(path, f"{prefix}{entry.name}/", depth - 1, root, leads_out)
         elif entry.is_file():  # not a dangling link, a FIFO or a device
-            yield prefix + entry.name, local_blob(folder / entry.name)
+            yield prefix + entry.name, local_blob(path, leads_out)

@@ -122,8 +122,18 @@ class Reader:
         """All of a small file.
 
         Raises:
-            CheckpointError: it is larger than ``limit`` bytes; nothing was read.
+            CheckpointError: it is larger than ``limit`` bytes, or out of its folder; nothing was
+                read. What is read here travels into outputs, and a link in a checkpoint from
+                elsewhere can lead to any file of the user.
         """
+        if blob.outside:
+            raise CheckpointError(
+                "the link leads out of the folder",
+                code="link-outside",
+                where=str(blob),
+                expected="a file in the folder of the checkpoint, or a link to one",
+                remedy="if you know this file, put a copy of it in the folder",
+            )
         if blob.size > limit:
             raise CheckpointError(
                 "the file is too large for what it should be",

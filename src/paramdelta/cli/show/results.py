@@ -25,6 +25,7 @@ def show_mix(result: Mix, as_json: bool) -> None:
             bytes_moved=result.moved,
             bytes_resumed=result.resumed,
             not_finite=_not_finite_facts(result.not_finite),
+            set_aside=[str(folder) for folder in result.kept],
             **({"check": result.report.facts} if result.report is not None else {}),
         )
         return
@@ -36,6 +37,7 @@ def show_mix(result: Mix, as_json: bool) -> None:
         f"{show_size(result.layout.size)} in {_files(len(result.layout.shards))}, "
         f"{show_duration(result.seconds)}, {show_size(rate)}/s read and written{resumed}"
     )
+    _show_kept(result.kept)
     if result.report is not None:
         say(f"  checked: {', '.join(result.report.checked)}")
         show_findings(result.report.findings, notes=False)
@@ -112,6 +114,7 @@ def show_sweep(result: Swept, as_json: bool) -> None:
                 }
                 for member in result.members
             ],
+            set_aside=[str(folder) for folder in result.kept],
         )
         return
     for member in result.members:
@@ -127,6 +130,7 @@ def show_sweep(result: Swept, as_json: bool) -> None:
         f"{show_size(result.read)} read, {show_size(result.written)} written, "
         f"{show_duration(result.seconds)}"
     )
+    _show_kept(result.kept)
 
 
 def show_extract(result: Extracted, as_json: bool) -> None:
@@ -145,6 +149,7 @@ def show_extract(result: Extracted, as_json: bool) -> None:
             deltas=deltas,
             whole=whole,
             base_sha256=made.base_sha256,
+            set_aside=[str(folder) for folder in result.kept],
         )
         return
     say(
@@ -153,6 +158,7 @@ def show_extract(result: Extracted, as_json: bool) -> None:
         f"{show_size(post)}; {show_duration(result.seconds)}, "
         f"{show_size(result.read / max(result.seconds, 1e-9))}/s read"
     )
+    _show_kept(result.kept)
 
 
 def show_adapter(result: ExtractedAdapter, as_json: bool) -> None:
@@ -178,9 +184,11 @@ def show_adapter(result: ExtractedAdapter, as_json: bool) -> None:
                 for one in made.left
             ],
             findings=finding_facts(made.findings),
+            set_aside=[str(folder) for folder in result.kept],
         )
         return
     show_findings(made.findings)
+    _show_kept(result.kept)
     ranks = sorted({one.rank for one in made.kept})
     least = min(made.kept, key=lambda one: one.kept)
     say(
@@ -248,3 +256,9 @@ def _show_not_finite(found: dict[tuple[str, str], int], when: str = "") -> None:
             f"  warning   {count} infinite or NaN numbers in {tensor}, in {place}{when}",
             color="yellow",
         )
+
+
+def _show_kept(kept: tuple[Path, ...]) -> None:
+    """Where files of a replaced output are that were not removed."""
+    for folder in kept:
+        say(f"warning: the rest of the old output is in {folder}")
