@@ -19,15 +19,20 @@ if TYPE_CHECKING:
         Member,
         Mix,
         Swept,
+        explain,
         extract,
         extract_adapter,
         mix,
         plan,
+        plan_extract,
         sweep,
         tensors,
         verify,
     )
+    from paramdelta.check.report import Report
+    from paramdelta.engine.job import Progress
     from paramdelta.errors import (
+        BusyError,
         CheckpointError,
         Interrupted,
         MisfitError,
@@ -35,13 +40,35 @@ if TYPE_CHECKING:
         StorageError,
         UsageError,
     )
+    from paramdelta.jobs.verify.verification import Verification
     from paramdelta.planning.findings import Finding, Severity
     from paramdelta.planning.plan import Plan
-    from paramdelta.recipe import Delta, Recipe, Rule, Schedule, Span, read_recipe
+    from paramdelta.progress import progress_bar
+    from paramdelta.recipe import (
+        Address,
+        Delta,
+        Recipe,
+        Rule,
+        Schedule,
+        Span,
+        preset,
+        read_recipe,
+    )
     from paramdelta.schemes.dare import Dare
+    from paramdelta.schemes.sum import Sum
     from paramdelta.schemes.ties import Ties
 
 _HOMES = {
+    "Address": "recipe",
+    "Sum": "schemes.sum",
+    "progress_bar": "progress",
+    "preset": "recipe",
+    "plan_extract": "api",
+    "explain": "api",
+    "Verification": "jobs.verify.verification",
+    "Progress": "engine.job",
+    "BusyError": "errors",
+    "Report": "check.report",
     "Extracted": "api",
     "ExtractedAdapter": "api",
     "Member": "api",
@@ -74,6 +101,8 @@ _HOMES = {
 }
 
 __all__ = [
+    "Address",
+    "BusyError",
     "CheckpointError",
     "Dare",
     "Delta",
@@ -86,20 +115,28 @@ __all__ = [
     "Mix",
     "ParamDeltaError",
     "Plan",
+    "Progress",
     "Recipe",
+    "Report",
     "Rule",
     "Schedule",
     "Severity",
     "Span",
     "StorageError",
+    "Sum",
     "Swept",
     "Ties",
     "UsageError",
+    "Verification",
     "__version__",
+    "explain",
     "extract",
     "extract_adapter",
     "mix",
     "plan",
+    "plan_extract",
+    "preset",
+    "progress_bar",
     "read_recipe",
     "sweep",
     "tensors",

@@ -1,5 +1,6 @@
 """What paramdelta does, as functions; the command line calls these."""
 
+import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -34,21 +35,27 @@ from paramdelta.output.place import Place, check_local, check_room, find_place, 
 from paramdelta.planning import explanation
 from paramdelta.planning.explanation import Explanation
 from paramdelta.planning.extraction import extraction_recipe
+from paramdelta.planning.findings import Finding, Severity
 from paramdelta.planning.linear import linear
 from paramdelta.planning.plan import Plan
 from paramdelta.planning.planner import make_plan
 from paramdelta.planning.relatives import SHIFT_CODES
 from paramdelta.planning.sources import Opener
 from paramdelta.planning.sweep import Sweep, make_sweep, sweep_of_one
-from paramdelta.recipe import Recipe
+from paramdelta.recipe import Address, Recipe, read_recipe
 from paramdelta.storage.blob import Blob
 from paramdelta.storage.digest import TreeDigest
 from paramdelta.storage.reader import Reader
+from paramdelta.text import line
 from paramdelta.units import parse_size
 
 SHARD_SIZE = "5GB"
 MEMORY = "256MB"
 MAX_RANK = 256
+
+log = logging.getLogger("paramdelta")
+"""Plans, findings and finished work, for whoever adds a handler."""
+log.addHandler(logging.NullHandler())
 
 Made = TypeVar("Made")
 
@@ -181,17 +188,36 @@ def explain(plan: Plan, pattern: str) -> tuple[Explanation, ...]:
     return explanation.explain(plan, pattern)
 
 
-def plan(recipe: Recipe) -> Plan:
+def plan(recipe: Recipe | Address) -> Plan:
     """What a mix would do, from headers alone; nothing is written.
+
+    ``recipe``: a recipe, or the path of a YAML file with one.
 
     Raises:
         UsageError, CheckpointError, StorageError: see `paramdelta.planning.planner.make_plan`.
     """
-    return make_plan(recipe)
+    made = make_plan(_recipe(recipe))
+    log.info("planned %r", made)
+    _log_findings(made.findings)
+    return made
+
+
+def _log_findings(findings: Sequence[Finding]) -> None:
+    for finding in findings:
+        level = logging.INFO if finding.severity is Severity.NOTE else logging.WARNING
+        log.log(level, "%s: %s: %s", finding.severity.value, finding.code, line(finding.what))
+
+
+def _recipe(given: Recipe | Address) -> Recipe:
+    return given if isinstance(given, Recipe) else read_recipe(given)
+
+
+def _planned(given: Recipe | Plan | Address) -> Plan:
+    return given if isinstance(given, Plan) else plan(given)
 
 
 def mix(
-    recipe: Recipe | Plan,
+    recipe: Recipe | Plan | Address,
     out: str | Path,
     *,
     shard_size: int | str = SHARD_SIZE,
@@ -204,6 +230,10 @@ def mix(
     progress: Callable[[Progress], None] | None = None,
 ) -> Mix:
     """Write the mix of a recipe, or of a plan made before, as a checkpoint folder.
+
+    ``recipe``: a recipe, the path of a YAML file with one, or a plan. ``progress`` is called from
+    time to time in the thread of the caller, for example a `progress_bar`; the run is cancelled,
+    and can be resumed, if it raises KeyboardInterrupt.
 
     Whole or not at all: ``out`` appears when everything is on disk. A run that was killed is
     resumed by the same call. ``shard_size`` and ``memory`` are bytes or text such as "5GB";
@@ -222,12 +252,13 @@ def mix(
         Interrupted: Ctrl-C; the same call resumes.
     """
     began = perf_counter()
-    plan = make_plan(recipe) if isinstance(recipe, Recipe) else recipe
+    plan = _planned(recipe)
     plan.check()
     made = sweep_of_one(plan)
     watch = _Watch(progress)
     place = find_place(out, local_paths(plan), overwrite, LOCK)
     inspection = Inspection(strict) if check or strict else None
+    log.info("mixing into %s", place.out)
     run = _run(
         made,
         [place],
@@ -252,7 +283,7 @@ def mix(
 
 
 def tensors(
-    recipe: Recipe | Plan,
+    recipe: Recipe | Plan | Address,
     *,
     dtype: str | None = None,
     framework: str = "numpy",
@@ -274,11 +305,12 @@ def tensors(
         raise UsageError(
             "a plan has its dtype already", code="dtype-with-plan", expected="a recipe with dtype"
         )
-    if isinstance(recipe, Recipe):
-        chosen = recipe if dtype is None else replace(recipe, dtype=parse_dtype(dtype))
-        recipe = make_plan(chosen)
-    recipe.check()
-    made = sweep_of_one(recipe)
+    if not isinstance(recipe, Plan):
+        chosen = _recipe(recipe)
+        recipe = chosen if dtype is None else replace(chosen, dtype=parse_dtype(dtype))
+    plan = _planned(recipe)
+    plan.check()
+    made = sweep_of_one(plan)
     return _tensors(made, _budget(made, memory, workers), framework)
 
 
@@ -291,7 +323,7 @@ def _tensors(made: Sweep, chosen: Budget, framework: str) -> Iterator[tuple[str,
 
 
 def sweep(
-    recipe: Recipe,
+    recipe: Recipe | Address,
     scales: Sequence[float],
     out: str | Path,
     *,
@@ -325,7 +357,7 @@ def sweep(
     check_local(out)
     out = Path(out)
     shard_bytes = parse_size(shard_size)
-    made = make_sweep(recipe, scales)
+    made = make_sweep(_recipe(recipe), scales)
     if planned is not None:
         planned(made)
     outs = [out / f"scale-{scale}" for scale in made.scales]
@@ -416,12 +448,14 @@ def _run(
     try:
         written = write_outputs(made, layout, sinks, chosen, small_files, progress)
     except KeyboardInterrupt:
+        log.warning("stopped; the same call resumes")
         raise Interrupted(
             "stopped; what is done is kept",
             code="interrupted",
             where=str(places[0].staging if len(places) == 1 else places[0].out.parent),
             remedy="the same command continues; `fresh=True` starts again",
         ) from None
+    log.info("%d bytes read, %d bytes written", written.read, written.written)
     kept = tuple(sink.kept[0] for sink in sinks if sink.kept is not None)
     return _Run(layout, written, kept)
 
@@ -478,6 +512,32 @@ def _budget(made: Sweep, memory: int | str, workers: int | None) -> Budget:
     return budget(need, parse_size(memory), workers or default_workers(), " for this recipe" + what)
 
 
+def check(
+    folder: str | Path,
+    *,
+    strict: bool = False,
+    load: bool = False,
+    values: bool = True,
+    progress: Callable[[int, int], None] | None = None,
+) -> Report:
+    """Look at a folder as a loader does, knowing nothing of how it was made.
+
+    ``strict``: NaN and infinities are refused, not only warned of. ``load``: load it in a child
+    process with the library that it is for, offline and without code of the folder. ``values``:
+    read every number; without it, headers and small files only. ``progress``: called with bytes
+    read and bytes to read. ``passed`` of the result says whether nothing is refused.
+
+    Raises:
+        StorageError: there is no such folder, or it cannot be read.
+    """
+    from paramdelta.check.checker import check as look
+
+    report = look(Path(folder), strict=strict, load=load, values=values, progress=progress)
+    log.info("checked %s: %s", folder, "passed" if report.passed else "refused")
+    _log_findings(report.findings)
+    return report
+
+
 def verify(
     folder: str | Path,
     *,
@@ -525,12 +585,15 @@ def verify(
         str(post) if post is not None else None,
         str(base) if base is not None else None,
     )
-    return verify_folder(str(folder), options)
+    log.info("verifying %s, share %g, seed %d", folder, share, options.seed)
+    found = verify_folder(str(folder), options)
+    log.info("right: %r", found)
+    return found
 
 
 def plan_extract(
-    post: str,
-    base: str,
+    post: Address,
+    base: Address,
     *,
     maps: Sequence[str] = (),
     vocabulary: str = "auto",
@@ -558,8 +621,22 @@ def plan_extract(
     return replace(made, findings=told, shifts={})
 
 
+def _extraction(source: Plan | Sequence[Address]) -> Plan:
+    """The plan of an extraction, from post and base or as it was given."""
+    if isinstance(source, Plan):
+        return source
+    if isinstance(source, str) or len(source) != 2:
+        raise UsageError(
+            "a Δ is extracted from two models",
+            code="invalid-delta-entry",
+            expected="a pair: (post, base)",
+            got=repr(source),
+        )
+    return plan_extract(*source)
+
+
 def extract(
-    source: Plan | tuple[str, str],
+    source: Plan | Sequence[Address],
     out: str | Path,
     *,
     shard_size: int | str = SHARD_SIZE,
@@ -581,7 +658,7 @@ def extract(
         Interrupted: Ctrl-C; nothing is kept.
     """
     began = perf_counter()
-    plan = plan_extract(*source) if isinstance(source, tuple) else source
+    plan = _extraction(source)
     plan.check()
     if not any(tensor.pairs for tensor in plan.tensors):
         raise MisfitError(
@@ -616,7 +693,7 @@ def extract(
 
 
 def extract_adapter(
-    source: Plan | tuple[str, str],
+    source: Plan | Sequence[Address],
     out: str | Path,
     *,
     rank: int | None = None,
@@ -650,7 +727,7 @@ def extract_adapter(
         raise UsageError(
             "factors cannot be FP8", code="invalid-dtype", expected="auto, bf16, f16, f32 or f64"
         )
-    plan = plan_extract(*source) if isinstance(source, tuple) else source
+    plan = _extraction(source)
     plan.check()
     if any(component.prefix for component in plan.components):
         raise UsageError(

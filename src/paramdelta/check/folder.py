@@ -14,6 +14,7 @@ from typing import Any
 from paramdelta.documents import parse_json
 from paramdelta.errors import CheckpointError, StorageError
 from paramdelta.planning.findings import Findings, Severity
+from paramdelta.storage.location import nearest_path
 
 MAX_FILES = 100_000
 MAX_DEPTH = 6  # folders below the one that is checked
@@ -158,7 +159,8 @@ def open_folder(path: Path, findings: Findings) -> Folder:
             "no such folder" if not path.exists() else "not a folder",
             code="no-such-folder",
             where=str(path),
-            remedy="give the folder that holds config.json or the weights",
+            remedy=nearest_path(str(path))
+            or "give the folder that holds config.json or the weights",
         )
     root = Path(os.path.realpath(path))
     sizes: dict[str, int] = {}

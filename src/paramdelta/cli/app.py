@@ -18,10 +18,10 @@ import typer
 
 from paramdelta.cli import check, demo, extract, mix, plan, recipe, sweep, verify
 from paramdelta.cli.flags import with_flags
-from paramdelta.cli.options import flat
+from paramdelta.cli.options import Stopped, flat
 from paramdelta.cli.show.events import emit
 from paramdelta.cli.show.terminal import say
-from paramdelta.errors import ParamDeltaError, StorageError, UsageError
+from paramdelta.errors import Explained, Interrupted, ParamDeltaError, StorageError, UsageError
 from paramdelta.storage.local import storage_error
 from paramdelta.version import __version__
 
@@ -34,7 +34,6 @@ app = typer.Typer(
     epilog="Exit codes: 0 done · 2 usage · 3 the inputs do not fit together · 4 I/O · "
     "130 interrupted and resumable.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
@@ -113,8 +112,10 @@ def _run(arguments: list[str]) -> int:
         if code == _INTERRUPTED:
             say("interrupted", err=True)
         return code or 0
-    except ParamDeltaError as error:
+    except (ParamDeltaError, Interrupted) as error:
         return _report(flagged(error), as_json)
+    except Stopped as stopped:
+        return _report(flagged(stopped.error), as_json)
     except MemoryError:
         return _report(
             StorageError(
@@ -145,7 +146,7 @@ def _run(arguments: list[str]) -> int:
         return 1
 
 
-def _report(error: ParamDeltaError, as_json: bool) -> int:
+def _report(error: Explained, as_json: bool) -> int:
     if as_json:
         emit("error", exit_code=error.exit_code, **error.to_dict())
     else:
@@ -155,6 +156,15 @@ def _report(error: ParamDeltaError, as_json: bool) -> int:
 
 def _misused(error: Any) -> UsageError:
     """An error of the library that parses the command line, as one of ours."""
+    near = getattr(error, "possibilities", None)
+    if near:  # of options and commands, nearest first
+        what = error.message if getattr(error, "option_name", None) else None
+        what = what or error.format_message().partition(" Did you mean")[0]
+        return UsageError(
+            what.rstrip("."),
+            code="invalid-command-line",
+            remedy=f"did you mean {near[0]}?",
+        )
     usage = " ".join(error.ctx.get_usage().split()) if error.ctx is not None else None
     return UsageError(
         " ".join(error.format_message().split()),
@@ -164,7 +174,7 @@ def _misused(error: Any) -> UsageError:
     )
 
 
-def flagged(error: ParamDeltaError) -> ParamDeltaError:
+def flagged(error: Explained) -> Explained:
     """The same error with options of the command line in its text."""
     shown = copy.copy(error)
     shown.what = with_flags(error.what)

@@ -1,6 +1,5 @@
 """`paramdelta mix`: write the mix as a checkpoint."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -20,7 +19,7 @@ def mix(
     run: RunOptions,
     looking: CheckOptions,
     out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="The folder to write.  [required]")
+        str | None, typer.Option(metavar="DIR", help="The folder to write.  [required]")
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -38,6 +37,7 @@ def mix(
         raise UsageError(
             "missing --out", code="missing-option", expected="--out DIR, the folder to write"
         )
+    api.check_local(out)
     plan = api.plan(recipe.recipe())
     show_start(plan, as_json)
     with reporter("mixing", as_json) as progress:

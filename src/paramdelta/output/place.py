@@ -182,6 +182,7 @@ def check_local(out: str | Path) -> None:
             code="output-not-local",
             got=str(out) or "an empty path",
             expected="a path such as ./mixed",
+            remedy="write to a folder here, and copy it when it is complete",
         )
 
 

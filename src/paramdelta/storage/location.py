@@ -1,5 +1,6 @@
 """An address as the user writes it, and the place that it stands for."""
 
+import difflib
 import os
 import re
 from dataclasses import dataclass, replace
@@ -85,11 +86,30 @@ def locate(address: str, download: bool = True) -> Location:
             code="no-such-checkpoint",
             where=address,
             expected="an existing folder or weight file, or a Hub id (name or org/name@revision)",
+            remedy=nearest_path(address),
         )
     from paramdelta.storage import hub  # keeps huggingface_hub out of local work
 
     path, commit = hub.download(match["repo"], match["revision"], cached=not download)
     return Location(address, str(path), match["repo"], commit)
+
+
+def nearest_path(address: str) -> str | None:
+    """A remedy for a mistyped path: the path that exists and is nearest to it, if there is one."""
+    path = _expanded(address)
+    for above in path.parents:
+        if _exists(above):
+            wrong = path.relative_to(above).parts[0]
+            try:
+                names = [each.name for each in above.iterdir()]
+            except OSError:
+                return None
+            near = difflib.get_close_matches(wrong, names, 1, 0.6)
+            if near:
+                rest = path.relative_to(above).parts[1:]
+                return f"did you mean {str(Path(above, near[0], *rest))!r}?"
+            return None if above == Path() else f"{str(above)!r} is there, {wrong!r} is not in it"
+    return None
 
 
 def not_here(address: str) -> MisfitError:

@@ -68,13 +68,13 @@ def _show_sources(plan: Plan) -> None:
         )
     for pair, like in plan.likeness.items():
         say(
-            f"  {pair}: cosine {like.cosine:.4f}, relative distance {like.distance:.4f}"
-            f" (on {like.tensors} matrices)"
+            f"  {pair}: {like.reading} (cosine {like.cosine:.4f}, relative distance "
+            f"{like.distance:.4f}, on {like.tensors} matrices)"
         )
     for role, shift in plan.shifts.items():
         say(
-            f"  the new base moved {shift.ratio:.2f} times as far from base as {role} did "
-            f"(cosine {shift.cosine:.2f}); less comes across the farther it moved"
+            f"  the new base moved {shift.ratio:.2f} times as far from base as {role} did, "
+            f"{shift.reading} (cosine {shift.cosine:.2f}); less comes across the farther it moved"
         )
 
 

@@ -1,6 +1,7 @@
 """What a folder is that paramdelta wrote, and how it is verified."""
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 from paramdelta.errors import MisfitError, UsageError
 from paramdelta.formats.checkpoint import DELTA
@@ -11,7 +12,7 @@ from paramdelta.jobs.verify.mix import verify_mix
 from paramdelta.jobs.verify.verification import Options, Verification
 from paramdelta.output.lock import LOCK
 from paramdelta.storage.files import Files
-from paramdelta.storage.location import locate
+from paramdelta.storage.location import locate, nearest_path
 from paramdelta.storage.reader import Reader
 from paramdelta.storage.store import LOCAL, scheme_of
 
@@ -25,6 +26,14 @@ KINDS: Mapping[str, Callable[[Files, Options], Verification]] = {
 
 def verify_folder(address: str, options: Options) -> Verification:
     """Verify whatever a folder holds; see `api.verify`."""
+    if scheme_of(address) == LOCAL and not Path(address).expanduser().exists():
+        raise UsageError(
+            "no such folder",
+            code="no-such-folder",
+            where=address,
+            expected="a folder that paramdelta wrote",
+            remedy=nearest_path(address),
+        )
     with Reader() as reader:
         try:
             files = Files(locate(address, options.download or scheme_of(address) != LOCAL), reader)
