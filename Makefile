@@ -29,10 +29,11 @@ test: $(READY) ## all tests, the slow ones too
 torture: $(READY) ## 1,000 kills and 200 races of two runs on one output (30 min)
 	$(BIN)/python -m tests.torture
 
-lint: $(READY) ## ruff and mypy
+lint: $(READY) ## ruff, mypy, and both type checkers on a user's script
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python -m pytest tests/user_types.py
 
 bench: $(READY) ## floor, paramdelta and mergekit in turns (45 min, 20 GB of disk)
 	$(BIN)/python -m benchmarks.compare

@@ -1,4 +1,7 @@
-"""Type checkers on a user's script: the package says what its functions take and give."""
+"""Type checkers on a user's script: the package says what its functions take and give.
+
+Not collected by default, for mypy takes a minute; `make lint` runs it.
+"""
 
 import re
 import shutil
@@ -78,7 +81,6 @@ def errors_of(command, script, wrong):
 WRONG = "\nparamdelta.mix(3, 'out')\n"
 
 
-@pytest.mark.slow
 def test_mypy(script):
     """Strict mypy finds nothing in the script, and finds a wrong call."""
     pytest.importorskip("mypy")
@@ -89,7 +91,6 @@ def test_mypy(script):
     assert wrong == 1
 
 
-@pytest.mark.slow
 def test_pyright(script):
     """Pyright finds nothing in the script, and finds a wrong call. basedpyright is its package
     for pip.

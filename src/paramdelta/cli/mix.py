@@ -32,12 +32,13 @@ def mix(
     from paramdelta.cli.show.progress import reporter
     from paramdelta.cli.show.results import show_mix
     from paramdelta.errors import UsageError
+    from paramdelta.output.place import check_local
 
     if out is None:
         raise UsageError(
             "missing --out", code="missing-option", expected="--out DIR, the folder to write"
         )
-    api.check_local(out)
+    check_local(out)
     plan = api.plan(recipe.recipe())
     show_start(plan, as_json)
     with reporter("mixing", as_json) as progress:
