@@ -26,7 +26,14 @@ from paramdelta.jobs.mix import MixJob
 from paramdelta.jobs.outputs import Written, measured, write_outputs
 from paramdelta.jobs.tensors import check_framework, converted, iterate
 from paramdelta.jobs.verify.verification import Verification
-from paramdelta.output.card import adapter_card, delta_card, model_card, origins_of
+from paramdelta.output.card import (
+    RECIPE,
+    adapter_card,
+    delta_card,
+    model_card,
+    origins_of,
+    recipe_file,
+)
 from paramdelta.output.companions import contents
 from paramdelta.output.folder import FolderSink, tidy
 from paramdelta.output.layout import Layout, make_layout
@@ -478,7 +485,11 @@ def _small_files(plan: Plan, out: Path) -> dict[str, bytes]:
     """All but weights, index and lock. Built before a weight is written: this may fail."""
     with Reader() as reader:
         files = contents(plan.companions, reader)
-    return {**files, "README.md": model_card(plan, out).encode(errors="replace")}
+    return {
+        **files,
+        RECIPE: recipe_file(plan, out).encode(errors="replace"),
+        "README.md": model_card(plan, out).encode(errors="replace"),
+    }
 
 
 def _sizes(folder: Path) -> tuple[int, int]:

@@ -53,7 +53,11 @@ def read_scale(plain: Any) -> float | Schedule:
 
 
 def _recipe(node: Node) -> Recipe:
+    """The recipe of a document, or of the lock that `mix` wrote."""
     known = schemes()
+    lock = {key.scalar: value for key, value in node.pairs or ()}
+    if "lock_version" in lock and "recipe" in lock:
+        node = lock["recipe"]
     if any(key.scalar == "merge_method" for key, _ in node.pairs or ()):
         raise node.error(
             "this is a configuration of mergekit, not a recipe",

@@ -171,7 +171,9 @@ class YamlNode(Node):
     def beside(self, address: str) -> str:
         """See `Node.beside`."""
         path = self._path.parent / address
-        return str(path) if os.path.exists(path) else address  # noqa: PTH110 - takes any text
+        file = str(path).rpartition("#")[0]  # a branch of a file may follow
+        there = os.path.exists(path) or (file and os.path.exists(file))  # noqa: PTH110 - any text
+        return str(path) if there else address
 
 
 class PlainNode(Node):
