@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 TORCH ?= torch==2.13.0
 READY := $(VENV)/.ready
 
-.PHONY: help demo test torture lint bench bench-flat bench-formats bench-deltas minilm lineage study study-gpu study-encoders study-crossed study-decoder study-vocabulary study-lowrank docs clean
+.PHONY: help demo test test-vllm torture lint bench bench-flat bench-formats bench-deltas bench-live minilm lineage study study-gpu study-encoders study-crossed study-decoder study-vocabulary study-lowrank docs clean test-objects
 
 help: ## show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -25,6 +25,14 @@ minilm: $(READY) ## the same on all-MiniLM-L6-v2 and its real fine-tune (downloa
 
 test: $(READY) ## all tests, the slow ones too
 	$(BIN)/python -m pytest -n 2 --dist loadgroup
+
+test-vllm: ## the plugin in the real vLLM on this CPU (3.4 GB, 30 min)
+	$(PYTHON) -m tests.live.environment .venv-vllm "$(TORCH)"
+	.venv-vllm/bin/python -m pytest tests/live tests/arithmetic
+
+test-objects: $(READY) ## object stores against moto's S3 server (downloads moto: 80 MB)
+	$(BIN)/python -m pip install -q --disable-pip-version-check "moto[server]>=5.2" boto3
+	$(BIN)/python -m pytest tests/storage/test_objects.py tests/output/test_bucket.py
 
 torture: $(READY) ## 1,000 kills and 200 races of two runs on one output (30 min)
 	$(BIN)/python -m tests.torture
@@ -48,6 +56,9 @@ bench-deltas: $(READY) ## size and speed of stored Δ (downloads two wheels; min
 
 bench-formats: $(READY) ## FP8 and other vocabularies beside the plain case (5 min)
 	$(BIN)/python -m benchmarks.formats
+
+bench-live: $(READY) ## loading a mix beside plain loads (6 GB of disk; minutes)
+	$(BIN)/python -m benchmarks.live
 
 lineage: $(READY) ## train the small lineage again (an hour)
 	$(BIN)/python -m studies.lineage

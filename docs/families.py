@@ -35,9 +35,12 @@ of a mix (see [the study](study.md)).
 - **equal**: each stored tensor, and each tensor of the loaded model, is the float64 sum of the
   three, rounded once.
 - **forward**: the loaded model gives the same outputs, bit for bit, as a model built from that sum.
+- **live**: `paramdelta.load` gives the same class, parameters, buffers and generation settings as
+  the written mix. `set_scale` to 0.5 and back gives what loading at that scale gives, in the same
+  Parameter objects.
 
-| family | loaded by | as | weights | plan | mix | check | load | equal | forward | |
-| --- | --- | --- | --- | :-: | :-: | :-: | :-: | :-: | :-: | --- |
+| family | loaded by | as | weights | plan | mix | check | load | equal | forward | live | |
+| --- | --- | --- | --- | :-: | :-: | :-: | :-: | :-: | :-: | :-: | --- |
 """
 FORMATS = """
 ## Formats

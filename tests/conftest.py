@@ -64,3 +64,14 @@ def _quick_syncs(request: pytest.FixtureRequest) -> Iterator[None]:
             for name in ("fsync", "fdatasync"):
                 patch.setattr(os, name, lambda descriptor: None, raising=False)
         yield
+
+
+@pytest.fixture(scope="session")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> Lineage:
+    """A lineage whose mix has three weight files of 1 MB."""
+    folder, base = tmp_path_factory.mktemp("wide"), llama(hidden=128, layers=8, vocab=500)
+    return Lineage(
+        save(folder / "base", base, config_json=CONFIG),
+        save(folder / "post", moved(base, 1), shards=2, config_json=CONFIG),
+        save(folder / "new", moved(base, 2), shards=3, config_json=CONFIG),
+    )

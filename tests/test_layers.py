@@ -9,8 +9,8 @@ PACKAGE = Path(paramdelta.__file__).parent
 LAYERS = (
     ("version",), ("text",), ("errors",), ("units", "dtypes", "documents"), ("arithmetic",),
     ("storage",), ("formats",), ("encodings", "schemes"), ("schedule",), ("recipe",),
-    ("mergekit",), ("planning",), ("engine",), ("progress",), ("output",), ("jobs",), ("check",),
-    ("api",), ("demo",), ("cli",),
+    ("mergekit",), ("planning",), ("engine",), ("progress",), ("output",), ("jobs",),
+    ("analysis",), ("check",), ("api",), ("live",), ("demo",), ("cli",),
 )  # fmt: skip
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 

@@ -54,7 +54,8 @@ except paramdelta.Interrupted as stopped:
 @pytest.fixture(scope="module")
 def script(tmp_path_factory):
     """README's examples in Python, and calls of everything else that is public."""
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL)
+    pages = [(ROOT / name).read_text("utf-8") for name in ("README.md", "docs/python.md")]
+    blocks = re.findall(r"```python\n(.*?)```", "\n".join(pages), re.DOTALL)
     assert blocks
     path = tmp_path_factory.mktemp("user") / "script.py"
     path.write_text("\n".join([*blocks, MORE]), encoding="utf-8")

@@ -1,15 +1,18 @@
 """What paramdelta does, as functions; the command line calls these."""
 
+import contextlib
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any, TypeVar
 
+from paramdelta.analysis.analysis import Analysis
 from paramdelta.arithmetic.sketch import Aim
-from paramdelta.check.inspection import Inspection
+from paramdelta.check.inspection import Inspection, refuse_not_finite
 from paramdelta.check.report import Report
 from paramdelta.documents import to_json
 from paramdelta.dtypes import FP8_BLOCK, parse_dtype
@@ -23,8 +26,8 @@ from paramdelta.jobs import extract as extraction
 from paramdelta.jobs import lowrank
 from paramdelta.jobs.measure import MeasureJob
 from paramdelta.jobs.mix import MixJob
-from paramdelta.jobs.outputs import Written, measured, write_outputs
-from paramdelta.jobs.tensors import check_framework, converted, iterate
+from paramdelta.jobs.outputs import Written, measured, write_outputs, write_shards
+from paramdelta.jobs.tensors import Maker, check_framework, converted
 from paramdelta.jobs.verify.verification import Verification
 from paramdelta.output.card import (
     RECIPE,
@@ -35,10 +38,22 @@ from paramdelta.output.card import (
     recipe_file,
 )
 from paramdelta.output.companions import contents
+from paramdelta.output.destination import Destination
 from paramdelta.output.folder import FolderSink, tidy
 from paramdelta.output.layout import Layout, make_layout
-from paramdelta.output.lock import LOCK, is_finished, lock_text, run_identity
+from paramdelta.output.lock import (
+    LOCK,
+    is_finished,
+    is_lock_of,
+    lock_text,
+    pinned,
+    run_identity,
+    shared_identity,
+)
+from paramdelta.output.parts import Part, parse_part
 from paramdelta.output.place import Place, check_local, check_room, find_place, free_space
+from paramdelta.output.shared import SharedFolder
+from paramdelta.output.shipping import COMMIT_SECONDS, ShippingSink
 from paramdelta.planning import explanation
 from paramdelta.planning.explanation import Explanation
 from paramdelta.planning.extraction import extraction_recipe
@@ -49,10 +64,13 @@ from paramdelta.planning.planner import make_plan
 from paramdelta.planning.relatives import SHIFT_CODES
 from paramdelta.planning.sources import Opener
 from paramdelta.planning.sweep import Sweep, make_sweep, sweep_of_one
-from paramdelta.recipe import Address, Recipe, read_recipe
+from paramdelta.recipe import Address, Delta, Recipe, read_recipe
 from paramdelta.storage.blob import Blob
 from paramdelta.storage.digest import TreeDigest
-from paramdelta.storage.reader import Reader
+from paramdelta.storage.files import Files
+from paramdelta.storage.location import locate
+from paramdelta.storage.reader import READ_AHEAD, Reader
+from paramdelta.storage.store import LOCAL, scheme_of
 from paramdelta.text import line
 from paramdelta.units import parse_size
 
@@ -71,14 +89,14 @@ Made = TypeVar("Made")
 class Mix:
     """A finished mix.
 
-    ``not_finite``: how many infinite or NaN numbers were met, by (tensor, checkpoint's role or
-    "result"). ``seconds``: wall time, without the check. ``moved``: bytes read and written by this
-    run; ``resumed``: output bytes that an earlier run had made. ``kept``: folders with files that
-    came into a replaced output meanwhile and were left. ``report``: of `paramdelta.check`, if it
-    was asked for.
+    ``folder``: where it is; for an object store its URL, as text. ``not_finite``: how many infinite
+    or NaN numbers were met, by (tensor, checkpoint's role or "result"). ``seconds``: wall time,
+    without the check. ``moved``: bytes read and written by this run; ``resumed``: output bytes that
+    an earlier run had made. ``kept``: folders with files that came into a replaced output meanwhile
+    and were left. ``report``: of `paramdelta.check`, if it was asked for.
     """
 
-    folder: Path
+    folder: Path | str
     plan: Plan
     layout: Layout
     seconds: float
@@ -87,6 +105,25 @@ class Mix:
     not_finite: dict[tuple[str, str], int]
     kept: tuple[Path, ...] = ()
     report: Report | None = None
+
+
+@dataclass(frozen=True)
+class MixPart:
+    """A finished part of a mix.
+
+    ``out``: where the output will be. ``shards``: names of those that this part makes; ``missing``:
+    of those that other parts have yet to make. The rest as in `Mix`.
+    """
+
+    out: str
+    plan: Plan
+    layout: Layout
+    part: Part
+    shards: tuple[str, ...]
+    missing: tuple[str, ...]
+    seconds: float
+    moved: int
+    resumed: int
 
 
 @dataclass(frozen=True)
@@ -186,6 +223,9 @@ def check_place(
     Raises:
         UsageError, StorageError: as `mix`.
     """
+    if scheme_of(str(out)) != LOCAL:
+        _destination(plan, out, overwrite).finished()
+        return
     place = find_place(out, local_paths(plan), overwrite, LOCK)
     check_room(place, layout_for(plan, shard_size).size)
 
@@ -234,6 +274,8 @@ def mix(
     fresh: bool = False,
     check: bool = False,
     strict: bool = False,
+    keep_downloads: bool = False,
+    staging: str | Path | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> Mix:
     """Write the mix of a recipe, or of a plan made before, as a checkpoint folder.
@@ -242,14 +284,22 @@ def mix(
     time to time in the thread of the caller, for example a `progress_bar`; the run is cancelled,
     and can be resumed, if it raises KeyboardInterrupt.
 
-    Whole or not at all: ``out`` appears when everything is on disk. A run that was killed is
-    resumed by the same call. ``shard_size`` and ``memory`` are bytes or text such as "5GB";
-    ``memory`` bounds what is held beyond the interpreter and its libraries. ``overwrite`` replaces
-    an earlier output of paramdelta; ``fresh`` discards an unfinished run.
+    ``out``: a folder, or the URL of one in an object store (s3://, gs://, az://). Whole or not at
+    all: the output appears when everything is durable. A run that was killed is resumed by the same
+    call. ``shard_size`` and ``memory`` are bytes or text such as "5GB"; ``memory`` bounds what is
+    held beyond the interpreter and its libraries. ``overwrite`` replaces an earlier output of
+    paramdelta; ``fresh`` discards an unfinished run.
+
+    To an object store each shard goes when it is whole, so a kill costs the shards that were being
+    made, and another machine can continue. ``staging``: the local folder in which they are made, at
+    most three at a time; by default in the one for temporary files.
 
     ``check``: look at the complete folder as a loader does, before it is put in place (see
     `paramdelta.check`); what it refuses is not put in place. ``strict``: NaN and infinities are
     refused as well, for which every number is read again. The command line checks by default.
+
+    Checkpoints on the Hub are read where they are, unless they are in its cache on this machine.
+    ``keep_downloads``: download them into the cache first.
 
     Raises:
         UsageError: invalid options or output path.
@@ -261,8 +311,29 @@ def mix(
     began = perf_counter()
     plan = _planned(recipe)
     plan.check()
+    if keep_downloads:
+        _download(plan)
+        plan = replace(make_plan(pinned(plan)), recipe=plan.recipe)  # from the cache
     made = sweep_of_one(plan)
     watch = _Watch(progress)
+    if scheme_of(str(out)) != LOCAL:
+        shipped = _Shipped(made, _destination(plan, out, overwrite), shard_size, memory, workers)
+        if shipped.finished is not None and not overwrite:
+            raise UsageError(
+                "the output exists already",
+                code="output-exists",
+                where=str(out),
+                remedy="choose another output folder, or pass `overwrite=True` to remove it before "
+                "the new one is written",
+            )
+        return shipped.whole(out, fresh, check, strict, staging, watch, began)
+    if staging is not None:
+        raise UsageError(
+            "shards of a folder are made in it, not elsewhere",
+            code="staging-not-used",
+            where=str(staging),
+            remedy="leave `staging` out",
+        )
     place = find_place(out, local_paths(plan), overwrite, LOCK)
     inspection = Inspection(strict) if check or strict else None
     log.info("mixing into %s", place.out)
@@ -287,6 +358,222 @@ def mix(
         run.kept,
         replace(inspection.reports[0], folder=str(out)) if inspection is not None else None,
     )
+
+
+def _download(plan: Plan) -> None:
+    """Download the sources of a plan that are on the Hub into its cache."""
+    with Reader() as reader:
+        opener = Opener(reader, keep=True)
+        for source in plan.sources:
+            if source.location.repo is not None:
+                opener.files(source.location.address)  # by its name, so that the cache knows it
+
+
+def mix_part(
+    recipe: Recipe | Plan | Address,
+    out: str | Path,
+    part: str,
+    *,
+    shard_size: int | str = SHARD_SIZE,
+    memory: int | str = MEMORY,
+    workers: int | None = None,
+    overwrite: bool = False,
+    strict: bool = False,
+    staging: str | Path | None = None,
+    progress: Callable[[Progress], None] | None = None,
+) -> MixPart:
+    """Make one part of a mix, as several machines do at once; `finish_mix` follows.
+
+    ``out``: a folder on a file system that the machines share, or in an object store. ``part``:
+    "2/4" is the second of four; "auto" asks Slurm or Kubernetes. Parts are whole shards, so there
+    should be more shards than parts. A part that was killed is resumed by the same call, on any
+    machine; a part that is made twice does no harm. The other arguments are those of `mix`.
+
+    Raises:
+        UsageError, MisfitError, StorageError, Interrupted: as `mix`. MisfitError also if another
+            part was made of other sources, by another recipe or another version of paramdelta.
+    """
+    began = perf_counter()
+    plan = _planned(recipe)
+    plan.check()
+    chosen = parse_part(part, os.environ)
+    destination = _destination(plan, out, overwrite)
+    if overwrite and scheme_of(str(out)) != LOCAL:
+        raise UsageError(
+            "parts cannot replace an output in an object store",
+            code="overwrite-with-part",
+            where=str(out),
+            remedy="remove the old output, or choose another folder",
+        )
+    shipped = _Shipped(sweep_of_one(plan), destination, shard_size, memory, workers)
+    return shipped.part(out, chosen, strict, staging, _Watch(progress), began)
+
+
+def finish_mix(
+    recipe: Recipe | Plan | Address,
+    out: str | Path,
+    *,
+    shard_size: int | str = SHARD_SIZE,
+    overwrite: bool = False,
+    check: bool = False,
+    staging: str | Path | None = None,
+    progress: Callable[[Progress], None] | None = None,
+) -> Mix:
+    """Put an output in place whose parts are made: checks them and adds the small files.
+
+    May be called again: an output that is finished stays as it is. The arguments are those of the
+    parts.
+
+    Raises:
+        MisfitError: shards are missing; nothing was changed.
+        UsageError, StorageError, Interrupted: as `mix`.
+    """
+    began = perf_counter()
+    plan = _planned(recipe)
+    plan.check()
+    destination = _destination(plan, out, overwrite)
+    shipped = _Shipped(sweep_of_one(plan), destination, shard_size, MEMORY, None)
+    nothing: frozenset[int] = frozenset()
+    return shipped.whole(out, False, check, False, staging, _Watch(progress), began, nothing)
+
+
+def _destination(plan: Plan, out: str | Path, overwrite: bool) -> Destination:
+    """Where an output goes shard by shard; raises UsageError."""
+    if scheme_of(str(out)) != LOCAL:
+        sources = [source.location.url for source in plan.sources]
+        from paramdelta.output.bucket import BucketDestination  # keeps it out of local work
+
+        return BucketDestination(str(out), mark=LOCK, sources=sources, overwrite=overwrite)
+    return SharedFolder(find_place(out, local_paths(plan), True, LOCK), LOCK, overwrite)
+
+
+class _Shipped:
+    """A mix whose shards go to a destination one by one."""
+
+    def __init__(
+        self,
+        made: Sweep,
+        destination: Destination,
+        shard_size: int | str,
+        memory: int | str,
+        workers: int | None,
+    ) -> None:
+        self.made, self.destination = made, destination
+        self.plan = made.plans[0]
+        self.shard_bytes = parse_size(shard_size)
+        self.layout = layout_for(self.plan, self.shard_bytes)
+        self.budget = _budget(made, memory, workers)
+        self.engine = partial(threads.run, commit_seconds=COMMIT_SECONDS)
+        self.finished = destination.finished()
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the output is finished, and this plan's."""
+        return self.finished is not None and is_lock_of(self.finished, self.plan, self.shard_bytes)
+
+    def part(
+        self,
+        out: str | Path,
+        part: Part,
+        strict: bool,
+        staging: str | Path | None,
+        watch: "_Watch",
+        began: float,
+    ) -> MixPart:
+        """Make a part."""
+        shards = part.shards(self.layout)
+        names = tuple(self.layout.shards[number].name for number in sorted(shards))
+        written, missing = Written(0, 0, 0, ()), tuple[str, ...]()
+        if not self.is_done:
+            sink = self._sink(False, strict, staging, shards)
+            with self._interruptible():
+                written = write_shards(
+                    self.made, self.layout, sink, self.budget, shards, watch, self.engine
+                )
+            every = [shard.name for shard in self.layout.shards]
+            missing = tuple(name for name in every if name not in sink.records)
+        moved = written.read + written.written
+        seconds = perf_counter() - began
+        return MixPart(
+            str(out), self.plan, self.layout, part, names, missing, seconds, moved, written.resumed
+        )
+
+    def whole(
+        self,
+        out: str | Path,
+        fresh: bool,
+        check: bool,
+        strict: bool,
+        staging: str | Path | None,
+        watch: "_Watch",
+        began: float,
+        shards: frozenset[int] | None = None,
+    ) -> Mix:
+        """Make the shards, by default all, and finish. Without any, a finished output is kept."""
+        inspection = Inspection(strict) if check or strict else None
+        written = Written(0, 0, self.layout.nbytes, ({},))
+        if shards is None or not self.is_done:
+            small = _small_files(self.plan, Path(str(out)))
+            sink = self._sink(fresh, strict, staging, shards)
+            if inspection is not None:
+                sink.inspect = inspection.skeleton
+
+            def small_files(_: int, digests: Mapping[Blob, str | None]) -> dict[str, bytes]:
+                outputs = _listed(self.layout, sink.file_digests(), {**small, **self.layout.small})
+                text = lock_text(self.plan, self.shard_bytes, digests, outputs)
+                return {**small, LOCK: text.encode()}
+
+            with self._interruptible():
+                written = write_outputs(
+                    self.made,
+                    self.layout,
+                    [sink],
+                    self.budget,
+                    small_files,
+                    watch,
+                    self.engine,
+                    shards,
+                )
+        reports = inspection.reports if inspection is not None else []
+        return Mix(
+            out if scheme_of(str(out)) != LOCAL else Path(out),
+            self.plan,
+            self.layout,
+            perf_counter() - began - (inspection.seconds if inspection is not None else 0),
+            written.read + written.written,
+            written.resumed,
+            written.not_finite[0],
+            report=replace(reports[0], folder=str(out)) if reports else None,
+        )
+
+    def _sink(
+        self,
+        fresh: bool,
+        strict: bool,
+        staging: str | Path | None,
+        shards: frozenset[int] | None,
+    ) -> ShippingSink:
+        return ShippingSink(
+            self.destination,
+            shared_identity(self.plan, self.layout),
+            mark=LOCK,
+            fresh=fresh,
+            staging=Path(staging) if staging is not None else None,
+            shards=shards,
+            examine=refuse_not_finite if strict else None,
+        )
+
+    @contextlib.contextmanager
+    def _interruptible(self) -> Iterator[None]:
+        try:
+            yield
+        except KeyboardInterrupt:
+            raise Interrupted(
+                "stopped; the shards that were shipped are kept",
+                code="interrupted",
+                where=self.destination.where,
+                remedy="the same command continues",
+            ) from None
 
 
 def tensors(
@@ -324,9 +611,70 @@ def tensors(
 def _tensors(made: Sweep, chosen: Budget, framework: str) -> Iterator[tuple[str, Any]]:
     job, _ = measured(MixJob.of(made, chosen.buffer), lambda _: False, chosen)
     order = list(dict.fromkeys(stored.tensor for stored in made.stored))
-    with Reader(once=True, ahead=True) as reader:
-        for stream, array in iterate(job, order, reader, chosen.workers):
-            yield stream.name, converted(array, stream.dtype, framework)
+    with Reader(once=True, ahead=True) as reader, Maker(job, reader, chosen.workers) as maker:
+        for number in order:
+            for stream, array in maker.make(number):
+                yield stream.name, converted(array, stream.dtype, framework)
+
+
+def analyze(
+    source: Recipe | tuple[Address, Address] | Address,
+    *,
+    spectra: bool = False,
+    memory: int | str = MEMORY,
+    workers: int | None = None,
+    progress: Callable[[Progress], None] | None = None,
+) -> Analysis:
+    """Measure the Δs of a recipe beside the shift of the new base, in one streamed pass.
+
+    ``source``: a recipe, or the path of a YAML file with one; post and base, where there is no new
+    base; or a folder that `mix` wrote, whose lock names its sources. Tensors to which the recipe
+    gives scale 0 are left out, and what a scheme or a filter drops is not: a Δ is measured whole.
+    Nothing is written. Findings that would prevent a mix do not prevent this; they are in the
+    result. ``spectra``: a further pass, with singular values. The numbers are the same for any
+    ``memory`` and number of ``workers``.
+
+    Raises:
+        UsageError: invalid options, or a source that is none of these.
+        MisfitError: no tensor has a Δ, or the sources of an output are not here or have changed.
+        CheckpointError, StorageError: reading failed.
+    """
+    from paramdelta.analysis.run import run
+
+    if isinstance(source, tuple):
+        recipe = Recipe(source[1], (Delta(*source),), allow=("only-in-post",))
+    elif isinstance(source, Recipe) or Path(source).is_file():
+        recipe = _recipe(source)
+    else:
+        recipe = _recorded(source)
+    plan = make_plan(recipe, whole=True)
+    if isinstance(source, tuple):
+        told = tuple(found for found in plan.findings if found.code not in SHIFT_CODES)
+        plan = replace(plan, findings=told, shifts={})
+    return run(
+        plan,
+        spectra=spectra,
+        memory=parse_size(memory),
+        workers=workers,
+        has_new_base=not isinstance(source, tuple),
+        progress=progress,
+    )
+
+
+def _recorded(folder: Address) -> Recipe:
+    """The recipe of an output, from its lock."""
+    from paramdelta.jobs.verify.mix import locked_plan
+
+    with Reader() as reader:
+        files = Files(locate(str(folder)), reader)
+        if LOCK not in files:
+            raise UsageError(
+                f"no {LOCK} there, so it is not a finished mix",
+                code="not-an-output",
+                where=str(folder),
+                expected="a recipe file, a folder that mix wrote, or `post` and `base`",
+            )
+        return locked_plan(files).recipe
 
 
 def sweep(
@@ -341,6 +689,7 @@ def sweep(
     fresh: bool = False,
     check: bool = False,
     strict: bool = False,
+    keep_downloads: bool = False,
     planned: Callable[[Sweep], None] | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> Swept:
@@ -364,7 +713,11 @@ def sweep(
     check_local(out)
     out = Path(out)
     shard_bytes = parse_size(shard_size)
-    made = make_sweep(_recipe(recipe), scales)
+    recipe = _recipe(recipe)
+    made = make_sweep(recipe, scales)
+    if keep_downloads:
+        _download(made.plans[0])
+        made = make_sweep(recipe, scales)  # from the cache
     if planned is not None:
         planned(made)
     outs = [out / f"scale-{scale}" for scale in made.scales]
@@ -473,6 +826,21 @@ def _digested(sink: FolderSink, files: Mapping[str, bytes]) -> dict[str, dict[st
         name: {"size": sink.files[name].size(), "digest": digest}
         for name, digest in sink.file_digests().items()
     }
+    return _with_small(found, files)
+
+
+def _listed(
+    layout: Layout, digests: Mapping[str, str], files: Mapping[str, bytes]
+) -> dict[str, dict[str, Any]]:
+    """As `_digested`, of shards that are elsewhere."""
+    sizes = {shard.name: shard.size for shard in layout.shards}
+    shards = {name: {"size": sizes[name], "digest": digest} for name, digest in digests.items()}
+    return _with_small(shards, files)
+
+
+def _with_small(
+    found: dict[str, dict[str, Any]], files: Mapping[str, bytes]
+) -> dict[str, dict[str, Any]]:
     for name, data in files.items():
         if name != "README.md":
             digest = TreeDigest(len(data))
@@ -513,10 +881,11 @@ def budget_for(plan: Plan, memory: int | str = MEMORY, workers: int | None = Non
 def _budget(made: Sweep, memory: int | str, workers: int | None) -> Budget:
     job = MixJob.of(made, 0)
     measure = MeasureJob.of(job.members, lambda _: True, 0)
+    ahead = READ_AHEAD if made.plans[0].transfers else 0
 
     def need(buffer: int) -> Need:
         needs = [job.need(buffer), *([measure.need(buffer)] if measure.wanted else [])]
-        return Need(max(n.each for n in needs), max(n.shared for n in needs))
+        return Need(max(n.each for n in needs), max(n.shared for n in needs) + ahead)
 
     rows = any(len(tensor.streams) > 1 for tensor in made.plans[0].tensors)
     what = ", 128 whole rows of which are quantized at once" if rows else ""

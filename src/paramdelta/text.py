@@ -18,6 +18,8 @@ import re
 
 SHOWN = 120  # characters of a name that are shown; real tensor names have under 100
 _ESCAPES = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
+_HARMLESS = "\t\u200c\u200d\ufe0f"
+_PARTS = re.compile(f"([{_HARMLESS}])")
 _MARKDOWN = re.compile(r"[\\`*_{}\[\]<>|~$#!@&]|(?<=:)//|(?<=www)\.|^[-+=>]|^\d+(?=[.)])")
 
 
@@ -50,6 +52,13 @@ def printable(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(c if c == "\n" or c.isprintable() else _escaped(c) for c in text)
+
+
+def spoken(text: str) -> str:
+    """What a model says: as `printable`, but with tabs, and the joiners of scripts and emoji."""
+    return "".join(
+        part if part and part in _HARMLESS else printable(part) for part in _PARTS.split(text)
+    )
 
 
 def markdown(text: str, most: int = 10 * SHOWN) -> str:

@@ -3,11 +3,19 @@
 import os
 import sys
 
+import pytest
+
 from paramdelta.check import process
 from paramdelta.check.process import run_child
 
 SAID = ["a", "b", "c", "d"]
 REQUEST = {"template": "{{ messages[0].content }}", "roles": {}, "conversation": SAID}
+
+
+@pytest.fixture(autouse=True)
+def nothing_asked(monkeypatch):
+    """No answer is known from another test."""
+    monkeypatch.setattr(process, "_answers", {})
 
 
 def test_answer_comes_back():
@@ -46,3 +54,17 @@ def test_child_that_dies(monkeypatch):
     answer = run_child("no such task", REQUEST, 20)
     assert answer["outcome"] == "failed"
     assert "KeyError" in answer["why"]
+
+
+def test_a_question_is_asked_once(monkeypatch):
+    """The outputs of a sweep are alike; failures are tried again, and few answers are kept."""
+    first = run_child("render", REQUEST, 20)
+    monkeypatch.setattr(process, "_run", lambda *_: {"outcome": "failed", "why": "asked"})
+    assert run_child("render", REQUEST, 20) == first
+    other = REQUEST | {"template": "{{ messages[1].content }}"}
+    assert run_child("render", other, 20)["why"] == "asked"
+    monkeypatch.setattr(process, "_run", lambda *_: {"outcome": "done", "text": "again"})
+    assert run_child("render", other, 20)["text"] == "again"
+    for number in range(2 * process._KEPT):
+        run_child("build", {"number": number}, 20)
+    assert len(process._answers) == process._KEPT

@@ -26,7 +26,7 @@ def warned(result, *texts):
 def test_unknown_scheme_of_the_output(lineage, tmp_path):
     """The address is shown as it was written, before any checkpoint is opened."""
     result = run("mix", *lineage.options, "--out", "foo://bucket/x")
-    told(result, "a folder on this machine", "got: foo://bucket/x", "write to a folder here")
+    told(result, "cannot be written to foo://", "got: foo://bucket/x", "write to a folder here")
     assert result.stdout == ""
 
 

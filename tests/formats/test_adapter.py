@@ -88,20 +88,32 @@ def convolutions():
     return nn.ModuleDict(layers).double()
 
 
-def trained(model, folder: Path, safe=True, **config):
-    """Save an adapter whose every trained number is a random one; base and merged tensors."""
+def trained(model, folder: Path, safe=True, name=None, **config):
+    """Save an adapter whose every trained number is a random one; base and merged tensors.
+
+    ``name``: of the adapter; then its tensors are stored under the names that they have in memory.
+    """
     torch = pytest.importorskip("torch")
     peft = pytest.importorskip("peft")
+    import safetensors.torch
+
     base = {name: value.numpy().copy() for name, value in model.state_dict().items()}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        adapted = peft.get_peft_model(copy.deepcopy(model), peft.LoraConfig(**config))
+        adapted = peft.get_peft_model(
+            copy.deepcopy(model), peft.LoraConfig(**config), adapter_name=name or "default"
+        )
         torch.manual_seed(1)
         with torch.no_grad():
             for parameter in adapted.parameters():
                 if parameter.requires_grad:
                     parameter.copy_(torch.randn_like(parameter))
-        adapted.save_pretrained(folder, safe_serialization=safe)
+        if name is None:
+            adapted.save_pretrained(folder, safe_serialization=safe)
+        else:
+            adapted.peft_config[name].save_pretrained(folder)
+            stored = {n: p.detach() for n, p in adapted.named_parameters() if p.requires_grad}
+            safetensors.torch.save_file(stored, folder / "adapter_model.safetensors")
         merged = adapted.merge_and_unload().state_dict()
     return base, {name: value.numpy() for name, value in merged.items()}
 
@@ -226,6 +238,24 @@ def test_the_same_as_peft_merges(tmp_path, make, config, stored):
 def _copies(base, merged):
     """Tensors that the merge left alone: PEFT saves the layer under an adapted embedding too."""
     return {name for name in base if np.array_equal(base[name], merged[name])}
+
+
+@pytest.mark.hf
+@pytest.mark.parametrize("name", ["default", "tuned"])
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"target_modules": ["q_proj", "embed_tokens"], "bias": "lora_only"},
+        {"target_modules": ["q_proj"], "use_dora": True, "modules_to_save": ["lm_head"]},
+        {"target_modules": ["q_proj"], "lora_bias": True, "trainable_token_indices": [5, 0]},
+    ],
+)
+def test_an_adapter_saved_under_its_names_in_memory(tmp_path, config, name):
+    """A trainer's own ``state_dict`` has the adapter's name in each key; the Δ is the same."""
+    base, merged = trained(a_llama(), tmp_path / "adapter", name=name, r=3, **config)
+    result, _ = applied(opening.adapter(tmp_path / "adapter"), base, tmp_path / "base")
+    for tensor, value in merged.items():
+        np.testing.assert_allclose(result[tensor], value, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.hf

@@ -26,13 +26,14 @@ import transformers as hf
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from paramdelta import Delta, Recipe, Rule, Schedule, mix, plan, verify
+from paramdelta import Delta, Recipe, Rule, Schedule, mix, plan, set_scale, verify
+from paramdelta import load as load_live
 from paramdelta.check import architecture, child, template
 from paramdelta.check import check as check_folder
 
 State = dict[str, torch.Tensor]
 ROLES = ("new", "post", "base")
-STEPS = ("plan", "mix", "check", "load", "equal", "forward")
+STEPS = ("plan", "mix", "check", "load", "equal", "forward", "live")
 
 # -- the families ----------------------------------------------------------------------------------
 
@@ -788,6 +789,8 @@ def check(family: Family, folder: Path) -> Outcome:
         problems[step] += differences(model.state_dict(), reference)
         step = "forward"
         problems[step] = forward_problems(family, folder, model, reference)
+        step = "live"
+        problems[step] = live_problems(recipe, model)
     except Exception:  # noqa: BLE001 - whatever goes wrong is the result of this step
         problems[step] = [traceback.format_exc()]
     return Outcome(problems, type(model).__name__ if model is not None else "")
@@ -941,6 +944,33 @@ def forward_problems(family: Family, folder: Path, model: Any, reference: State)
     if not all(bool(torch.isfinite(value).all()) for value in found.values()):
         return ["outputs are not finite"]
     return differences(found, wanted)
+
+
+def live_problems(recipe: Recipe, written: Any) -> list[str]:
+    """Where `paramdelta.load` gives another model than the one of the written mix, or `set_scale`
+    another than loading at that scale.
+    """
+    with overheard() as problems:
+        model, info = load_live(recipe, output_loading_info=True)
+        problems += [f"{key}: {sorted(map(str, keys))}" for key, keys in info.items() if keys]
+        before = {name: id(value) for name, value in everything(model).items()}
+        for scale, expected in ((1, written), (0.5, load_live(recipe.times(0.5))), (1, written)):
+            set_scale(model, scale)
+            different = differences(everything(model), everything(expected))
+            problems += [f"at {scale}, {line}" for line in different]
+        after = {name: id(value) for name, value in everything(model).items()}
+    problems += [f"{name}: another tensor" for name in before if after[name] != before[name]]
+    if type(model) is not type(written):
+        problems.append(f"loaded as {type(model).__name__}, not {type(written).__name__}")
+    if model.can_generate():
+        settings = (each.generation_config.to_dict() for each in (model, written))
+        problems += ["generation settings differ"] if len({*map(str, settings)}) > 1 else []
+    return problems
+
+
+def everything(model: Any) -> State:
+    """Parameters and buffers of a model, also those that are not saved."""
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
 
 
 def outputs(model: Any) -> State:

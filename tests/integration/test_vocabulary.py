@@ -15,11 +15,12 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("tokenizers")
 
-from paramdelta import Delta, Recipe, mix, plan, verify  # noqa: E402
+from paramdelta import Delta, Recipe, load_tokenizer, mix, plan, verify  # noqa: E402
 from paramdelta.errors import MisfitError, parameter  # noqa: E402
 from studies.transfer.mix import to_bf16  # noqa: E402
 from studies.vocabulary import lineage, reference, text, tokens  # noqa: E402
 from studies.vocabulary.tokens import CHAT, END, IM_END, IM_START  # noqa: E402
+from tests.integration.families import live_problems  # noqa: E402
 
 pytestmark = pytest.mark.hf
 
@@ -136,6 +137,10 @@ def test_grafted_tokens_have_the_rows_of_post(built, tmp_path, name, tied, mode)
     assert_equal(out, reference.mixed(folders, meant(case, mode), CHAT))
     verify(out, share=1.0)
     model, tokenizer = loaded(out)
+    if mode == "auto":
+        chosen = recipe(folders, vocabulary=mode, graft=CHAT)
+        assert live_problems(chosen, model) == []
+        assert load_tokenizer(chosen).get_vocab() == tokenizer.get_vocab()
     rows = model.get_input_embeddings().weight
     count = case.tokenizers[2].get_vocab_size()
     assert model.config.vocab_size == len(rows) == max(case.rows[2], count + 2)

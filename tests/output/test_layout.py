@@ -95,3 +95,20 @@ def test_many_shards_load_with_the_reference_reader(lineage, tmp_path):
         with safetensors.safe_open(tmp_path / "out" / shard, "np") as file:
             found |= dict.fromkeys(file.keys(), shard)
     assert found == index["weight_map"]
+
+
+def test_files_hold_neighbors_and_wider_elements_come_first():
+    """Numbers and scales of one tensor lie in one file, each aligned to its element."""
+    made = []
+    for number in range(8):
+        made += [
+            Stream(f"{number}.weight", "F8_E4M3", (300_001,)),
+            Stream(f"{number}.scale", "F32", (7,)),
+        ]
+    layout = make_layout(made, 8 * 300_008, 10**6)
+    assert len(layout.shards) > 2
+    for number in range(8):
+        weight, scale = layout.places[2 * number : 2 * number + 2]
+        assert weight.shard == scale.shard
+        assert scale.offset % 4 == 0
+        assert scale.offset < weight.offset

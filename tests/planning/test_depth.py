@@ -48,6 +48,27 @@ def test_further_layers_behind_the_old_ones(tmp_path):
     assert codes(made) == {"only-in-new-base": Severity.WARNING}
 
 
+def test_layers_of_different_widths(tmp_path):
+    """Stages of a backbone can be numbered as layers are, and have other shapes each."""
+    rng = np.random.default_rng(0)
+    base = {
+        f"stages.layers.{number}.up.weight": rng.standard_normal((width, 8)).astype(np.float32)
+        for number, width in enumerate((16, 32, 32, 16))
+    }
+    new = deeper_stages(base)
+    made = plan(three(tmp_path, base=base, new=new))
+    found = next(f for f in made.findings if f.code == "layers-moved")
+    assert {int(name.split(".")[2]) for name in found.tensors} == {1, 2}
+
+
+def deeper_stages(base):
+    """The same stages with the second and the third exchanged, and the others drawn anew."""
+    rng = np.random.default_rng(1)
+    stem = "stages.layers.{}.up.weight"
+    new = {n: rng.standard_normal(v.shape).astype(np.float32) for n, v in base.items()}
+    return new | {stem.format(1): base[stem.format(2)], stem.format(2): base[stem.format(1)]}
+
+
 def test_layers_of_zeros(tmp_path):
     """They are like nothing; no NaN, no refusal."""
     base = llama(layers=2)

@@ -2,19 +2,28 @@
 
 import hashlib
 import json
-import os
-import re
+import pickle
 import subprocess
 import sys
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
+from huggingface_hub import hf_hub_download
 
+import paramdelta
+from paramdelta import Delta, Recipe
+from paramdelta.errors import MisfitError, ParamDeltaError, StorageError
+from paramdelta.output.layout import make_layout
+from paramdelta.output.lock import run_identity
+from paramdelta.storage import hub as storage
+from paramdelta.storage.files import Files
+from paramdelta.storage.hub import HubStore
+from paramdelta.storage.location import locate
+from paramdelta.storage.reader import Reader
 from tests.assembled import modules
 from tests.attacks.hostile import torch_file
-from tests.checkpoints import encode, llama, moved
+from tests.checkpoints import encode, llama, moved, save
+from tests.hubserver import SIGNATURE, TOKEN, HubServer, Repo, repo
 
 COMMITS = {"main": "a" * 40, "v2": "b" * 40}
 BASE = llama()
@@ -52,86 +61,31 @@ UNWANTED = {
 PICKLED["org/parts"] = PARTS | UNWANTED
 
 
-class Hub(BaseHTTPRequestHandler):
-    """The part of the Hub's protocol that a download uses: revisions, file lists, files."""
-
-    def do_HEAD(self):
-        """What a file is."""
-        self._answer(body=False)
-
-    def do_GET(self):
-        """A revision's description, or a file."""
-        self._answer(body=True)
-
-    def log_message(self, *arguments):
-        """Be quiet."""
-
-    def _files(self, repo, revision):
-        name = next((r for r, c in COMMITS.items() if revision in (r, c)), None)
-        if repo in PICKLED and name == "main":
-            return COMMITS[name], PICKLED[repo]
-        tensors = REPOS.get((repo, name))
-        if tensors is None:
-            return None, None
-        config = json.dumps({"model_type": "llama"}).encode()
-        files = {"model.safetensors": encode(tensors), "config.json": config}
-        return COMMITS[name], files | {"pytorch_model.bin": b"a pickle that nobody wants"}
-
-    def _answer(self, body):
-        path = self.path.split("?")[0]
-        listing = re.fullmatch(r"/api/models/([^/]+(?:/[^/]+)?)/(revision|tree)/([^/]+).*", path)
-        file = re.fullmatch(r"/([^/]+(?:/[^/]+)?)/resolve/([^/]+)/(.+)", path)
-        repo, revision = (
-            (listing[1], listing[3]) if listing else (file[1], file[2]) if file else (0, 0)
-        )
-        commit, files = self._files(repo, revision)
-        if files is None:
-            known = any(repo == r for r, _ in REPOS)
-            code = "RevisionNotFound" if known else "RepoNotFound"
-            return self._send(404, b"{}", {"X-Error-Code": code}, body)
-        if listing and listing[2] == "tree":
-            tree = [
-                {"type": "file", "path": n, "size": len(d), "oid": hashlib.sha1(d).hexdigest()}
-                for n, d in files.items()
-            ]
-            return self._send(200, json.dumps(tree).encode(), {}, body)
-        if listing:
-            siblings = [{"rfilename": n, "size": len(d)} for n, d in files.items()]
-            info = {"id": repo, "modelId": repo, "sha": commit, "siblings": siblings}
-            return self._send(200, json.dumps(info).encode(), {}, body)
-        data = files.get(file[3])
-        if data is None:
-            return self._send(404, b"{}", {"X-Error-Code": "EntryNotFound"}, body)
-        self.server.downloaded.append(file[3])
-        headers = {"ETag": f'"{hashlib.sha1(data).hexdigest()}"', "X-Repo-Commit": commit}
-        return self._send(200, data, headers, body)
-
-    def _send(self, status, data, headers, body):
-        self.send_response(status)
-        for name, value in ({"Content-Length": str(len(data))} | headers).items():
-            self.send_header(name, value)
-        self.end_headers()
-        if body:
-            self.wfile.write(data)
+def _repos():
+    config = json.dumps({"model_type": "llama"}).encode()
+    beside = {"config.json": config, "pytorch_model.bin": b"a pickle that nobody wants"}
+    found = {}
+    for (name, branch), tensors in REPOS.items():
+        made = found.setdefault(name, Repo({}, {}))
+        made.refs[branch] = COMMITS[branch]
+        made.revisions[COMMITS[branch]] = {"model.safetensors": encode(tensors), **beside}
+    return found | {name: repo(files) for name, files in PICKLED.items()}
 
 
 @pytest.fixture
 def hub(tmp_path):
     """A running server, and the environment of a client that uses it."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    server.downloaded = []
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    environment = os.environ | {
-        "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
-        "HF_HOME": str(tmp_path / "hf"),
-        "HF_HUB_DISABLE_XET": "1",
-        "HF_TOKEN": "hf_secret_token",
-        "NO_PROXY": "*",
+    with HubServer(_repos()) as server:
+        yield server, server.environment(tmp_path / "hf")
+
+
+def downloaded(server):
+    """The names of the files that were asked for."""
+    return {
+        path.partition("/resolve/")[2].partition("/")[2]
+        for kind, path in server.requests
+        if kind == "resolve"
     }
-    environment.pop("HF_HUB_OFFLINE", None)
-    yield server, environment
-    server.shutdown()
-    server.server_close()
 
 
 def run(environment, *arguments):
@@ -147,64 +101,74 @@ def options(new="org/new"):
 
 
 def test_mix_from_the_hub_pins_revisions(hub, tmp_path):
-    """Hub ids are downloaded by huggingface_hub; the lock and the card hold the commits; verify
-    finds the same files in the cache; no pickle is downloaded and no token is shown.
+    """The lock and the card hold the commits and the Hub's own digests; no pickle is read and no
+    token is shown. What --keep-downloads left in the cache serves verify offline.
     """
     server, environment = hub
-    result = run(environment, "mix", *options("org/new@v2"), "--out", str(tmp_path / "out"))
+    arguments = ["mix", *options("org/new@v2"), "--keep-downloads", "--out", str(tmp_path / "out")]
+    result = run(environment, *arguments)
     assert result.returncode == 0, result.stderr
     lock = json.loads((tmp_path / "out" / "paramdelta.lock.json").read_text())
     assert lock["recipe"]["new_base"] == f"org/new@{'b' * 40}"
     assert lock["recipe"]["deltas"][0]["post"] == f"org/post@{'a' * 40}"
     card = (tmp_path / "out" / "README.md").read_text()
     assert "- org/new\n- org/post\n- org/base\n" in card
-    assert "pytorch_model.bin" not in server.downloaded
+    assert (
+        lock["sources"][0]["files"][0]["sha256"]
+        == hashlib.sha256(encode(REPOS["org/new", "v2"])).hexdigest()
+    )
+    assert "pytorch_model.bin" not in downloaded(server)
     result = run(environment | {"HF_HUB_OFFLINE": "1"}, "verify", str(tmp_path / "out"), "--full")
     assert result.returncode == 0, result.stderr
     for text in (result.stdout, result.stderr, card, json.dumps(lock)):
-        assert "hf_secret_token" not in text
+        assert TOKEN not in text
 
 
 @pytest.mark.parametrize(
-    ("repo", "weights"),
+    ("name", "weights"),
     [
         ("org/old", "pytorch_model.bin"),
         ("org/lone", "model.pt"),
         ("old", "pytorch_model.bin"),
     ],
 )
-def test_pickles_are_downloaded_where_there_is_nothing_else(hub, repo, weights):
-    """Only the weights: neither another file nor what training left; offline, the cache serves."""
-    server, environment = hub
-    same = ["--post", repo, "--base", repo, "--new-base", repo]
-    result = run(environment, "plan", *same)
-    assert result.returncode == 0, result.stderr
-    assert set(server.downloaded) == {weights}
-    result = run(environment | {"HF_HUB_OFFLINE": "1"}, "plan", *same)
-    assert result.returncode == 0, result.stderr
+def test_pickles_are_read_where_there_is_nothing_else(connect, name, weights):
+    """Only the weights: neither another file nor what training left."""
+    with HubServer(_repos()) as server:
+        connect(server)
+        made = paramdelta.plan(Recipe(name, (Delta(name, name),)))
+        assert downloaded(server) == {weights}
+        assert [file.name for file in made.files] == [weights]
 
 
-def test_folders_of_several_models_are_downloaded_whole(hub, tmp_path):
+def test_folders_of_several_models_are_read_whole(connect, tmp_path):
     """The modules that modules.json names, and nothing that the output does not need."""
-    server, environment = hub
-    same = ["--post", "org/parts", "--base", "org/parts", "--new-base", "org/parts"]
-    result = run(environment, "mix", *same, "--vocabulary", "id", "--out", str(tmp_path / "out"))
-    assert result.returncode == 0, result.stderr
-    assert set(server.downloaded) == PARTS.keys()
-    assert (tmp_path / "out" / "2_Dense" / "model.safetensors").exists()
-    assert (tmp_path / "out" / "bpe.codes").exists()
+    with HubServer(_repos()) as server:
+        connect(server)
+        recipe = Recipe("org/parts", (Delta("org/parts", "org/parts"),), vocabulary="id")
+        out = paramdelta.mix(recipe, tmp_path / "out").folder
+        assert downloaded(server) == PARTS.keys()
+    assert (out / "2_Dense" / "model.safetensors").exists()
+    assert (out / "bpe.codes").exists()
 
 
 @pytest.mark.parametrize(
-    ("new", "text"),
-    [("org/absent", "neither a folder here nor"), ("org/new@v9", "no such revision")],
+    ("new", "code"),
+    [
+        ("org/absent", "no-such-checkpoint"),
+        ("org/new@v9", "no-such-revision"),
+        ("hf://org/new/elsewhere", "no-such-checkpoint"),
+        ("hf://org/new/../base", "no-such-checkpoint"),
+    ],
 )
-def test_what_the_hub_lacks_is_a_clear_error(hub, new, text):
-    """An absent model and an absent revision: exit code 4, words, no traceback."""
-    result = run(hub[1], "plan", *options(new))
-    assert result.returncode == 4, result.stderr
-    assert text in result.stderr
-    assert "Traceback" not in result.stderr
+def test_what_the_hub_lacks_is_a_clear_error(connect, new, code):
+    """An absent model, revision and folder, and a path that leads out."""
+    with HubServer(_repos()) as server:
+        connect(server)
+        with pytest.raises(ParamDeltaError) as error:
+            locate(new)
+        assert error.value.code == code
+        assert TOKEN not in str(error.value)
 
 
 def test_no_network_is_a_clear_error(hub):
@@ -213,3 +177,203 @@ def test_no_network_is_a_clear_error(hub):
     assert result.returncode == 4
     assert "cannot be reached" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+# -- reading in ranges ---------------------------------------------------------------------------
+
+LAYOUT = make_layout([], 0, 10**9)
+RECIPE = Recipe("org/new", (Delta("org/post", "org/base"),))
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory):
+    """The weights of the mix from folders."""
+    folder = tmp_path_factory.mktemp("local")
+    for name in ("base", "post", "new"):
+        config = {"model_type": "llama"}
+        save(folder / name, REPOS[f"org/{name}", "main"], config_json=config)
+    delta = Delta(str(folder / "post"), str(folder / "base"))
+    out = paramdelta.mix(Recipe(str(folder / "new"), (delta,)), folder / "out").folder
+    return (out / "model.safetensors").read_bytes()
+
+
+def test_a_mix_streams(connect, tmp_path, expected):
+    """The bytes of a mix from folders; one API call and one question about each weight file; the
+    token goes to the Hub and never to the CDN; nothing is left in the cache.
+    """
+    with HubServer(_repos()) as server:
+        connect(server)
+        made = paramdelta.plan(RECIPE)
+        assert made.transfers.keys() == {"new base", "post", "base"}
+        assert 0 < made.fetched == sum(server.bytes.values())
+        out = paramdelta.mix(made, tmp_path / "out").folder
+        assert (out / "model.safetensors").read_bytes() == expected
+        assert server.count("api") == 3
+        asked = [path for kind, path in server.requests if kind == "resolve"]
+        weights = [path for path in asked if "safetensors" in path]
+        assert len(weights) == len(set(weights)) == 3
+        assert set(server.authorized) == {"api", "resolve"}
+        assert not (tmp_path / "hf").exists()
+
+
+def test_each_byte_of_the_weights_is_read_once(connect, tmp_path, monkeypatch):
+    """Counted at the server, for a new base in another order than post and base, with a small
+    grain.
+    """
+    monkeypatch.setattr(HubStore, "grain", 4096)
+    base = llama(hidden=64, layers=3, vocab=512)
+    names = [*base][::-1]
+    made = {"base": base, "post": moved(base, 1), "new": {n: moved(base, 2)[n] for n in names}}
+    repos = {
+        f"org/{k}": repo({"model.safetensors": encode(t), "config.json": b"{}"})
+        for k, t in made.items()
+    }
+    with HubServer(repos) as server:
+        connect(server)
+        plan = paramdelta.plan(RECIPE)
+        server.reset_counts()
+        paramdelta.mix(plan, tmp_path / "out", workers=3)
+        for name, data in repos.items():
+            size = len(data.revisions["a" * 40]["model.safetensors"])
+            assert server.bytes[f"{name}/model.safetensors"] <= 1.02 * size
+
+
+def test_what_is_in_the_cache_is_read_there(connect, tmp_path, expected):
+    """A model that is there in whole is a folder; of one that is there in part, that part is read
+    here. The output's identity does not depend on it, so the run of one resumes the other.
+    """
+    with HubServer(_repos()) as server:
+        connect(server)
+        far = run_identity(paramdelta.plan(RECIPE), LAYOUT)
+        locate("org/post", keep=True)
+        hf_hub_download("org/base", "model.safetensors")
+        connect.forget()
+        made = paramdelta.plan(RECIPE)
+        assert made.transfers.keys() == {"new base"}
+        assert run_identity(made, LAYOUT) == far
+        server.reset_counts()
+        out = paramdelta.mix(made, tmp_path / "out").folder
+        assert (out / "model.safetensors").read_bytes() == expected
+        assert {name for name in server.bytes if "safetensors" in name} == {
+            "org/new/model.safetensors"
+        }
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_faults_do_not_change_the_output(connect, tmp_path, expected, seed):
+    """Resets and cuts in mid-body, 503, 429, expired addresses, short and wrong ranges."""
+    with HubServer(_repos(), faults=0.4, seed=seed) as server:
+        connect(server)
+        out = paramdelta.mix(RECIPE, tmp_path / "out").folder
+        assert (out / "model.safetensors").read_bytes() == expected
+        assert server.injected
+
+
+def test_an_expired_address_is_renewed_once(connect, tmp_path, expected):
+    """An address that serves three ranges: the Hub is asked again, and no range is lost."""
+    with HubServer(_repos()) as server:
+        server.lifetime = 3
+        connect(server)
+        out = paramdelta.mix(RECIPE, tmp_path / "out").folder
+        assert (out / "model.safetensors").read_bytes() == expected
+
+
+def test_a_file_that_changes_is_refused(connect, tmp_path):
+    """Another ETag in the middle of a file: never a hybrid."""
+    with HubServer(_repos()) as server:
+        connect(server)
+        made = paramdelta.plan(RECIPE)
+        server.etag = "-other"
+        with pytest.raises(StorageError) as error:
+            paramdelta.mix(made, tmp_path / "out")
+        assert error.value.code == "source-changed"
+        assert not (tmp_path / "out").exists()
+
+
+def test_the_hub_gives_another_file_than_it_listed(connect):
+    """The SHA-256 at the place of a file is not the listed one."""
+    repos = _repos()
+    with HubServer(repos) as server:
+        connect(server)
+        files = Files(locate("org/post"), Reader())
+        repos["org/post"].revisions["a" * 40]["model.safetensors"] = encode(moved(BASE, 9))
+        with pytest.raises(StorageError, match="another file"):
+            files.reader.get(files["model.safetensors"], 0, 8)
+
+
+def test_access_that_is_denied_is_explained(connect):
+    """A gated model says what to do; a renamed one is found under its new name."""
+    repos = _repos()
+    repos["org/post"].gated = True
+    repos["org/was"] = Repo({}, {}, renamed="org/base")
+    with HubServer(repos) as server:
+        connect(server)
+        with pytest.raises(StorageError, match="asked for") as error:
+            paramdelta.plan(RECIPE)
+        assert error.value.code == "hub-access-denied"
+        assert "restricted" in str(error.value)
+        assert TOKEN not in str(error.value)
+        assert locate("org/was").repo == "org/base"
+
+
+def test_secrets_stay_here(connect, tmp_path):
+    """Neither token nor signature is in an error, a plan, a pickle or the lock."""
+    with HubServer(_repos()) as server:
+        connect(server)
+        made = paramdelta.plan(RECIPE)
+        out = paramdelta.mix(made, tmp_path / "out").folder
+        server.lifetime = 0
+        connect.forget()
+        with pytest.raises(StorageError) as error, Reader() as reader:
+            reader.get(made.files[0].blob, 0, 8)
+        texts = [str(error.value), pickle.dumps(made).decode("latin1"), repr(storage._FILES)]
+        texts += [path.read_text("latin1") for path in out.iterdir()]
+        for text in texts:
+            assert TOKEN not in text
+            assert SIGNATURE not in text
+
+
+def test_names_that_lead_out_of_a_folder_are_left_out(connect):
+    """A repository may list any names."""
+    hostile = [
+        "../evil.json",
+        "/etc/x.json",
+        "a/../../x.json",
+        ".hidden.json",
+        "c:\\x.json",
+        "a\n.json",
+    ]
+    files = {
+        "model.safetensors": encode(BASE),
+        "config.json": b"{}",
+        **dict.fromkeys(hostile, b"{}"),
+    }
+    with HubServer({"org/x": repo(files)}) as server:
+        connect(server)
+        assert set(Files(locate("org/x"), Reader())) == {"model.safetensors", "config.json"}
+
+
+def test_subfolders_and_single_files(connect):
+    """hf:// leads to a folder or a file inside a repository; the pinned address does, too."""
+    files = {"a/model.safetensors": encode(BASE), "a/config.json": b"{}", "b.gguf": b"GGUF"}
+    with HubServer({"org/x": repo(files)}) as server:
+        connect(server)
+        found = locate("hf://org/x@main/a")
+        assert set(Files(found, Reader())) == {"model.safetensors", "config.json"}
+        assert found.pinned == f"hf://org/x@{'a' * 40}/a"
+        assert locate(found.pinned).url == found.url
+        single = Files(locate("hf://org/x/b.gguf"), Reader()).single
+        assert single is not None
+        assert single.name == "b.gguf"
+
+
+def test_verify_asks_before_it_reads_from_the_hub(connect, tmp_path):
+    """Sources that are not here are read only with `download`."""
+    with HubServer(_repos()) as server:
+        connect(server)
+        out = paramdelta.mix(RECIPE, tmp_path / "out").folder
+        server.reset_counts()
+        with pytest.raises(MisfitError, match="not on this machine"):
+            paramdelta.verify(out)
+        assert not server.requests
+        assert paramdelta.verify(out, share=1, download=True).elements

@@ -10,6 +10,9 @@ from numba.extending import intrinsic
 inlined = numba.njit
 """For functions that compiled functions call: they are inlined."""
 
+summed = numba.njit(fastmath={"reassoc"})
+"""As `inlined`, but sums may be taken in the order that suits the processor's vectors."""
+
 
 def compiled(function: Any) -> Any:
     """Compile at the first call, once for each combination of dtypes. The GIL is released.

@@ -1,10 +1,13 @@
 """The arithmetic of mixing: pure functions on arrays, compiled by numba. No I/O, no names.
 
-The result is the correctly rounded n + Σ α (p − b). A float cannot hold p − b in general, so every
-sum carries its rounding error (Knuth's TwoSum, Dekker's TwoProduct). The last step folds the
-remaining error into the last bit ("round to odd"); one rounding to nearest even then gives the
-correctly rounded result (Boldo and Melquiond, "Emulation of FMA and correctly rounded sums: proved
-algorithms using rounding to odd", IEEE Trans. Comp. 2008).
+The result is the correctly rounded n + Σ α (p − b). Equal p and b cancel, infinities too: they are
+constants, such as the bounds of a clip, and not weights.
+
+A float cannot hold p − b in general, so every sum carries its rounding error (Knuth's TwoSum,
+Dekker's TwoProduct). The last step folds the remaining error into the last bit ("round to odd");
+one rounding to nearest even then gives the correctly rounded result (Boldo and Melquiond,
+"Emulation of FMA and correctly rounded sums: proved algorithms using rounding to odd", IEEE Trans.
+Comp. 2008).
 
 - `mix_exact`: one Δ at scale 1 in a single pass. 16-bit operands are added as float32, wider ones
   as float64. F16, BF16 and F32 results are the correctly rounded exact sum.
@@ -343,7 +346,8 @@ def _mix_carefully(new: Any, post: Any, base: Any, out: Any, wide: Any) -> Any:
         value, rest = _two_sum(total, error)
         rest = rest if rest != 0 else error3
         broken = (total - total) != 0  # infinite or NaN, which carries no rounding error
-        value, rest = (total, wide) if broken else (value, rest)
+        infinite = n if p == b else (p if n == b else total)
+        value, rest = (infinite, wide) if broken else (value, rest)
         zero = p if _bits(n) == _bits(b) else (n if _bits(p) == _bits(b) else wide)
         out[i] = _narrow(zero if value == 0 else value, rest, out[i])
 
@@ -460,9 +464,9 @@ def add(post: Array, base: Array, scale: float, high: Array, low: Array) -> None
     for i in range(post.size):
         p = _widen(post[i], F64(0))
         b = _widen(base[i], F64(0))
+        if p == b:
+            continue  # infinities cancel, and a negative zero stays in the accumulator
         difference, error = _two_sum(p, -b)
-        if difference == 0.0:
-            continue  # also keeps a negative zero in the accumulator
         product, error = scaled(difference, error, scale, scale_high, scale_low)
         high[i], low[i] = increased(high[i], low[i], product, error)
 
@@ -486,7 +490,8 @@ def subtract(post: Array, base: Array, out: Array) -> bool:
     """``out = post − base`` in float64, rounded if that is too narrow; True if all are finite."""
     total = 0.0
     for i in range(out.size):
-        out[i] = _widen(post[i], F64(0)) - _widen(base[i], F64(0))
+        p, b = _widen(post[i], F64(0)), _widen(base[i], F64(0))
+        out[i] = 0.0 if p == b else p - b
         total += out[i] * 0.0  # NaN unless finite
     return total == 0.0
 

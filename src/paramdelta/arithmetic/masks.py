@@ -65,8 +65,9 @@ def gather(
     for i in range(post.size):
         if cutoff > U64(0) and _hashed(key, U64(start + U64(i))) < cutoff:
             continue
-        difference, error = _two_sum(_widen(post[i], F64(0)), -_widen(base[i], F64(0)))
-        if difference == 0.0 or abs(difference) < threshold:
+        p, b = _widen(post[i], F64(0)), _widen(base[i], F64(0))
+        difference, error = _two_sum(p, -b)
+        if p == b or abs(difference) < threshold:
             continue
         product, rest = scaled(difference, error, coefficient, above, below)
         row = 0 if product > 0.0 else 1

@@ -3,6 +3,7 @@
 What the child imports (torch, transformers) and what it reads must not be able to harm this one.
 """
 
+import hashlib
 import json
 import os
 import signal
@@ -28,17 +29,34 @@ _OFFLINE = {
     "PYTHONSAFEPATH": "1",
 }
 MAX_ANSWER = 256 << 20  # bytes
+_PURE = {"render", "build"}  # tasks whose answer follows from the request alone
+_KEPT = 8  # answers to such requests: all outputs of a sweep ask the same
+_answers: dict[bytes, dict[str, Any]] = {}
 
 
 def run_child(task: str, request: dict[str, Any], seconds: float) -> dict[str, Any]:
     """Run a task of `check.child`; its answer, whose ``outcome`` is `DONE`, `FAILED` or `MISSING`.
 
     `MISSING`: the task cannot be done here, because of a package; ``why`` says which.
-    ``seconds``: after which the child is ended.
+    ``seconds``: after which the child is ended. A question that was answered before in this process
+    is not asked again.
     """
+    asked = json.dumps(request)
+    key = hashlib.sha256(f"{task} {asked}".encode()).digest()
+    if key in _answers:
+        return _answers[key]
+    answer = _run(task, asked, seconds)
+    if task in _PURE and answer["outcome"] == DONE:
+        while len(_answers) >= _KEPT:
+            del _answers[next(iter(_answers))]
+        _answers[key] = answer
+    return answer
+
+
+def _run(task: str, request: str, seconds: float) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="paramdelta-check-") as name:
         folder = Path(name)
-        (folder / "request.json").write_text(json.dumps(request), encoding="utf-8")
+        (folder / "request.json").write_text(request, encoding="utf-8")
         try:
             # The empty folder is where the child starts, so that no module is imported from here.
             ended = subprocess.run(  # noqa: S603 - our own module

@@ -16,7 +16,19 @@ from typing import Annotated, Any
 
 import typer
 
-from paramdelta.cli import check, demo, extract, mix, plan, recipe, sweep, verify
+from paramdelta.cli import (
+    analyze,
+    chat,
+    check,
+    demo,
+    extract,
+    mix,
+    plan,
+    recipe,
+    serve,
+    sweep,
+    verify,
+)
 from paramdelta.cli.flags import with_flags
 from paramdelta.cli.options import Stopped, flat
 from paramdelta.cli.show.events import emit
@@ -40,14 +52,20 @@ app = typer.Typer(
 )
 for command in (
     plan.plan,
+    analyze.analyze,
     mix.mix,
     sweep.sweep,
     verify.verify,
     check.check,
     extract.extract,
+    chat.chat,
+    serve.scale,
     demo.demo,
 ):
     app.command(command.__name__)(flat(command))
+app.command("serve", context_settings={"ignore_unknown_options": True, "allow_extra_args": True})(
+    serve.serve
+)
 recipes = typer.Typer(help="What a recipe says.", no_args_is_help=True, rich_markup_mode=None)
 recipes.command("show")(recipe.show)
 recipes.command("import")(recipe.import_)

@@ -19,7 +19,33 @@ def mix(
     run: RunOptions,
     looking: CheckOptions,
     out: Annotated[
-        str | None, typer.Option(metavar="DIR", help="The folder to write.  [required]")
+        str | None,
+        typer.Option(
+            metavar="DIR",
+            help="The folder to write; or its URL: s3://, gs:// or az://.  [required]",
+        ),
+    ] = None,
+    part: Annotated[
+        str | None,
+        typer.Option(
+            metavar="I/N",
+            help="Make part I of N only, as several machines do at once; auto: as Slurm or "
+            "Kubernetes say.",
+        ),
+    ] = None,
+    finish: Annotated[
+        bool,
+        typer.Option(
+            "--finish", help="Put the output in place once all parts are made; may be repeated."
+        ),
+    ] = False,
+    staging: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DIR",
+            help="Where shards are made that go elsewhere, three at a time.  [default: the folder "
+            "for temporary files]",
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -30,28 +56,64 @@ def mix(
     from paramdelta import api
     from paramdelta.cli.show.plan import show_start
     from paramdelta.cli.show.progress import reporter
-    from paramdelta.cli.show.results import show_mix
+    from paramdelta.cli.show.results import show_mix, show_part
     from paramdelta.errors import UsageError
-    from paramdelta.output.place import check_local
+    from paramdelta.output.place import check_out
 
     if out is None:
         raise UsageError(
             "missing --out", code="missing-option", expected="--out DIR, the folder to write"
         )
-    check_local(out)
+    check_out(out)
+    several = part is not None or finish
+    if (part is not None and finish) or (several and output.fresh):
+        raise UsageError(
+            "--part, --finish and --fresh exclude each other",
+            code="options-exclude-each-other",
+            remedy="run all parts, then --finish; to start again, remove the unfinished run first",
+        )
     plan = api.plan(recipe.recipe())
     show_start(plan, as_json)
     with reporter("mixing", as_json) as progress:
-        result = api.mix(
-            plan,
-            out,
-            shard_size=output.shard_size,
-            memory=run.memory,
-            workers=run.workers,
-            overwrite=output.overwrite,
-            fresh=output.fresh,
-            check=looking.check,
-            strict=looking.strict,
-            progress=progress.mix,
-        )
-    show_mix(result, as_json)
+        if part is not None:
+            made = api.mix_part(
+                plan,
+                out,
+                part,
+                shard_size=output.shard_size,
+                memory=run.memory,
+                workers=run.workers,
+                overwrite=output.overwrite,
+                strict=looking.strict,
+                staging=staging,
+                progress=progress.mix,
+            )
+        elif finish:
+            result = api.finish_mix(
+                plan,
+                out,
+                shard_size=output.shard_size,
+                overwrite=output.overwrite,
+                check=looking.check,
+                staging=staging,
+                progress=progress.mix,
+            )
+        else:
+            result = api.mix(
+                plan,
+                out,
+                shard_size=output.shard_size,
+                memory=run.memory,
+                workers=run.workers,
+                overwrite=output.overwrite,
+                fresh=output.fresh,
+                check=looking.check,
+                strict=looking.strict,
+                keep_downloads=output.keep_downloads,
+                staging=staging,
+                progress=progress.mix,
+            )
+    if part is not None:
+        show_part(made, as_json)
+    else:
+        show_mix(result, as_json)

@@ -178,6 +178,16 @@ class RunOptions(Options):
     ] = None
 
 
+KeepDownloads = Annotated[
+    bool,
+    typer.Option(
+        "--keep-downloads",
+        help="Download models from the Hub into its cache first. By default they are read where "
+        "they are.",
+    ),
+]
+
+
 @dataclass(frozen=True)
 class OutputOptions(Options):
     """How an output is written."""
@@ -194,6 +204,7 @@ class OutputOptions(Options):
         bool,
         typer.Option("--fresh", help="Discard an unfinished run instead of resuming it."),
     ] = False
+    keep_downloads: KeepDownloads = False
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,5 @@
 """`paramdelta plan`: what a mix would do."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -13,7 +12,7 @@ def plan(
     run: RunOptions,
     shard_size: Annotated[str, typer.Option(metavar="SIZE", help="Largest weight file.")] = "5GB",
     out: Annotated[
-        Path | None,
+        str | None,
         typer.Option(metavar="DIR", help="Where the mix would go: check its path and disk."),
     ] = None,
     tensors: Annotated[bool, typer.Option("--tensors", help="Every tensor and its terms.")] = False,
@@ -34,7 +33,10 @@ def plan(
     from paramdelta import api
     from paramdelta.cli.show.explanation import show_explanations
     from paramdelta.cli.show.plan import show_plan
+    from paramdelta.output.place import check_out
 
+    if out is not None:
+        check_out(out)
     made = api.plan(recipe.recipe())
     if explain is not None:
         show_explanations(api.explain(made, explain), as_json)

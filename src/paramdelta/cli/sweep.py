@@ -73,6 +73,7 @@ def sweep(
             fresh=output.fresh,
             check=looking.check,
             strict=looking.strict,
+            keep_downloads=output.keep_downloads,
             planned=lambda made: show_sweep_start(made, as_json),
             progress=progress.mix,
         )

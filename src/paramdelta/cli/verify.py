@@ -20,7 +20,8 @@ def verify(
         int | None, typer.Option(metavar="N", min=0, help="Repeat the sample of an earlier run.")
     ] = None,
     download: Annotated[
-        bool, typer.Option("--download", help="Fetch sources that are not on this machine.")
+        bool,
+        typer.Option("--download", help="Read sources that are not here from the Hub."),
     ] = False,
     post: Annotated[
         str | None, typer.Option(metavar="P", help="For a stored Δ or an adapter: where post is.")

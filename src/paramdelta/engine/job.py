@@ -5,10 +5,11 @@ hands each receipt back to the job, in the order of the tasks, and reports progr
 one engine; another is one more file.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
+from paramdelta.storage.readahead import Run
 from paramdelta.storage.reader import Reader
 
 Task = TypeVar("Task")
@@ -41,6 +42,14 @@ class Job(Protocol[Task, Receipt]):
 
     def collect(self, task: Task, receipt: Receipt) -> None:
         """Take a task's receipt. Called in one thread, in the order of the tasks."""
+
+
+@runtime_checkable
+class Reading(Protocol[Task]):  # type: ignore[misc]
+    """A job that says what its tasks read, so that slow places are read ahead exactly."""
+
+    def reads(self, task: Task) -> Iterable[Run]:
+        """Bytes of blobs that a task will read, in order."""
 
 
 class Engine(Protocol):

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 from time import monotonic
 from typing import Any, Generic
 
-from paramdelta.engine.job import Job, Progress, Receipt, Task
+from paramdelta.engine.job import Job, Progress, Reading, Receipt, Task
+from paramdelta.storage.readahead import Run
 from paramdelta.storage.reader import Reader
 
 TICK = 0.1  # seconds between two calls of the progress function
@@ -23,16 +24,18 @@ def run(
     skip: Callable[[Task], bool] | None = None,
     commit: Callable[[list[Receipt]], None] | None = None,
     progress: Callable[[Progress], None] | None = None,
+    commit_seconds: float = COMMIT_SECONDS,
 ) -> None:
     """Run every task of a job, except those that ``skip`` names: an earlier run did them.
 
-    ``commit`` makes the work of some receipts durable; it is called in a separate thread, from
-    time to time and at the end, also when the run fails.
+    ``commit`` makes the work of some receipts durable; it is called in a separate thread, every
+    ``commit_seconds`` and at the end, also when the run fails.
 
     The first error of any worker stops all of them and is raised. Ctrl-C raises KeyboardInterrupt
     after every worker has finished its task.
     """
-    _Run(job, reader, workers, writers, skip, commit, progress or (lambda _: None)).run()
+    committer = _Committer(commit, commit_seconds) if commit is not None else None
+    _Run(job, reader, workers, writers, skip, committer, progress or (lambda _: None)).run()
 
 
 class _Run(Generic[Task, Receipt]):
@@ -45,7 +48,7 @@ class _Run(Generic[Task, Receipt]):
         workers: int,
         writers: Sequence[Any],
         skip: Callable[[Task], bool] | None,
-        commit: Callable[[list[Receipt]], None] | None,
+        committer: "_Committer[Receipt] | None",
         progress: Callable[[Progress], None],
     ) -> None:
         self.job, self.reader, self.writers, self.progress = job, reader, writers, progress
@@ -67,17 +70,24 @@ class _Run(Generic[Task, Receipt]):
                 self.pending.append(number)
                 self.costs.append(cost)
         self.resumed = self.done
+        if isinstance(job, Reading):
+            reader.follow(lambda: self._runs(job))
         self.prompt = job.lead is not None  # else receipts can wait for a tick: a switch between
         # threads costs more than to collect one
         self.lead = job.lead * workers if job.lead is not None else len(self.pending)
         self.taken = self.collected = 0
         self.shown = 0.0
         self.running = workers
-        self.committer = _Committer(commit) if commit is not None else None
+        self.committer = committer
         self.threads = [
             threading.Thread(target=self._work, name=f"paramdelta-{number}", daemon=True)
             for number in range(workers)
         ]
+
+    def _runs(self, job: Reading[Task]) -> Iterator[Run]:
+        """What the tasks will read."""
+        for number in self.pending:
+            yield from job.reads(self.tasks[number])
 
     def run(self) -> None:
         for thread in self.threads:
@@ -180,9 +190,10 @@ class _Run(Generic[Task, Receipt]):
 class _Committer(Generic[Receipt]):
     """Commits receipts behind the workers, so that they never wait for the disk."""
 
-    def __init__(self, commit: Callable[[list[Receipt]], None]) -> None:
+    def __init__(self, commit: Callable[[list[Receipt]], None], seconds: float) -> None:
         self.error: BaseException | None = None
         self._commit = commit
+        self._seconds = seconds
         self._receipts: list[Receipt] = []
         self._cost = 0
         self._stopping = False
@@ -209,7 +220,7 @@ class _Committer(Generic[Receipt]):
         while True:
             with self._changed:
                 if not self._stopping:
-                    self._changed.wait(COMMIT_SECONDS)
+                    self._changed.wait(self._seconds)
                 receipts, self._receipts, self._cost = self._receipts, [], 0
                 last = self._stopping
             if receipts and self.error is None:

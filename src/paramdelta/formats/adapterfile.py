@@ -4,7 +4,7 @@ Source: PEFT 0.21, ``utils/save_and_load.py``, ``utils/other.py`` and ``tuners/t
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 from paramdelta.errors import CheckpointError
@@ -26,6 +26,11 @@ _TRAINED = re.compile(
 _WRAPPED = re.compile(
     r"\.(?P<wrapper>modules_to_save\.default|modules_to_save|original_module|"
     r"token_adapter\.base_layer|base_layer)(?=\.)"
+)
+# Names of a PEFT model in memory have the adapter's own name in them; a saved adapter has not.
+_NAMED = re.compile(
+    r"\.(?:lora_A|lora_B|lora_magnitude_vector)\.(?P<matrix>[^.]+)(?=\.(?:weight|bias)$)|"
+    r"\.(?:lora_embedding_A|lora_embedding_B|trainable_tokens_delta)\.(?P<table>[^.]+)$"
 )
 # Parts of names that are no module's but some method's of PEFT; such a tensor is no plain one.
 _METHOD = re.compile(
@@ -63,8 +68,9 @@ def sort_tensors(
     contents = Contents()
     unknown = []
     copies: dict[str, dict[str, View]] = {}
+    adapter = _adapter_name(tensors)
     for stored, tensor in tensors.items():
-        name = stored.removeprefix(_PREFIX)
+        name = _without(adapter, stored.removeprefix(_PREFIX))
         match = _TRAINED.fullmatch(name)
         if match and _is_expected(match, config):
             if match["rows"]:
@@ -74,7 +80,7 @@ def sort_tensors(
             continue
         wrapped = _WRAPPED.search(name)
         plain = _WRAPPED.sub("", name, count=1)
-        if name == stored or _METHOD.search(plain):
+        if not stored.startswith(_PREFIX) or _METHOD.search(plain):
             unknown.append(stored)
         else:
             kind = wrapped["wrapper"].removesuffix(".default") if wrapped else ""
@@ -98,6 +104,26 @@ def sort_tensors(
     for module, factors in contents.factors.items():
         _check_factors(module, factors, config, where)
     return contents
+
+
+def _adapter_name(names: Collection[str]) -> str:
+    """The adapter's name in the names of its tensors; empty if they have none, or several.
+
+    It is empty as well if the same tensor is stored with it and without.
+    """
+    found = {match["matrix"] or match["table"] for name in names if (match := _NAMED.search(name))}
+    adapter = found.pop() if len(found) == 1 else ""
+    return adapter if len({_without(adapter, name) for name in names}) == len(names) else ""
+
+
+def _without(adapter: str, name: str) -> str:
+    """A tensor's name as PEFT saves it."""
+    if not adapter:
+        return name
+    match = _NAMED.search(name)
+    if match is None:
+        return name.replace(f".modules_to_save.{adapter}.", ".modules_to_save.")
+    return name[: match.end() - len(adapter) - 1] + name[match.end() :]
 
 
 def _is_expected(match: re.Match[str], config: AdapterConfig) -> bool:

@@ -8,12 +8,13 @@ format (``weight_scale``, one for each tensor or each row); OCP 8-bit Floating P
 (OFP8), revision 1.0.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from paramdelta.errors import CheckpointError
 from paramdelta.formats.view import Fetch, Tensor, View
+from paramdelta.storage.readahead import Run
 
 if TYPE_CHECKING:
     import numpy as np
@@ -57,6 +58,12 @@ class BlockScaled(View):
     def scratch(self, size: int) -> int:
         """The codes, an eighth of the result, and the scales, at most one per number."""
         return size // 8 + 2 * size
+
+    def runs(self, start: int, stop: int) -> Iterator[Run]:
+        """Those of the weight, and with the first all scales."""
+        yield from self.weight.runs(start, stop)
+        if start == 0:
+            yield from self.scale.runs(0, self.scale.elements)
 
     def read(self, start: int, stop: int, into: memoryview, fetch: Fetch) -> None:
         """Read a run of FP8 numbers and the scales of its blocks; multiply them."""

@@ -11,6 +11,9 @@ _CONSTANTS = {
     *("num_batches_tracked", "relative_position_index"),
 }
 _ROTARY = re.compile(r"(^|\.)rotary(_pos)?_emb\.")
+# Words in the names of tables that a module of rotary positions computes; some have trained
+# parameters beside them.
+_TABLES = {"freq", "freqs", "cos", "sin", "cached"}
 _MASK = re.compile(r"(^|\.)(attn|attention)\.bias$")
 
 
@@ -30,6 +33,9 @@ def is_buffer(tensor: View) -> bool:
 
 def is_constant(name: str) -> bool:
     """Whether a name is that of a constant whatever its shape."""
-    if name[name.rfind(".") + 1 :] in _CONSTANTS:
+    last = name[name.rfind(".") + 1 :]
+    if last in _CONSTANTS:
         return True
-    return "rotary" in name and _ROTARY.search(name) is not None
+    if "rotary" not in name or not _ROTARY.search(name):
+        return False
+    return not _TABLES.isdisjoint(last.split("_"))

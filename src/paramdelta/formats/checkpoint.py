@@ -1,12 +1,13 @@
 """A checkpoint: its index, its shards, and where the bytes of every tensor are. Headers only."""
 
+import contextlib
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from paramdelta.errors import CheckpointError, UsageError
+from paramdelta.errors import CheckpointError, ParamDeltaError, UsageError
 from paramdelta.formats import magic
 from paramdelta.formats.buffers import is_constant
 from paramdelta.formats.components import (
@@ -153,6 +154,7 @@ def open_checkpoint(files: Files, role: str) -> Checkpoint:
         components.append(component)
         gathered += tuple(folder + blob.name for blob in found.blobs) if found.gathered else ()
         own: dict[str, View] = {}
+        _prefetch_headers(files.reader, found.blobs)
         for blob in found.blobs:
             source, views, others = read_weights(files.reader, blob, files.location.branch)
             sources.append(replace(source, folder=folder))
@@ -213,6 +215,18 @@ def read_header(reader: Reader, blob: Blob) -> tuple[SourceFile, list[Tensor], d
     digest = hashlib.sha256(start[:8] + text).hexdigest()
     tensors = [Tensor(e.name, e.dtype, e.shape, blob, e.offset, e.nbytes) for e in entries]
     return SourceFile(blob, digest), tensors, metadata
+
+
+def _prefetch_headers(reader: Reader, blobs: Sequence[Blob]) -> None:
+    """Read the headers of all weight files at once, where requests take long."""
+    reader.prefetch((blob, 0, min(HEAD, blob.size)) for blob in blobs)
+    long = []
+    for blob in blobs:
+        if blob.name.endswith(".safetensors") and blob.size >= HEAD and reader.is_held(blob):
+            with contextlib.suppress(ParamDeltaError):  # raised when the header is read
+                stop = 8 + header_length(reader.get(blob, 0, 8), blob.size, str(blob))
+                long += [(blob, HEAD, stop)] if stop > HEAD else []
+    reader.prefetch(long)
 
 
 def read_weights(

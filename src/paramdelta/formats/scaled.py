@@ -1,9 +1,11 @@
 """A view whose numbers are those of another view, times one number."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from paramdelta.formats.view import Derived, Fetch
+from paramdelta.storage.readahead import Run
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,10 @@ class Scaled(Derived):
     def scratch(self, size: int) -> int:
         """The stored run and the widened run."""
         return 2 * size + self.view.scratch(size)
+
+    def runs(self, start: int, stop: int) -> Iterator[Run]:
+        """Those of the view."""
+        return self.view.runs(start, stop)
 
     def read(self, start: int, stop: int, into: memoryview, fetch: Fetch) -> None:
         """Read, widen and multiply."""

@@ -9,13 +9,14 @@ import bisect
 import itertools
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 from weakref import WeakKeyDictionary
 
 from paramdelta.dtypes import DTYPES, DType
 from paramdelta.storage.blob import Blob
+from paramdelta.storage.readahead import Run
 
 if TYPE_CHECKING:
     import numpy as np
@@ -115,6 +116,12 @@ class View(ABC):
     def read(self, start: int, stop: int, into: memoryview, fetch: Fetch) -> None:
         """Fill ``into`` with the bytes of elements ``start`` to ``stop``; raises as ``fetch``."""
 
+    def runs(self, start: int, stop: int) -> Iterator[Run]:
+        """The stored bytes that `read` will read; of views that mix them up, all with the first."""
+        if start == 0:
+            for part in self.parts:
+                yield from part.runs(0, part.elements)
+
     def gather(self, starts: "npt.NDArray[np.int64]", into: memoryview, fetch: Fetch) -> None:
         """Fill ``into`` with runs of equal size, one from each element of ``starts``."""
         size = len(into) // len(starts)
@@ -173,6 +180,11 @@ class Tensor(View):
         """Blob and name."""
         return [self.blob, self.name]
 
+    def runs(self, start: int, stop: int) -> Iterator[Run]:
+        """One."""
+        size = self.kind.size
+        yield self.blob, self.offset + start * size, self.offset + stop * size
+
     def read(self, start: int, stop: int, into: memoryview, fetch: Fetch) -> None:
         """Fetch the run as it is stored."""
         fetch(self, start, into[: (stop - start) * self.kind.size])
@@ -200,6 +212,15 @@ class _FromReader:
 def fetch_from(reader: "Reader") -> Fetch:
     """A `Fetch` that reads stored tensors through a reader."""
     return _FromReader(reader)
+
+
+def prefetch(views: "Iterable[tuple[View, int, int]]", fetch: Fetch) -> None:
+    """Begin with reads of views that will follow, from element to element, all at once where
+    requests take long.
+    """
+    reader = getattr(fetch, "reader", None)
+    if reader is not None:
+        reader.prefetch(run for view, start, stop in views for run in view.runs(start, stop))
 
 
 @dataclass(frozen=True)
@@ -273,6 +294,10 @@ class Part(Derived):
         """The view, the position and the shape."""
         return ["part", self.view.identity, self.first, list(self.shape)]
 
+    def runs(self, start: int, stop: int) -> Iterator[Run]:
+        """Those of the view at the shifted position."""
+        return self.view.runs(self.first + start, self.first + stop)
+
     def read(self, start: int, stop: int, into: memoryview, fetch: Fetch) -> None:
         """Read from the view at the shifted position."""
         self.view.read(self.first + start, self.first + stop, into, fetch)
@@ -294,6 +319,10 @@ class Wide(Derived):
     def scratch(self, size: int) -> int:
         """The stored run and the widened run."""
         return 2 * size + self.view.scratch(size)
+
+    def runs(self, start: int, stop: int) -> Iterator[Run]:
+        """Those of the view."""
+        return self.view.runs(start, stop)
 
     def read(self, start: int, stop: int, into: memoryview, fetch: Fetch) -> None:
         """Read and widen, without loss."""
@@ -373,6 +402,23 @@ class Rows(View):
             return max(view.scratch(size) for view in self.sources)
         runs = 200 * (size // max(1, self.width * self.kind.size) + 2)
         return size + runs + max(view.scratch(size) for view in self.sources)
+
+    def runs(self, start: int, stop: int) -> Iterator[Run]:
+        """Those of the rows, in the order of the views."""
+        width = self.width
+        ends = list(itertools.accumulate(view.elements for view in self.sources))
+        rows = self._runs(start // width, -(-stop // width)) if width else []
+        for first, last, source in sorted(rows, key=lambda run: run[2]):
+            if source == ABSENT:
+                continue
+            begin, end = max(start, first * width), min(stop, last * width)
+            begin, end = begin + (source - first) * width, end + (source - first) * width
+            at = bisect.bisect_right(ends, begin)
+            while begin < end:
+                offset = ends[at] - self.sources[at].elements
+                here = min(end, ends[at])
+                yield from self.sources[at].runs(begin - offset, here - offset)
+                begin, at = here, at + 1
 
     def read(self, start: int, stop: int, into: memoryview, fetch: Fetch) -> None:
         """Read run by run: consecutive rows of one view are one read. Mostly isolated rows are

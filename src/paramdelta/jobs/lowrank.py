@@ -266,11 +266,11 @@ class LowRankJob:
         for module in self.parts.modules:
             width = self.aim.width(module.shape)
             done = 8 * sum(module.shape) * width  # a finished pair waits for those before it
-            block = _block_held((module.pair.post, module.pair.base), module.shape[1])
+            block = block_held((module.pair.post, module.pair.base), module.shape[1])
             each = max(each, held(module.shape, width) + done + block)
         for task in self.tasks():
             if task.module is None:
-                each = max(each, _block_held((task.pair.post, task.pair.base), 1))
+                each = max(each, block_held((task.pair.post, task.pair.base), 1))
         views = [view for task in self.tasks() for view in (task.pair.post, task.pair.base)]
         caches = {kind: size for view in views for kind, size in view.caches.items()}
         return Need(each, sum(caches.values()))
@@ -509,7 +509,7 @@ def _block_height(columns: int) -> int:
     return max(1, HEIGHT // columns)
 
 
-def _block_held(views: Iterable[View], columns: int) -> int:
+def block_held(views: Iterable[View], columns: int) -> int:
     """Bytes that are held for a block of post − base: both stored and wide, and a product."""
     size = _block_height(columns) * columns
     return size * (3 * 8 + 8) + max(view.scratch(size * view.kind.size) for view in views)

@@ -5,8 +5,8 @@ A mix is a sweep of one.
 
 import bisect
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import accumulate
 from typing import Any
@@ -24,6 +24,7 @@ from paramdelta.planning.sweep import Sweep, joint_views
 from paramdelta.schemes.scheme import BLOCK, SCRATCH
 from paramdelta.storage.blob import Blob
 from paramdelta.storage.local import page_buffer
+from paramdelta.storage.readahead import Run
 from paramdelta.storage.reader import Reader
 
 PLANNED = 1_200  # bytes: a tensor in each further plan of a sweep, and in its output's tables
@@ -87,6 +88,7 @@ class MixJob:
     whether its values are the same in all outputs. ``stored``: by tensor, the numbers of its
     streams in the weight files. ``positions``: by stream, its first byte in all data end to end.
     ``roles``: whose a blob is, for reports. ``buffer``: bytes of one operand that a worker holds.
+    ``only``: numbers of the tensors to mix; None for all.
     """
 
     members: tuple[tuple[OutputTensor, ...], ...]
@@ -95,6 +97,7 @@ class MixJob:
     positions: tuple[int, ...]
     roles: Mapping[Blob, str]
     buffer: int
+    only: frozenset[int] | None = None
     found: Counter[tuple[int, str, str]] = field(default_factory=Counter, compare=False)
 
     lead = None
@@ -123,7 +126,19 @@ class MixJob:
         """See `Job.tasks`."""
         tensors = self.members[0]
         steps = [self._step(number) for number in range(len(tensors))]
-        return Tasks([tensor.elements for tensor in tensors], steps)
+        elements = [
+            tensor.elements if self.only is None or number in self.only else 0
+            for number, tensor in enumerate(tensors)
+        ]
+        return Tasks(elements, steps)
+
+    def holding(self, streams: Iterable[int]) -> "MixJob":
+        """The job for the tensors that are stored in these streams alone."""
+        wanted = frozenset(streams)
+        return replace(
+            self,
+            only=frozenset(n for n, own in enumerate(self.stored) if not wanted.isdisjoint(own)),
+        )
 
     def tasks_of(self, number: int) -> list[Task]:
         """The tasks of one tensor."""
@@ -135,6 +150,11 @@ class MixJob:
     def cost(self, task: Task) -> int:
         """Bytes of one output."""
         return sum(stop - start for start, stop in self.ranges(task))
+
+    def reads(self, task: Task) -> Iterator[Run]:
+        """See `Reading.reads`."""
+        for view in self.views[task.tensor]:
+            yield from view.runs(task.start, task.stop)
 
     def worker(self, reader: Reader, writers: Sequence[Writer]) -> "Worker":
         """See `Job.worker`. ``writers``: one for each output."""

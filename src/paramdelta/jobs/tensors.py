@@ -1,7 +1,6 @@
-"""The tensors of a mix one after the other, as arrays: nothing is written."""
+"""The tensors of a mix in memory, as arrays: nothing is written."""
 
 import threading
-from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -11,17 +10,18 @@ import numpy.typing as npt
 from paramdelta.dtypes import DTYPES
 from paramdelta.encodings.encoding import Stream
 from paramdelta.errors import UsageError
-from paramdelta.jobs.mix import MixJob, Task, Worker
+from paramdelta.jobs.mix import MixJob, Receipt, Task, Worker
 from paramdelta.storage.reader import Reader
 
 if TYPE_CHECKING:
     import torch
 
 FRAMEWORKS = ("numpy", "torch")
+ALIGNMENT = 64  # bytes: what torch gives its own tensors, which fast kernels may ask for
 
 
 class _Arrays:
-    """A `Writer` into arrays of one tensor's streams."""
+    """A `Writer` into arrays, by stream."""
 
     def __init__(self) -> None:
         self.bytes: dict[int, npt.NDArray[np.uint8]] = {}
@@ -32,33 +32,56 @@ class _Arrays:
         return len(data)
 
 
-def iterate(
-    job: MixJob, order: Sequence[int], reader: Reader, workers: int
-) -> Iterator[tuple[Stream, npt.NDArray[Any]]]:
-    """Every stream of the first output with its elements, viewed as `dtypes` says.
+class Maker:
+    """Makes tensors of a mix in memory, any of them at any time; nothing is written.
 
-    ``order``: numbers of tensors. One tensor is in memory at a time, besides the workers' buffers
-    and what the caller keeps.
+    ``workers``: threads, each with its own buffers: they and what the caller keeps are all the
+    memory that it takes. Used by one thread at a time.
     """
-    arrays, own = _Arrays(), threading.local()
 
-    def run(task: Task) -> None:
-        if not hasattr(own, "worker"):
-            own.worker = Worker(job, reader, [arrays])
-        own.worker(task)
+    def __init__(self, job: MixJob, reader: Reader, workers: int) -> None:
+        self.job = job
+        self._reader = reader
+        self._arrays = _Arrays()
+        self._own = threading.local()
+        self._pool = ThreadPoolExecutor(workers, "paramdelta-tensors")
 
-    with ThreadPoolExecutor(workers, "paramdelta-tensors") as pool:
-        for number in order:
-            streams = job.members[0][number].streams
-            arrays.bytes = {
-                at: np.empty(stream.nbytes, np.uint8)
-                for at, stream in zip(job.stored[number], streams, strict=True)
-            }
-            for _ in pool.map(run, job.tasks_of(number)):
-                pass
-            for at, stream in zip(job.stored[number], streams, strict=True):
-                kind = DTYPES[stream.dtype].numpy
-                yield stream, arrays.bytes.pop(at).view(kind).reshape(stream.shape)
+    def __enter__(self) -> "Maker":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+    def make(self, number: int) -> list[tuple[Stream, npt.NDArray[Any]]]:
+        """Every stream of one tensor with its elements, viewed as `dtypes` says.
+
+        The memory of the arrays is aligned as torch aligns its own.
+        """
+        streams = self.job.members[0][number].streams
+        for at, stream in zip(self.job.stored[number], streams, strict=True):
+            self._arrays.bytes[at] = _aligned(stream.nbytes)
+        try:
+            tasks = self.job.tasks_of(number)
+            for task, receipt in zip(tasks, self._pool.map(self._run, tasks), strict=True):
+                self.job.collect(task, receipt)
+        finally:
+            made = [self._arrays.bytes.pop(at) for at in self.job.stored[number]]
+        return [
+            (stream, data.view(DTYPES[stream.dtype].numpy).reshape(stream.shape))
+            for stream, data in zip(streams, made, strict=True)
+        ]
+
+    def _run(self, task: Task) -> Receipt:
+        if not hasattr(self._own, "worker"):
+            self._own.worker = Worker(self.job, self._reader, [self._arrays])
+        receipt: Receipt = self._own.worker(task)
+        return receipt
+
+
+def _aligned(size: int) -> npt.NDArray[np.uint8]:
+    data = np.empty(size + ALIGNMENT, np.uint8)
+    start = -data.ctypes.data % ALIGNMENT
+    return data[start : start + size]
 
 
 def converted(array: npt.NDArray[Any], dtype: str, framework: str) -> Any:
@@ -99,8 +122,16 @@ _TORCH = {
 }  # fmt: skip
 
 
+def torch_dtype(dtype: str) -> "torch.dtype":
+    """What torch calls a dtype of safetensors."""
+    import torch
+
+    found: torch.dtype = getattr(torch, _TORCH[dtype])
+    return found
+
+
 def _torch(array: npt.NDArray[Any], dtype: str) -> "torch.Tensor":
     import torch
 
     flat = torch.from_numpy(array.reshape(-1).view(np.uint8))
-    return flat.view(getattr(torch, _TORCH[dtype])).reshape(array.shape)
+    return flat.view(torch_dtype(dtype)).reshape(array.shape)

@@ -21,7 +21,7 @@ from paramdelta.output.guard import Guard
 from paramdelta.output.journal import Journal
 from paramdelta.output.layout import Layout, Shard
 from paramdelta.output.place import Place, place_of, remove_old
-from paramdelta.output.sink import Durable
+from paramdelta.output.sink import Durable, NotFinite
 from paramdelta.storage.digest import Digests, Leaves
 from paramdelta.storage.local import (
     File,
@@ -147,7 +147,7 @@ class FolderSink:
         self.digests.known = journal.leaves
         assert self._layout is not None
         for name in (*journal.puts, *self._layout.small):  # written again, maybe with other bytes
-            if _is_inside(name):
+            if is_inside(name):
                 self._path(name).unlink(missing_ok=True)
         known = {n for shard in self._shards for n in (shard.name, shard.name + PART)}
         staging = self.place.staging
@@ -195,7 +195,12 @@ class FolderSink:
         paths = [str(self._shard_path(shard)) for shard in self._shards]
         return FolderWriter(self._layout, paths, frozenset(self._linked), self)
 
-    def commit(self, ranges: Iterable[tuple[int, int]], leaves: Leaves | None = None) -> None:
+    def commit(
+        self,
+        ranges: Iterable[tuple[int, int]],
+        leaves: Leaves | None = None,
+        not_finite: NotFinite | None = None,
+    ) -> None:
         """See `Sink.commit`."""
         assert self.journal is not None
         ranges = list(ranges)
@@ -207,7 +212,7 @@ class FolderSink:
     def put(self, name: str, data: bytes) -> None:
         """See `Sink.put`."""
         assert self.journal is not None
-        if not _is_inside(name):
+        if not is_inside(name):
             raise MisfitError(
                 "a file would leave the output folder", code="unsafe-file-name", where=name
             )
@@ -415,7 +420,8 @@ def tidy(out: Path, mark: str) -> None:
                 guard.release()
 
 
-def _is_inside(name: str) -> bool:
+def is_inside(name: str) -> bool:
+    """Whether a path with slashes stays in the folder that it is relative to."""
     parts = name.split("/")
     return bool(name) and not name.startswith("/") and ".." not in parts and "\0" not in name
 

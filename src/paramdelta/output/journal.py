@@ -113,7 +113,7 @@ class Journal:
             return
         try:
             first, *others = map(_parsed, lines)
-            self._compare(first, parse_json(json.dumps(identity).encode()))
+            compare_runs(first, parse_json(json.dumps(identity).encode()), str(self.path.parent))
             for entry in others:
                 if "done" in entry:
                     start, stop = map(index, entry["done"])
@@ -132,26 +132,6 @@ class Journal:
                 remedy="pass `fresh=True` to start again",
             ) from None
 
-    def _compare(self, found: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
-        if found == identity:
-            return
-        before = {source["path"]: source for source in found["sources"]}
-        now = {source["path"]: source for source in identity["sources"]}
-        changed = [path for path in now if path in before and now[path] != before[path]]
-        if changed:
-            raise MisfitError(
-                "a source has changed since the unfinished run",
-                code="source-changed",
-                where=", ".join(changed),
-                remedy="put the source back, or pass `fresh=True` to start again",
-            )
-        raise MisfitError(
-            "an unfinished run of another recipe, or with other options, is here",
-            code="other-run-unfinished",
-            where=str(self.path.parent),
-            remedy="repeat that command to resume it, or pass `fresh=True` to start again",
-        )
-
     def _write(self, text: str) -> None:
         try:
             self._file.write(text.encode())
@@ -159,6 +139,31 @@ class Journal:
             os.fsync(self._file.fileno())
         except OSError as error:
             raise storage_error(error, self.path, "write") from None
+
+
+def compare_runs(found: Mapping[str, Any], identity: Mapping[str, Any], where: str) -> None:
+    """Raise MisfitError if an unfinished run is not the one that is to be resumed.
+
+    ``found`` and ``identity``: as a `Journal` gets it, from JSON. ``where``: the unfinished run.
+    """
+    if found == identity:
+        return
+    before = {source["path"]: source for source in found["sources"]}
+    now = {source["path"]: source for source in identity["sources"]}
+    changed = [path for path in now if path in before and now[path] != before[path]]
+    if changed:
+        raise MisfitError(
+            "a source has changed since the unfinished run",
+            code="source-changed",
+            where=", ".join(changed),
+            remedy="put the source back, or pass `fresh=True` to start again",
+        )
+    raise MisfitError(
+        "an unfinished run of another recipe, or with other options, is here",
+        code="other-run-unfinished",
+        where=where,
+        remedy="repeat that command to resume it, or pass `fresh=True` to start again",
+    )
 
 
 def _line(entry: Mapping[str, Any]) -> str:

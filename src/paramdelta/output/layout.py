@@ -9,6 +9,7 @@ from itertools import accumulate
 from typing import Any
 
 from paramdelta.documents import to_json
+from paramdelta.dtypes import DTYPES
 from paramdelta.encodings.encoding import Stream
 from paramdelta.errors import UsageError
 from paramdelta.formats.components import WHOLE, Component, component_of
@@ -46,8 +47,8 @@ class Place:
 class Layout:
     """All weight files of an output, in order, and the indexes that name them.
 
-    ``streams``: the tensors of the files. ``indexes``: by name, the text of the index of each
-    component that has several files.
+    ``streams``: the tensors, in the order in which files are filled. ``indexes``: by name, the text
+    of the index of each component that has several files.
     """
 
     streams: tuple[Stream, ...]
@@ -79,15 +80,13 @@ class Layout:
     def places(self) -> tuple[Place, ...]:
         """Where each tensor is, by number."""
         positions = [0, *accumulate(stream.nbytes for stream in self.streams)]
-        return tuple(
-            Place(
-                number,
-                len(shard.header) + positions[at] - positions[shard.first],
-                positions[at],
-            )
-            for number, shard in enumerate(self.shards)
-            for at in range(shard.first, shard.last)
-        )
+        places: dict[int, Place] = {}
+        for number, shard in enumerate(self.shards):
+            offset = len(shard.header)
+            for at in _order(self.streams, range(shard.first, shard.last)):
+                places[at] = Place(number, offset, positions[at])
+                offset += self.streams[at].nbytes
+        return tuple(places[at] for at in range(len(self.streams)))
 
 
 def make_layout(
@@ -98,6 +97,9 @@ def make_layout(
     components: Sequence[Component] = WHOLE,
 ) -> Layout:
     """Pack tensors, in order, into files of at most ``shard_size`` bytes each.
+
+    A file holds neighbors, so a run that goes through the tensors completes one file after the
+    other. Inside a file, wider elements come first.
 
     A larger tensor gets a separate file. ``parameters``: for the index. ``apart``: the number of
     a tensor that starts a new file in any case. ``components``: of the output; each has its own
@@ -128,7 +130,8 @@ def make_layout(
     shards = []
     for name, (first, last) in zip(names, groups, strict=True):
         prefix = owners[first].prefix if owners else ""
-        header = make_header(_inside(streams[first:last], prefix))
+        ordered = [streams[at] for at in _order(streams, range(first, last))]
+        header = make_header(_inside(ordered, prefix))
         size = len(header) + sum(stream.nbytes for stream in streams[first:last])
         shards.append(Shard(name, header, first, last, size))
     indexes = {}
@@ -143,6 +146,13 @@ def make_layout(
             )
             indexes[component.index] = _index(streams, count, own, component)
     return Layout(tuple(streams), tuple(shards), indexes)
+
+
+def _order(streams: Sequence[Stream], numbers: Iterable[int]) -> list[int]:
+    """The tensors of a file, wider elements first as the format's own writer does: every tensor
+    stays aligned.
+    """
+    return sorted(numbers, key=lambda number: -DTYPES[streams[number].dtype].size)
 
 
 def _owners(streams: Sequence[Stream], components: Sequence[Component]) -> list[Component]:

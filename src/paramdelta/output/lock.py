@@ -10,7 +10,7 @@ from typing import Any
 
 from paramdelta.documents import to_json
 from paramdelta.errors import CheckpointError, MisfitError
-from paramdelta.formats.checkpoint import Checkpoint, open_checkpoint
+from paramdelta.formats.checkpoint import Checkpoint, SourceFile, open_checkpoint
 from paramdelta.output.layout import Layout
 from paramdelta.planning.plan import Plan
 from paramdelta.recipe import Recipe
@@ -78,10 +78,21 @@ def _source(source: Checkpoint, digests: Mapping[Blob, str | None]) -> dict[str,
                 "size": file.blob.size,
                 "header_sha256": file.header_sha256,
                 "digest": digests.get(file.blob),
+                **_at_the_hub(source, file.blob),
             }
             for file in source.sources
         ],
     }
+
+
+def _at_the_hub(source: Checkpoint, blob: Blob) -> dict[str, str]:
+    """The Hub's own SHA-256 of a weight file, if it is from there."""
+    if source.location.repo is None:
+        return {}
+    from paramdelta.storage import hub
+
+    digest = hub.sha256(blob)
+    return {"sha256": digest} if digest is not None else {}
 
 
 def run_identity(plan: Plan, layout: Layout) -> dict[str, Any]:
@@ -91,14 +102,50 @@ def run_identity(plan: Plan, layout: Layout) -> dict[str, Any]:
         "shards": [[shard.name, shard.size] for shard in layout.shards],
         "sources": [
             {
-                "path": file.blob.url,
+                "path": path,
                 "size": file.blob.size,
-                "version": file.blob.version,
+                "version": version,
                 "header_sha256": file.header_sha256,
             }
-            for file in plan.files
+            for file, (path, version) in _places(plan).items()
         ],
     }
+
+
+def _places(plan: Plan) -> dict[SourceFile, tuple[str, str]]:
+    """Where every weight file is, and its version. A commit on the Hub has one place and one
+    version, whether it is read there or in the cache.
+    """
+    found: dict[SourceFile, tuple[str, str]] = {}
+    for source in plan.sources:
+        for file in source.sources:
+            place = f"{source.location.pinned}/{file.name}", ""
+            local = file.blob.url, file.blob.version
+            found.setdefault(file, place if source.location.repo is not None else local)
+    return found
+
+
+def shared_identity(plan: Plan, layout: Layout) -> dict[str, Any]:
+    """As `run_identity`, for runs that machines share: what each of them must have in common.
+
+    A file of the Hub is known by its repository and commit, wherever a machine keeps it.
+    """
+    return {**run_identity(plan, layout), "paramdelta": __version__}
+
+
+def is_lock_of(lock: bytes, plan: Plan, shard_size: int) -> bool:
+    """Whether a lock is that of this plan's output, ignoring digests and versions."""
+    wanted = parse_json(lock_text(plan, shard_size).encode(), "the lock")
+    try:
+        found = parse_json(lock, LOCK)
+    except CheckpointError:
+        return False
+    ignored = ("versions", "outputs")
+    return all(
+        _without_digests(found.get(key)) == _without_digests(value)
+        for key, value in wanted.items()
+        if key not in ignored
+    )
 
 
 def is_finished(plan: Plan, shard_size: int, out: Path) -> bool:
@@ -111,13 +158,7 @@ def is_finished(plan: Plan, shard_size: int, out: Path) -> bool:
         made = (out / LOCK).stat().st_mtime_ns
     except (MisfitError, OSError):
         return False
-    wanted = parse_json(lock_text(plan, shard_size).encode(), "the lock")
-    ignored = ("versions", "outputs")
-    if any(
-        _without_digests(lock.get(key)) != _without_digests(value)
-        for key, value in wanted.items()
-        if key not in ignored
-    ):
+    if not is_lock_of(to_json(lock).encode(), plan, shard_size):
         return False
     if any(modified_ns(file.blob) > made for file in plan.files):
         return False

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from paramdelta.dtypes import DTYPES
 from paramdelta.output.layout import Layout
-from paramdelta.output.sink import Durable
+from paramdelta.output.sink import Durable, NotFinite
 from paramdelta.storage.digest import Leaves
 
 if TYPE_CHECKING:
@@ -59,7 +59,12 @@ class MemorySink:
             self._announce(name, self.tensors[name])
         return len(data)
 
-    def commit(self, ranges: Iterable[tuple[int, int]], leaves: Leaves | None = None) -> None:
+    def commit(
+        self,
+        ranges: Iterable[tuple[int, int]],
+        leaves: Leaves | None = None,
+        not_finite: NotFinite | None = None,
+    ) -> None:
         """Nothing to do."""
 
     def put(self, name: str, data: bytes) -> None:

@@ -11,11 +11,11 @@ from paramdelta.errors import MisfitError, StorageError, UsageError
 from paramdelta.output.rename import exchange, rename_new
 from paramdelta.storage.files import parse_json
 from paramdelta.storage.local import storage_error, sync_folder
-from paramdelta.storage.store import LOCAL, scheme_of
+from paramdelta.storage.store import LOCAL, is_known, scheme_of
 from paramdelta.units import show_size
 
 MOST_LOCK = 64_000_000  # bytes of a lock that are read to see what an old output holds
-_HIDDEN = (".paramdelta-partial", ".paramdelta-lock", ".paramdelta-journal")
+_HIDDEN = tuple(f".paramdelta-{kind}" for kind in ("partial", "lock", "journal", "parts"))
 _OURS = ("README.md",)  # in every output, and not in its lock
 
 
@@ -186,6 +186,21 @@ def check_local(out: str | Path) -> None:
         )
 
 
+def check_out(out: str | Path) -> None:
+    """Raise UsageError if an output can be neither a folder here nor one in an object store."""
+    scheme = scheme_of(str(out))
+    if scheme == LOCAL:
+        check_local(out)
+    elif not is_known(scheme) or scheme in ("http", "https", "hf"):
+        raise UsageError(
+            f"an output cannot be written to {scheme}://",
+            code="output-not-local",
+            got=str(out),
+            expected="a folder, or a URL that starts with s3://, gs:// or az://",
+            remedy="write to a folder here, and copy it when it is complete",
+        )
+
+
 def _check_parent(out: Path) -> None:
     """Raise UsageError if the folders above an output cannot be made."""
     above = next((path for path in out.parents if os.path.lexists(path)), None)
@@ -285,8 +300,18 @@ def _written(folder: Path, mark: str) -> set[str]:
     try:
         if (folder / mark).stat().st_size > MOST_LOCK:
             return set()
-        files = parse_json((folder / mark).read_bytes(), str(folder / mark)).get("outputs")
-    except (OSError, MisfitError):
+        return written_by((folder / mark).read_bytes(), mark)
+    except OSError:
+        return set()
+
+
+def written_by(record: bytes, mark: str) -> set[str]:
+    """The files that the record of an output lists, and those that every output has; only paths
+    that stay in its folder. Empty if it cannot be understood.
+    """
+    try:
+        files = parse_json(record, mark).get("outputs")
+    except MisfitError:
         return set()
     listed = files if isinstance(files, (dict, list)) else ()
     names = {name for name in listed if isinstance(name, str) and ".." not in name.split("/")}

@@ -5,11 +5,14 @@ A sink lives in the process that runs the job. Its writer goes to the workers.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 from paramdelta.output.journal import Ranges
 from paramdelta.output.layout import Layout
 from paramdelta.storage.digest import Leaves
+
+NotFinite: TypeAlias = Mapping[tuple[str, str], int]
+"""How many numbers are infinite or NaN, by tensor and place."""
 
 
 @dataclass(frozen=True)
@@ -17,11 +20,13 @@ class Durable:
     """What an earlier run left at a destination.
 
     ``ranges``: runs of bytes, in all data laid end to end. ``leaves``: block digests of files, by
-    name; see `storage.digest`.
+    name; see `storage.digest`. ``not_finite``: what was counted in these bytes; see
+    `jobs.mix.MixJob.not_finite`.
     """
 
     ranges: Ranges = field(default_factory=Ranges)
     leaves: Mapping[str, Mapping[int, bytes]] = field(default_factory=dict)
+    not_finite: NotFinite = field(default_factory=dict)
 
 
 class Writer(Protocol):
@@ -52,10 +57,16 @@ class Sink(Protocol):
     def writer(self) -> Writer:
         """What takes bytes on a worker."""
 
-    def commit(self, ranges: Iterable[tuple[int, int]], leaves: Leaves | None = None) -> None:
+    def commit(
+        self,
+        ranges: Iterable[tuple[int, int]],
+        leaves: Leaves | None = None,
+        not_finite: NotFinite | None = None,
+    ) -> None:
         """Make these runs of bytes durable, and remember that they are.
 
         ``leaves``: block digests of the sources to remember with them; see `storage.digest`.
+        ``not_finite``: what was counted in them. A sink may leave both out.
         """
 
     def put(self, name: str, data: bytes) -> None:

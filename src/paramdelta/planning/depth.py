@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from paramdelta.formats.view import Fetch, View
 from paramdelta.planning.findings import Findings, Severity
-from paramdelta.planning.lineage import RELATED, dot, read_sample
+from paramdelta.planning.lineage import RELATED, dot, prefetch_samples, read_sample
 from paramdelta.planning.presets import layer_of, stack_of
 from paramdelta.planning.sources import Source
 
@@ -32,23 +32,26 @@ def find_moved_layers(base: Source, new: Source, fetch: Fetch, findings: Finding
         if both and len(layers) == len(own):
             both = both[:: max(1, len(both) // PROBES)]
         moved: dict[str, tuple[int, int]] = {}
-        samples: dict[str, dict[int, _Vector]] = {}
-        for number in both:
-            name = next((n for n in layers[number] if _alike(n, new, base)), None)
-            if name is None:
-                continue
+        samples: dict[tuple[str, tuple[int, ...]], dict[int, _Vector]] = {}
+        found = (next((n for n in layers[m] if _alike(n, new, base)), None) for m in both)
+        named = {m: name for m, name in zip(both, found, strict=True) if name is not None}
+        prefetch_samples((s.views[name] for name in named.values() for s in (new, base)), fetch)
+        for number, name in named.items():
             vector = _unit(new.views[name], fetch)
             if dot(vector, _unit(base.views[name], fetch)) >= RELATED:
                 continue
-            ending = name[len(stack) + len(str(number)) :]
-            if ending not in samples:
-                samples[ending] = {
-                    other: _unit(base.views[candidate], fetch)
+            ending, shape = name[len(stack) + len(str(number)) :], new.views[name].shape
+            key = ending, shape  # "layers" of a backbone can have different widths
+            if key not in samples:
+                candidates = {
+                    other: base.views[candidate]
                     for other in own
                     if (candidate := f"{stack}{other}{ending}") in base.views
-                    and base.views[candidate].shape == new.views[name].shape
+                    and base.views[candidate].shape == shape
                 }
-            likeness = {o: dot(each, vector) for o, each in samples[ending].items()}
+                prefetch_samples(candidates.values(), fetch)
+                samples[key] = {o: _unit(view, fetch) for o, view in candidates.items()}
+            likeness = {o: dot(each, vector) for o, each in samples[key].items()}
             best = max(likeness, key=lambda other: likeness[other])
             if likeness[best] >= RELATED:
                 moved[name] = number, best

@@ -4,13 +4,13 @@ A continued or post-trained model keeps a cosine near 1 with its base. Two model
 separately have a cosine near 0. The *shift* is what continued training changed: new base − base.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from paramdelta.formats.view import Fetch, View, float64
+from paramdelta.formats.view import Fetch, View, float64, prefetch
 
 TENSORS = 8  # matrices that are sampled
 ELEMENTS = 65536  # at most this many numbers of each, in one run from the middle
@@ -77,6 +77,7 @@ def sample(tensors: Sequence[str], checkpoints: Sequence[Mapping[str, View]]) ->
 
 def read_samples(names: Sequence[str], views: Mapping[str, View], fetch: Fetch) -> Samples:
     """Samples of the named tensors; a few MB."""
+    prefetch_samples([views[name] for name in names], fetch)
     return {name: read_sample(views[name], fetch) for name in names}
 
 
@@ -124,9 +125,18 @@ def shift(base: Samples, post: Samples, new: Samples) -> Shift | None:
 
 def read_sample(view: View, fetch: Fetch) -> npt.NDArray[np.float64]:
     """A run of at most `ELEMENTS` numbers from the middle of a tensor, as float64."""
+    return view.float64(*_sampled(view), fetch)
+
+
+def prefetch_samples(views: Iterable[View], fetch: Fetch) -> None:
+    """Begin to read the samples of some tensors, many at once where requests take long."""
+    prefetch(((view, *_sampled(view)) for view in views), fetch)
+
+
+def _sampled(view: View) -> tuple[int, int]:
     count = min(view.elements, ELEMENTS)
     start = (view.elements - count) // 2
-    return view.float64(start, start + count, fetch)
+    return start, start + count
 
 
 def same_sample(one: View, other: View, fetch: Fetch) -> bool:

@@ -24,6 +24,7 @@ from paramdelta.schemes.pair import Pair
 from paramdelta.schemes.scheme import Scheme
 from paramdelta.schemes.sum import SUM
 from paramdelta.storage.blob import Blob
+from paramdelta.storage.store import is_far
 from paramdelta.text import shown
 from paramdelta.units import show_count
 
@@ -153,7 +154,7 @@ class Plan:
     ``shifts``: how far the new base moved beside each Δ, by the role of post.
     ``vocabulary``: what becomes of the output's rows of tokens; empty if they correspond by number.
     ``components``: the models of the output, each with files of its own. ``account``: what becomes
-    of every file of every source.
+    of every file of every source. ``fetched``: bytes that came over a network to make the plan.
     """
 
     recipe: Recipe
@@ -167,6 +168,7 @@ class Plan:
     vocabulary: tuple[Case, ...] = ()
     components: tuple[Component, ...] = WHOLE
     account: tuple[FileFate, ...] = ()
+    fetched: int = field(default=0, compare=False)
 
     def __repr__(self) -> str:
         return (
@@ -191,6 +193,16 @@ class Plan:
         """Bytes of all operands, each once, and of two more passes where thresholds are needed."""
         operands = sum(view.nbytes for tensor in self.tensors for view in tensor.views)
         return operands + bytes_to_measure(self.tensors)
+
+    @cached_property
+    def transfers(self) -> Mapping[str, int]:
+        """Bytes of weights that a mix reads over a network, by the role of their checkpoint."""
+        found: dict[str, int] = {}
+        parts = {part for t in self.tensors for view in t.views for part in view.parts}
+        for blob in {part.blob for part in parts if is_far(part.blob)}:
+            size = sum(part.nbytes for part in parts if part.blob == blob)
+            found[self._roles[blob]] = found.get(self._roles[blob], 0) + size
+        return {s.role: found[s.role] for s in self.sources if s.role in found}
 
     @property
     def bytes_to_write(self) -> int:
@@ -257,6 +269,8 @@ class Plan:
             "copied": self.copied,
             "bytes_to_read": self.bytes_to_read,
             "bytes_to_write": self.bytes_to_write,
+            "transfers": dict(self.transfers),
+            "fetched": self.fetched,
             "sources": [
                 {
                     "role": source.role,

@@ -8,6 +8,7 @@ written.
 import contextlib
 import gc
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from paramdelta.dtypes import DTYPES
@@ -45,10 +46,11 @@ from paramdelta.recipe import Recipe
 from paramdelta.storage.reader import Reader
 
 
-def make_plan(recipe: Recipe, opener: Opener | None = None) -> Plan:
+def make_plan(recipe: Recipe, opener: Opener | None = None, *, whole: bool = False) -> Plan:
     """Open the checkpoints of a recipe by their headers and decide everything.
 
-    ``opener``: opens the checkpoints. Plans that share one open each checkpoint once.
+    ``opener``: opens the checkpoints. Plans that share one open each checkpoint once. ``whole``:
+    every tensor keeps all of its operands, although some cancel out: to look at the Δs, not to mix.
 
     Raises:
         UsageError: an address that is not a checkpoint, or a choice that is not valid for these
@@ -58,9 +60,11 @@ def make_plan(recipe: Recipe, opener: Opener | None = None) -> Plan:
     """
     if opener is None:
         with Reader() as reader:
-            return make_plan(recipe, Opener(reader))
+            return make_plan(recipe, Opener(reader), whole=whole)
+    before = opener.reader.fetched
     with _without_collection():
-        return _make_plan(recipe, opener)
+        plan = _make_plan(recipe, opener, whole)
+    return replace(plan, fetched=opener.reader.fetched - before)
 
 
 @contextlib.contextmanager
@@ -75,7 +79,7 @@ def _without_collection() -> Iterator[None]:
             gc.enable()
 
 
-def _make_plan(recipe: Recipe, opener: Opener) -> Plan:
+def _make_plan(recipe: Recipe, opener: Opener, whole: bool) -> Plan:
     findings = Findings()
     check_allowed(recipe.allow)
 
@@ -99,7 +103,7 @@ def _make_plan(recipe: Recipe, opener: Opener) -> Plan:
         sources.new.checkpoint.config,
         settlement.new.size if settlement.new is not None else None,
     )
-    decided = Decisions(recipe, sources, settlement, factors, axes)
+    decided = Decisions(recipe, sources, settlement, factors, axes, whole)
     tensors = [plan_tensor(name, decided, findings) for name in sources.new.views]
     tensors += [taken_tensor(name, view, decided) for name, view in taken.views.items()]
     tensors += assembly.tensors(recipe.dtype, len(sources.lineages))

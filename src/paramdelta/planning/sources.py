@@ -107,17 +107,21 @@ class Sources:
 
 
 class Opener:
-    """Opens checkpoints through one reader, each address once."""
+    """Opens checkpoints through one reader, each address once.
 
-    def __init__(self, reader: Reader) -> None:
+    ``keep``: checkpoints on the Hub are downloaded into its cache, and are read there.
+    """
+
+    def __init__(self, reader: Reader, keep: bool = False) -> None:
         self.reader = reader
+        self.keep = keep
         self._files: dict[str, Files] = {}
         self._checkpoints: dict[str, Checkpoint] = {}
 
     def files(self, address: str) -> Files:
         """The files at an address; raises UsageError, StorageError."""
         if address not in self._files:
-            self._files[address] = Files(locate(address), self.reader)
+            self._files[address] = Files(locate(address, keep=self.keep), self.reader)
         return self._files[address]
 
     def checkpoint(self, address: str, role: str) -> Checkpoint:

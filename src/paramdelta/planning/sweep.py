@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from paramdelta.dtypes import DTYPES
 from paramdelta.encodings.encoding import Stream
 from paramdelta.errors import UsageError
 from paramdelta.formats.components import component_of
@@ -47,22 +46,18 @@ class Sweep:
     def alike(self) -> tuple[bool, ...]:
         """By tensor: whether every output has it the same. False where there is one output."""
         return tuple(
-            len(self.plans) > 1 and all(_same(one, other) for other in others)
+            len(self.plans) > 1 and all(same_values(one, other) for other in others)
             for one, *others in zip(*(plan.tensors for plan in self.plans), strict=True)
         )
 
     @cached_property
     def stored(self) -> tuple[Stored, ...]:
-        """The tensors of the weight files, in order.
-
-        Wider elements come first, as the format's own writer does: every tensor stays aligned.
-        """
+        """The tensors of the weight files, in the order in which files are filled."""
         listed = [
             Stored(number, part, stream)
             for number, tensor in enumerate(self.plans[0].tensors)
             for part, stream in enumerate(tensor.streams)
         ]
-        listed.sort(key=lambda stored: -DTYPES[stored.stream.dtype].size)
         components = self.plans[0].components
         if len(components) > 1:  # each has files of its own
             order = {component: number for number, component in enumerate(components)}
@@ -159,6 +154,6 @@ def make_sweep(recipe: Recipe, scales: Sequence[float]) -> Sweep:
     return Sweep(scales, plans)
 
 
-def _same(one: OutputTensor, other: OutputTensor) -> bool:
+def same_values(one: OutputTensor, other: OutputTensor) -> bool:
     """Whether two tensors hold the same values."""
     return (one.new, one.pairs, one.scheme) == (other.new, other.pairs, other.scheme)

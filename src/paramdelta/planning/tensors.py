@@ -29,7 +29,7 @@ class Decisions:
     """What was decided about the whole model before its tensors.
 
     ``factors``: by number of the Δ. ``axes``: of the tokens, by name of each tensor with a row (or
-    column) for each token.
+    column) for each token. ``whole``: no operand is left out, although it cancels out.
     """
 
     recipe: Recipe
@@ -37,6 +37,7 @@ class Decisions:
     settlement: Settlement
     factors: tuple[Factors, ...]
     axes: Mapping[str, int]
+    whole: bool = False
 
 
 def plan_tensor(name: str, decided: Decisions, findings: Findings) -> OutputTensor:
@@ -58,7 +59,7 @@ def plan_tensor(name: str, decided: Decisions, findings: Findings) -> OutputTens
     scheme = decided.recipe.scheme if pairs else SUM
     sparse = tuple(_sparsified(name, pairs, decided))
     tensor = OutputTensor(name, encoding, operand.shape, operand, sparse, scheme, why, asked)
-    return cancelled(tensor) if tensor.linear else tensor
+    return cancelled(tensor) if tensor.linear and not decided.whole else tensor
 
 
 def taken_tensor(name: str, view: View, decided: Decisions) -> OutputTensor:

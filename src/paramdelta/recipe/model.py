@@ -1,8 +1,10 @@
 """What to mix: a new base and one or more Δs."""
 
+import math
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from numbers import Real
 from typing import Any, TypeAlias
 
 from paramdelta.dtypes import parse_dtype
@@ -171,12 +173,29 @@ class Recipe:
                 "a recipe needs at least one delta", code="missing-delta", expected="post and base"
             )
 
-    def times(self, factor: float) -> "Recipe":
-        """The same recipe with the scale of every Δ multiplied, or that of its scheme."""
-        scheme = self.scheme.times(factor)
+    def times(self, factor: float | Sequence[float]) -> "Recipe":
+        """The same recipe with the scale of every Δ multiplied, or that of its scheme.
+
+        ``factor``: one for all, or a sequence with one for each Δ.
+
+        Raises:
+            UsageError: not a finite number, or not as many as there are Δs.
+        """
+        if isinstance(factor, list | tuple):
+            if len(factor) != len(self.deltas):
+                raise UsageError(
+                    "the recipe has another number of Δs",
+                    code="scale-count",
+                    expected=f"a number for each of {len(self.deltas)}, or one for all",
+                    got=f"{len(factor)} numbers",
+                )
+            pairs = zip(self.deltas, map(_number, factor), strict=True)
+            return replace(self, deltas=tuple(delta.times(each) for delta, each in pairs))
+        number = _number(factor)
+        scheme = self.scheme.times(number)
         if scheme is not None:
             return replace(self, scheme=scheme)
-        return replace(self, deltas=tuple(delta.times(factor) for delta in self.deltas))
+        return replace(self, deltas=tuple(delta.times(number) for delta in self.deltas))
 
     def density(self, number: int) -> float | Schedule:
         """The share of a Δ's elements that is kept by magnitude. ``number``: from 0."""
@@ -236,6 +255,14 @@ def _deltas(given: Any) -> tuple[Delta, ...]:
             got=shown(repr(given if wrong is None else wrong)),
         )
     return found
+
+
+def _number(given: Any) -> float:
+    if isinstance(given, bool) or not isinstance(given, Real) or not math.isfinite(given):
+        raise UsageError(
+            f"scale {given!r} is not a finite number", code="invalid-scale", expected="0.8, say"
+        )
+    return float(given)
 
 
 def _scale(given: Any) -> float | Schedule:

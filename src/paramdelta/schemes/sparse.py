@@ -72,12 +72,18 @@ def terms_of(pairs: Sequence["Pair"], operands: Sequence[Array], start: int) -> 
     pair, as `dtypes` views them.
     """
     terms = np.empty((len(pairs), len(operands[0])))
-    with np.errstate(all="ignore"):
-        for number, pair in enumerate(pairs):
-            post = float64(operands[2 * number], pair.post.dtype)
-            base = float64(operands[2 * number + 1], pair.base.dtype)
-            terms[number] = pair.coefficient * filtered(pair, post - base, start)
+    for number, pair in enumerate(pairs):
+        post = float64(operands[2 * number], pair.post.dtype)
+        base = float64(operands[2 * number + 1], pair.base.dtype)
+        with np.errstate(all="ignore"):
+            terms[number] = pair.coefficient * filtered(pair, _difference(post, base), start)
     return terms
+
+
+def _difference(post: Floats, base: Floats) -> Floats:
+    """``post − base`` in float64; equal infinities cancel."""
+    with np.errstate(all="ignore"):
+        return np.where(post == base, 0.0, post - base)
 
 
 def filtered(pair: "Pair", difference: Floats, start: int) -> Floats:
@@ -112,8 +118,7 @@ def _filtered(
 ) -> tuple[Floats, Floats]:
     """Post and base in float64, both zero where a filter drops the element."""
     wide, narrow = float64(post, pair.post.dtype), float64(base, pair.base.dtype)
-    with np.errstate(all="ignore"):
-        difference = wide - narrow
+    difference = _difference(wide, narrow)
     for filter_ in filters:
         dropped = ~filter_.keep(difference, start)
         wide[dropped] = narrow[dropped] = 0.0

@@ -230,6 +230,11 @@ class Digests:
                     result.setdefault(url, {})[number] = leaf.hex()
         return result
 
+    def drop(self, url: str) -> None:
+        """Forget a file."""
+        with self._lock:
+            self._files.pop(url, None)
+
     def adopt(self, url: str, size: int) -> TreeDigest:
         """A file's digest with the blocks that an earlier run knew and this one did not meet."""
         file = self.of(url, size)

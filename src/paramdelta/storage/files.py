@@ -14,6 +14,8 @@ from paramdelta.storage.reader import Reader
 MOST_JSON = 64_000_000  # bytes; the index of a model with 100,000 tensors is under 10 MB
 POINTERS = range(100, 400)  # bytes of a Git LFS pointer, which stands for a file
 _POINTER = b"version https://git-lfs"
+SOON = (".json", ".jinja", ".model", ".txt", ".tiktoken")  # what is read of most checkpoints …
+MOST_SOON = 32_000_000  # … up to this size, in bytes
 KEPT = 1_000_000  # bytes; larger contents are not kept in memory
 
 
@@ -33,6 +35,11 @@ class Files(Mapping[str, Blob]):
         found = reader.list(location.url)
         self.single = next(iter(found.values())) if _is_single(found, location) else None
         self._blobs = {} if self.single is not None else found
+        reader.prefetch(
+            (blob, 0, blob.size)
+            for name, blob in self._blobs.items()
+            if name.endswith(SOON) and blob.size <= MOST_SOON
+        )
         self.stated: Mapping[str, Mapping[str, Any]] = {}
         self._objects: dict[str, dict[str, Any]] = {}
         self._subs: dict[str, Files] = {}

@@ -9,8 +9,6 @@ from pathlib import Path
 from paramdelta.errors import MisfitError, UsageError
 from paramdelta.storage.store import LOCAL, is_known, scheme_of
 
-# The Hub allows names of up to 96 characters.
-_HUB_ID = re.compile(r"(?P<repo>([\w.-]{1,96}/)?[\w.-]{1,96})(@(?P<revision>[\w./-]{1,255}))?")
 # A name of one part with such an end is that of a file that is not there.
 _FILE = re.compile(
     r".*\.(safetensors|bin|pt|pth|ckpt|tar|gguf|onnx|h5|npz|json|ya?ml|zip|gz)", re.IGNORECASE
@@ -23,7 +21,8 @@ class Location:
 
     ``address``: as written. ``url``: the folder or the single weight file; see `Blob`. ``repo`` and
     ``revision``: Hub id and commit, if it came from the Hub. ``branch``: which of several sets of
-    weights in one file is meant, such as "ema": what follows ``#`` in the address.
+    weights in one file is meant, such as "ema": what follows ``#`` in the address. ``inside``: the
+    folder or file of the repository that is meant; "" for all of it.
     """
 
     address: str
@@ -31,11 +30,13 @@ class Location:
     repo: str | None = None
     revision: str | None = None
     branch: str | None = None
+    inside: str = ""
 
     @property
     def pinned(self) -> str:
         """The address that will mean the same tomorrow: ``org/name@commit``, or the full path."""
         pinned = f"{self.repo}@{self.revision}" if self.repo else self.url
+        pinned = f"hf://{pinned}/{self.inside}" if self.repo and self.inside else pinned
         return f"{pinned}#{self.branch}" if self.branch else pinned
 
     @property
@@ -49,15 +50,16 @@ class Location:
         return Path(self.url) if scheme_of(self.url) == LOCAL else None
 
 
-def locate(address: str, download: bool = True) -> Location:
-    """Find a checkpoint: an existing path first, then a URL, then a Hub id, which is downloaded.
+def locate(address: str, download: bool = True, keep: bool = False) -> Location:
+    """Find a checkpoint: an existing path first, then a URL, then a Hub id.
 
     ``download``: False forbids to use the network: what is in the cache of the Hub is found.
+    ``keep``: a model on the Hub is downloaded into its cache; by default it is read where it is.
 
     Raises:
         UsageError: neither an existing path, nor a URL that can be read, nor a Hub id.
         MisfitError: it is not on this machine, and a download is forbidden.
-        StorageError: the download failed.
+        StorageError: the Hub cannot be reached, or has no such model or revision.
     """
     path = _expanded(address)
     if _exists(path):
@@ -66,32 +68,32 @@ def locate(address: str, download: bool = True) -> Location:
     if branch and file and _exists(_expanded(file)):
         return replace(locate(file, download), address=address, branch=branch)
     scheme = scheme_of(address)
-    if scheme != LOCAL:
-        if is_known(scheme) and not download:
-            raise not_here(address)
-        if is_known(scheme):
-            return Location(address, address.rstrip("/"))
-        raise UsageError(
-            "this kind of address cannot be read yet",
-            code="unsupported-address",
-            where=address,
-            expected="a folder, a weight file (.safetensors, .bin, .pt) or a Hub id",
-            remedy="download it to a folder first",
-        )
-    match = _HUB_ID.fullmatch(address)
-    no_id = address.startswith(".") or ("/" not in address and _FILE.fullmatch(address))
-    if match is None or no_id:
-        raise UsageError(
-            "no such checkpoint",
-            code="no-such-checkpoint",
-            where=address,
-            expected="an existing folder or weight file, or a Hub id (name or org/name@revision)",
-            remedy=nearest_path(address),
-        )
-    from paramdelta.storage import hub  # keeps huggingface_hub out of local work
+    if scheme == LOCAL or scheme == "hf":
+        from paramdelta.storage import hub  # keeps huggingface_hub out of local work
 
-    path, commit = hub.download(match["repo"], match["revision"], cached=not download)
-    return Location(address, str(path), match["repo"], commit)
+        name = hub.parse(address)
+        no_id = address.startswith(".") or ("/" not in address and _FILE.fullmatch(address))
+        if name is None or no_id:
+            raise UsageError(
+                "no such checkpoint",
+                code="no-such-checkpoint",
+                where=address,
+                expected="an existing folder or weight file, or a Hub id (name, org/name@revision "
+                "or hf://org/name@revision/folder)",
+                remedy=nearest_path(address) if scheme == LOCAL else None,
+            )
+        return hub.find(address, name, online=download, keep=keep)
+    if is_known(scheme) and not download:
+        raise not_here(address)
+    if is_known(scheme):
+        return Location(address, address.rstrip("/"))
+    raise UsageError(
+        "this kind of address cannot be read yet",
+        code="unsupported-address",
+        where=address,
+        expected="a folder, a weight file (.safetensors, .bin, .pt) or a Hub id",
+        remedy="download it to a folder first",
+    )
 
 
 def nearest_path(address: str) -> str | None:

@@ -62,7 +62,13 @@ def scheme_of(url: str) -> str:
     return match[1].lower() if match else LOCAL
 
 
-_STORES: dict[str, Callable[[bool], Store] | str] = {LOCAL: "paramdelta.storage.local:LocalStore"}
+_OBJECTS = "paramdelta.storage.objects:ObjectStore"
+_STORES: dict[str, Callable[[bool], Store] | str] = {
+    LOCAL: "paramdelta.storage.local:LocalStore",
+    "hf": "paramdelta.storage.hub:HubStore",
+    **dict.fromkeys(("http", "https"), "paramdelta.storage.web:WebStore"),
+    **dict.fromkeys(("s3", "s3a", "gs", "az", "azure", "abfs", "abfss", "adl"), _OBJECTS),
+}
 
 
 def register(scheme: str, make: Callable[[bool], Store]) -> None:
@@ -73,6 +79,16 @@ def register(scheme: str, make: Callable[[bool], Store]) -> None:
 def is_known(scheme: str) -> bool:
     """Whether a store for the scheme exists."""
     return scheme in _STORES
+
+
+def is_far(blob: Blob) -> bool:
+    """Whether a blob is read over a network: it is not on this machine, nor a copy of it."""
+    scheme = scheme_of(blob.url)
+    if scheme == "hf":
+        from paramdelta.storage.hub import is_here
+
+        return not is_here(blob)
+    return scheme != LOCAL
 
 
 def make_store(scheme: str, once: bool) -> Store:

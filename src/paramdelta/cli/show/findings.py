@@ -13,12 +13,19 @@ SAMPLE = 3  # tensors of a finding that are named
 
 
 def show_findings(
-    findings: Iterable[Finding], *, notes: bool = True, all_tensors: bool = False
+    findings: Iterable[Finding],
+    *,
+    notes: bool = True,
+    all_tensors: bool = False,
+    err: bool = False,
 ) -> None:
-    """Print findings with their place and remedy. ``notes``: also those that are only notes."""
+    """Print findings with their place and remedy. ``notes``: also those that are only notes.
+
+    ``err``: to standard error.
+    """
     for finding in findings:
         if notes or finding.severity is not Severity.NOTE:
-            _show(flagged(finding), all_tensors)
+            _show(flagged(finding), all_tensors, err)
 
 
 def finding_facts(findings: Iterable[Finding]) -> list[dict[str, Any]]:
@@ -36,12 +43,12 @@ def flagged(finding: Finding) -> Finding:
     )
 
 
-def _show(finding: Finding, all_tensors: bool) -> None:
+def _show(finding: Finding, all_tensors: bool, err: bool) -> None:
     label = f"  {finding.severity.value:<9}"
-    say(f" {finding.what}  [{finding.code}]", head=label, color=_COLORS[finding.severity])
+    say(f" {finding.what}  [{finding.code}]", head=label, color=_COLORS[finding.severity], err=err)
     names = finding.sample(len(finding.tensors) if all_tensors else SAMPLE)
-    say(f"            in {finding.where}" + (f": {names}" if names else ""))
+    say(f"            in {finding.where}" + (f": {names}" if names else ""), err=err)
     if finding.remedy:
-        say(f"            {finding.remedy}")
+        say(f"            {finding.remedy}", err=err)
     if finding.allowed and finding.severity is Severity.REFUSED:
-        say(f"            --allow {finding.code}: {finding.allowed}")
+        say(f"            --allow {finding.code}: {finding.allowed}", err=err)

@@ -3,6 +3,7 @@
 import json
 from typing import Any
 
+from paramdelta.analysis.prediction import known_cases
 from paramdelta.cli.show.events import emit
 from paramdelta.cli.show.findings import finding_facts, show_findings
 from paramdelta.cli.show.recipe import formula_of, show_schedules
@@ -74,7 +75,8 @@ def _show_sources(plan: Plan) -> None:
     for role, shift in plan.shifts.items():
         say(
             f"  the new base moved {shift.ratio:.2f} times as far from base as {role} did, "
-            f"{shift.reading} (cosine {shift.cosine:.2f}); less comes across the farther it moved"
+            f"{shift.reading} (cosine {shift.cosine:.2f}); less comes across the farther it moved",
+            *([f"    {known}"] if (known := known_cases(shift.ratio)) else []),
         )
 
 
@@ -96,6 +98,12 @@ def _show_output(plan: Plan, budget: Budget, layout: Layout, free: int) -> None:
         f"  work      {show_size(plan.bytes_to_read)} to read, {show_size(plan.bytes_to_write)} to"
         f" write; {show_size(free)} of disk free"
     )
+    if plan.transfers:
+        each = ", ".join(f"{role} {show_size(size)}" for role, size in plan.transfers.items())
+        say(
+            f"  network   {show_size(sum(plan.transfers.values()))} to transfer ({each}); "
+            f"{show_size(plan.fetched)} read for this plan"
+        )
     say(
         f"  memory    at most {show_size(budget.projected)} beyond the interpreter and its "
         f"libraries ({budget.workers} workers, {show_size(budget.buffer)} a buffer)"

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from paramdelta.api import Extracted, ExtractedAdapter, Mix, Swept
+from paramdelta.api import Extracted, ExtractedAdapter, Mix, MixPart, Swept
 from paramdelta.cli.show.events import emit
 from paramdelta.cli.show.findings import finding_facts, show_findings
 from paramdelta.cli.show.plan import plan_facts
@@ -39,6 +39,35 @@ def show_mix(result: Mix, as_json: bool) -> None:
     if result.report is not None:
         say(f"  checked: {', '.join(result.report.checked)}")
         show_findings(result.report.findings, notes=False)
+
+
+def show_part(result: MixPart, as_json: bool) -> None:
+    """The result of `mix --part`."""
+    if as_json:
+        emit(
+            "part",
+            out=result.out,
+            part=str(result.part),
+            shards=list(result.shards),
+            missing=list(result.missing),
+            seconds=round(result.seconds, 3),
+            bytes_moved=result.moved,
+            bytes_resumed=result.resumed,
+        )
+        return
+    if not result.shards:
+        say(
+            f"part {result.part}: nothing to do: there are {_files(len(result.layout.shards))}; "
+            "a smaller --shard-size gives more"
+        )
+        return
+    left = (
+        f"{_files(len(result.missing))} left to other parts" if result.missing else "all are made"
+    )
+    say(
+        f"{result.out}: part {result.part}, {_files(len(result.shards))}, "
+        f"{show_duration(result.seconds)}; {left}: then --finish"
+    )
 
 
 def show_sweep_start(made: Sweep, as_json: bool) -> None:

@@ -14,6 +14,7 @@ import typer
 from paramdelta.errors import StorageError
 from paramdelta.progress import paused
 from paramdelta.text import line as escaped
+from paramdelta.text import spoken
 
 _quiet = False
 
@@ -58,10 +59,18 @@ def say(
         _write(start + safe, err)
 
 
-def _write(text: str, err: bool) -> None:
+def stream(text: str) -> None:
+    """Print a piece of what a model says at once, lines kept and other unsafe characters escaped.
+
+    Raises as `say`.
+    """
+    _write(spoken(text), err=False, end="")
+
+
+def _write(text: str, err: bool, end: str = "\n") -> None:
     try:
         with paused():
-            typer.echo(text, err=err)
+            typer.echo(text + end, err=err, nl=False)
     except OSError as error:
         stream = sys.stderr if err else sys.stdout
         _silence(stream)  # or the same failure comes again when Python flushes it at the end

@@ -1,10 +1,12 @@
 """Tensors of GGUF files as views: quantized blocks, and norms that are stored plus one."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from paramdelta.formats.gguf.types import Type
 from paramdelta.formats.view import Derived, Fetch, Tensor, View
+from paramdelta.storage.readahead import Run
 
 if TYPE_CHECKING:
     import numpy as np
@@ -46,6 +48,11 @@ class Quantized(View):
     def scratch(self, size: int) -> int:
         """The blocks of a run, or blocks from which short runs are picked."""
         return size * self.type.size // (4 * self.type.elements) + 2 * GATHERED
+
+    def runs(self, start: int, stop: int) -> Iterator[Run]:
+        """The blocks that hold the run."""
+        each, size = self.type.elements, self.type.size
+        return self.stored.runs(start // each * size, -(-stop // each) * size)
 
     def read(self, start: int, stop: int, into: memoryview, fetch: Fetch) -> None:
         """Read the blocks that hold the run and decode them; those that it cuts, by themselves."""
@@ -122,6 +129,10 @@ class MinusOne(Derived):
     def identity(self) -> list[Any]:
         """The view, shifted."""
         return ["minus one", self.view.identity]
+
+    def runs(self, start: int, stop: int) -> Iterator[Run]:
+        """Those of the view."""
+        return self.view.runs(start, stop)
 
     def read(self, start: int, stop: int, into: memoryview, fetch: Fetch) -> None:
         """Read and subtract."""

@@ -34,7 +34,13 @@ def total(tensor: OutputTensor, values: Sequence[Floats], start: int) -> Floats:
     if not tensor.pairs:
         return values[0]
     with np.errstate(all="ignore"):
-        return values[0] + tensor.scheme.reference(_terms(tensor, values, start), tensor.pairs)
+        sums: Floats = values[0] + tensor.scheme.reference(
+            _terms(tensor, values, start), tensor.pairs
+        )
+    if is_simple(tensor):  # infinities of the new base and of what is subtracted cancel
+        plus, minus = values[1:] if tensor.pairs[0].scale == 1 else values[:0:-1]
+        sums = np.where(np.isinf(values[0]) & (values[0] == minus), plus, sums)
+    return sums
 
 
 def _terms(tensor: OutputTensor, values: Sequence[Floats], start: int) -> Floats:
@@ -42,6 +48,7 @@ def _terms(tensor: OutputTensor, values: Sequence[Floats], start: int) -> Floats
     terms = np.empty((len(tensor.pairs), values[0].size))
     for term, pair, post, base in zip(terms, tensor.pairs, values[1::2], values[2::2], strict=True):
         np.subtract(post, base, out=term)
+        term[post == base] = 0.0  # infinities too
         if pair.filters:
             term[:] = filtered(pair, term, start)
         if pair.coefficient != 1:
@@ -110,7 +117,10 @@ def allowed(tensor: OutputTensor) -> Fraction:
 
     A copy in another dtype, and a whole Δ at scale 1, are correctly rounded.
     """
-    simple = not tensor.pairs or (
-        len(tensor.pairs) == 1 and abs(tensor.pairs[0].scale) == 1 and tensor.linear
-    )
+    simple = not tensor.pairs or is_simple(tensor)
     return HALF if simple and tensor.dtype != "F64" else TOLERANCE
+
+
+def is_simple(tensor: OutputTensor) -> bool:
+    """Whether one whole Δ is added or subtracted."""
+    return len(tensor.pairs) == 1 and abs(tensor.pairs[0].scale) == 1 and tensor.linear

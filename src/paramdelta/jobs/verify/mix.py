@@ -85,6 +85,19 @@ def verify_mix(files: Files, options: Options) -> Verification:
     )
 
 
+def locked_plan(files: Files) -> Plan:
+    """The plan of an output folder, from its lock; its sources have the headers that they had.
+
+    Raises:
+        MisfitError: a source is not on this machine, or has changed.
+        CheckpointError, StorageError: the lock is malformed, or something cannot be read.
+    """
+    lock = read_lock(files)
+    plan = planned(lock.recipe, download=False)
+    _sources(plan, lock)
+    return plan
+
+
 def _is_weights(blob: Blob) -> bool:
     return blob.name.endswith(".safetensors")
 

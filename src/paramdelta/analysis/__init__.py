@@ -1,0 +1,1 @@
+"""What Δ is: measures of groups of tensors, a verdict, a prediction, and the report."""

@@ -1,0 +1,1 @@
+"""Mixes that are used without being written: in transformers, in vLLM and in the terminal."""
