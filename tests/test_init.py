@@ -25,6 +25,9 @@ def test_names_are_the_functions_even_after_imports():
     assert callable(paramdelta.plan)
     assert callable(paramdelta.mix)
     assert callable(paramdelta.verify)
+    import paramdelta.checks.checker
+
+    assert paramdelta.check.__module__ == "paramdelta.api"
 
 
 def test_import_and_help_are_light():

@@ -10,7 +10,7 @@ LAYERS = (
     ("version",), ("text",), ("errors",), ("units", "dtypes", "documents"), ("arithmetic",),
     ("storage",), ("formats",), ("encodings", "schemes"), ("schedule",), ("recipe",),
     ("mergekit",), ("planning",), ("engine",), ("progress",), ("output",), ("jobs",),
-    ("analysis",), ("check",), ("api",), ("live",), ("demo",), ("cli",),
+    ("analysis",), ("checks",), ("api",), ("live",), ("demo",), ("cli",),
 )  # fmt: skip
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 

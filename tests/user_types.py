@@ -40,6 +40,7 @@ paramdelta.sweep(Path("recipe.yaml"), [0.5, 1], "swept")
 with paramdelta.progress_bar("verifying") as bar:
     right: Verification = paramdelta.verify(Path("out"), share=0.5, progress=bar)
 print(right.elements, right.total)
+print(paramdelta.check(Path("out"), load=True).passed)
 stored = paramdelta.extract((Path("post"), "base"), "delta")
 print(stored.folder, stored.read)
 try:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         MixPart,
         Swept,
         analyze,
+        check,
         explain,
         extract,
         extract_adapter,
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
         tensors,
         verify,
     )
-    from paramdelta.check.report import Report
+    from paramdelta.checks.report import Report
     from paramdelta.engine.job import Progress
     from paramdelta.errors import (
         BusyError,
@@ -83,7 +84,7 @@ _HOMES = {
     "Plan": "planning.plan",
     "Progress": "engine.job",
     "Recipe": "recipe",
-    "Report": "check.report",
+    "Report": "checks.report",
     "Rule": "recipe",
     "Schedule": "recipe",
     "Severity": "planning.findings",
@@ -95,6 +96,7 @@ _HOMES = {
     "UsageError": "errors",
     "Verification": "jobs.verify.verification",
     "analyze": "api",
+    "check": "api",
     "explain": "api",
     "extract": "api",
     "extract_adapter": "api",
@@ -146,6 +148,7 @@ __all__ = [
     "Verification",
     "__version__",
     "analyze",
+    "check",
     "explain",
     "extract",
     "extract_adapter",

@@ -12,8 +12,8 @@ from typing import Any, TypeVar
 
 from paramdelta.analysis.analysis import Analysis
 from paramdelta.arithmetic.sketch import Aim
-from paramdelta.check.inspection import Inspection, refuse_not_finite
-from paramdelta.check.report import Report
+from paramdelta.checks.inspection import Inspection, refuse_not_finite
+from paramdelta.checks.report import Report
 from paramdelta.documents import to_json
 from paramdelta.dtypes import FP8_BLOCK, parse_dtype
 from paramdelta.engine import threads
@@ -910,7 +910,7 @@ def check(
     Raises:
         StorageError: there is no such folder, or it cannot be read.
     """
-    from paramdelta.check.checker import check as look
+    from paramdelta.checks.checker import check as look
 
     report = look(Path(folder), strict=strict, load=load, values=values, progress=progress)
     log.info("checked %s: %s", folder, "passed" if report.passed else "refused")

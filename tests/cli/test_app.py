@@ -246,7 +246,7 @@ def test_plan_checks_the_place(lineage, tmp_path):
 
 def test_check(lineage, tmp_path):
     """A right folder, as words and as JSON; a broken one ends with 3; an absent one with 4."""
-    from tests.check.folders import edit, right
+    from tests.checks.folders import edit, right
 
     folder = right(tmp_path / "model")
     edit(folder, "config.json", architectures=["LlamaModel"], model_type="unknown")

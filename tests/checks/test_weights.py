@@ -5,11 +5,11 @@ import json
 import numpy as np
 import pytest
 
-from paramdelta.check.folder import open_folder
-from paramdelta.check.weights import read_weights
+from paramdelta.checks.folder import open_folder
+from paramdelta.checks.weights import read_weights
 from paramdelta.planning.findings import Findings
-from tests.check.folders import edit, put, right, sharded, tensors
 from tests.checkpoints import encode
+from tests.checks.folders import edit, put, right, sharded, tensors
 
 INDEX = "model.safetensors.index.json"
 FIRST, SECOND = (f"model-{n:05d}-of-00002.safetensors" for n in (1, 2))

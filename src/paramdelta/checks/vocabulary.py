@@ -9,8 +9,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from paramdelta.check.folder import MAX_VOCABULARY
-from paramdelta.check.part import Part, ids_of, is_id, text_configs
+from paramdelta.checks.folder import MAX_VOCABULARY
+from paramdelta.checks.part import Part, ids_of, is_id, text_configs
 from paramdelta.planning.findings import Findings, Severity
 
 ROLES = ("bos_token", "eos_token", "pad_token", "unk_token", "cls_token", "sep_token", "mask_token")

@@ -9,9 +9,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from paramdelta.check.part import Part
-from paramdelta.check.process import DONE, MISSING, run_child
-from paramdelta.check.vocabulary import Tokens, role_tokens, stop_ids
+from paramdelta.checks.part import Part
+from paramdelta.checks.process import DONE, MISSING, run_child
+from paramdelta.checks.vocabulary import Tokens, role_tokens, stop_ids
 from paramdelta.planning.findings import Findings, Severity
 
 SECONDS = 20  # for rendering all templates of a part

@@ -49,11 +49,11 @@ import numpy as np
 import pytest
 
 from paramdelta import Delta, Recipe, Severity, mix, plan
-from paramdelta.check import check
+from paramdelta.checks import check
 from paramdelta.planning import companions, constants, planner
 from paramdelta.planning.facts import SPECIAL
-from tests.check.folders import CONFIG, WORDS, edit, put, right, tokenizer
 from tests.checkpoints import bf16
+from tests.checks.folders import CONFIG, WORDS, edit, put, right, tokenizer
 from tests.planning.test_sentencepiece import model
 
 HERE = Path(__file__).parent

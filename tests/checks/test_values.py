@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from paramdelta.check import check, values
-from paramdelta.check.values import not_finite
-from tests.check.folders import edit, put, right, tensors
+from paramdelta.checks import check, values
+from paramdelta.checks.values import not_finite
+from tests.checks.folders import edit, put, right, tensors
 
 
 @given(

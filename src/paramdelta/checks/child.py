@@ -1,6 +1,6 @@
 """What runs in a child process: rendering a template, building a model, loading a folder.
 
-``python -m paramdelta.check.child TASK FOLDER`` reads FOLDER/request.json and writes
+``python -m paramdelta.checks.child TASK FOLDER`` reads FOLDER/request.json and writes
 FOLDER/answer.json. No code of the folder that is checked is run, nothing is downloaded.
 """
 
@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from paramdelta.check.process import DONE, FAILED, MISSING
+from paramdelta.checks.process import DONE, FAILED, MISSING
 from paramdelta.documents import parse_json
 
 RENDER_MEMORY = 1 << 30  # bytes

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from paramdelta.check.folder import Folder
-from paramdelta.check.part import Part
-from paramdelta.check.weights import Stored
+from paramdelta.checks.folder import Folder
+from paramdelta.checks.part import Part
+from paramdelta.checks.weights import Stored
 from paramdelta.dtypes import DTYPES
 from paramdelta.planning.findings import Findings, Severity
 

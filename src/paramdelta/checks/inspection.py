@@ -3,9 +3,9 @@
 from pathlib import Path
 from time import perf_counter
 
-from paramdelta.check.checker import check
-from paramdelta.check.report import Report
-from paramdelta.check.values import BLOCK, not_finite
+from paramdelta.checks.checker import check
+from paramdelta.checks.report import Report
+from paramdelta.checks.values import BLOCK, not_finite
 from paramdelta.errors import MisfitError
 from paramdelta.output.layout import Layout, Shard
 from paramdelta.planning.findings import Severity

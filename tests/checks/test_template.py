@@ -4,11 +4,11 @@ import time
 
 import pytest
 
-from paramdelta.check import check, child
-from paramdelta.check.process import run_child
-from paramdelta.check.template import CONVERSATION
+from paramdelta.checks import check, child
+from paramdelta.checks.process import run_child
+from paramdelta.checks.template import CONVERSATION
 from paramdelta.planning.findings import Severity
-from tests.check.folders import TEMPLATE, edit, put, right
+from tests.checks.folders import TEMPLATE, edit, put, right
 
 REFUSED = Severity.REFUSED
 # Turns end by the marker of the next one, as in GLM-4.

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from paramdelta.check import check, checker
+from paramdelta.checks import check, checker
 from paramdelta.errors import StorageError
 from paramdelta.planning.findings import Severity
-from tests.check.folders import CONFIG, TEMPLATE, edit, put, right, sharded, tensors, tokenizer
+from tests.checks.folders import CONFIG, TEMPLATE, edit, put, right, sharded, tensors, tokenizer
 
 LINEAGE = Path(__file__).parents[2] / "src" / "paramdelta" / "demo" / "lineage"
 REFUSED, WARNING, NOTE = Severity

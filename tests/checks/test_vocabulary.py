@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from paramdelta.check import check
-from paramdelta.check.folder import open_folder
-from paramdelta.check.part import read_part
-from paramdelta.check.vocabulary import read_tokens, role_tokens, stop_ids
+from paramdelta.checks import check
+from paramdelta.checks.folder import open_folder
+from paramdelta.checks.part import read_part
+from paramdelta.checks.vocabulary import read_tokens, role_tokens, stop_ids
 from paramdelta.planning.findings import Findings, Severity
-from tests.check.folders import TEMPLATE, TOKENIZER_CONFIG, WORDS, edit, put, right, tokenizer
+from tests.checks.folders import TEMPLATE, TOKENIZER_CONFIG, WORDS, edit, put, right, tokenizer
 
 
 def read(folder):

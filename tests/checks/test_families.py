@@ -9,7 +9,7 @@ pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 from paramdelta import mix
-from paramdelta.check import check
+from paramdelta.checks import check
 from tests.integration.families import FAMILIES, save_family
 
 pytestmark = pytest.mark.hf

@@ -2,22 +2,22 @@
 
 from pathlib import Path
 
-from paramdelta.check.agreement import check_agreement
-from paramdelta.check.architecture import check_architectures
-from paramdelta.check.files import check_adapter, check_chain, check_files
-from paramdelta.check.folder import Folder, open_folder
-from paramdelta.check.part import Part, find_parts
-from paramdelta.check.process import DONE, MISSING, run_child
-from paramdelta.check.quantization import (
+from paramdelta.checks.agreement import check_agreement
+from paramdelta.checks.architecture import check_architectures
+from paramdelta.checks.files import check_adapter, check_chain, check_files
+from paramdelta.checks.folder import Folder, open_folder
+from paramdelta.checks.part import Part, find_parts
+from paramdelta.checks.process import DONE, MISSING, run_child
+from paramdelta.checks.quantization import (
     FILES,
     check_quantization,
     stated_bits,
     statements,
 )
-from paramdelta.check.report import MOST, Report, printable
-from paramdelta.check.template import check_template
-from paramdelta.check.values import Progress, check_values
-from paramdelta.check.vocabulary import check_vocabulary, read_tokens
+from paramdelta.checks.report import MOST, Report, printable
+from paramdelta.checks.template import check_template
+from paramdelta.checks.values import Progress, check_values
+from paramdelta.checks.vocabulary import check_vocabulary, read_tokens
 from paramdelta.formats.codes import Coded, positive_scales, read_codes
 from paramdelta.planning.findings import Findings, Severity
 from paramdelta.text import shown

@@ -4,8 +4,8 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from paramdelta.check.folder import is_inside
-from paramdelta.check.part import Part, is_id
+from paramdelta.checks.folder import is_inside
+from paramdelta.checks.part import Part, is_id
 from paramdelta.planning.findings import Findings, Severity
 
 _CONFIGS = ("config.json", "tokenizer_config.json", "processor_config.json",

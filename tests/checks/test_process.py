@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-from paramdelta.check import process
-from paramdelta.check.process import run_child
+from paramdelta.checks import process
+from paramdelta.checks.process import run_child
 
 SAID = ["a", "b", "c", "d"]
 REQUEST = {"template": "{{ messages[0].content }}", "roles": {}, "conversation": SAID}

@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from paramdelta.check.folder import Folder, is_inside, is_pointer, report_pointer
+from paramdelta.checks.folder import Folder, is_inside, is_pointer, report_pointer
 from paramdelta.errors import CheckpointError
 from paramdelta.formats.safetensors import Entry, header_length, parse_header
 from paramdelta.planning.findings import Findings, Severity

@@ -6,11 +6,11 @@ import shutil
 import numpy as np
 import pytest
 
-from paramdelta.check import architecture, check, child
+from paramdelta.checks import architecture, check, child
 from paramdelta.planning.findings import Severity
-from tests.check.folders import edit, put, right, tensors
-from tests.check.test_quantization import BITS
 from tests.checkpoints import encode
+from tests.checks.folders import edit, put, right, tensors
+from tests.checks.test_quantization import BITS
 
 REFUSED, WARNING, NOTE = Severity
 

@@ -6,14 +6,14 @@ import struct
 import numpy as np
 import pytest
 
-from paramdelta.check import check
-from paramdelta.check.folder import open_folder
-from paramdelta.check.quantization import stated_bits, statements
-from paramdelta.check.weights import Stored, read_weights
+from paramdelta.checks import check
+from paramdelta.checks.folder import open_folder
+from paramdelta.checks.quantization import stated_bits, statements
+from paramdelta.checks.weights import Stored, read_weights
 from paramdelta.dtypes import DTYPES
 from paramdelta.formats.codes import plain_shapes, read_codes
 from paramdelta.planning.findings import Findings, Severity
-from tests.check.folders import edit, right
+from tests.checks.folders import edit, right
 
 REFUSED = Severity.REFUSED
 STEM = "model.layers.0.mlp.up_proj."

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from paramdelta.check import check
+from paramdelta.checks import check
 from paramdelta.planning.findings import Severity
-from tests.check.reports import REPORTS
+from tests.checks.reports import REPORTS
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "check.md").read_text(encoding="utf-8")

@@ -9,9 +9,9 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from paramdelta.check.part import Part, is_id, text_configs
-from paramdelta.check.process import DONE, MISSING, run_child
-from paramdelta.check.weights import Stored
+from paramdelta.checks.part import Part, is_id, text_configs
+from paramdelta.checks.process import DONE, MISSING, run_child
+from paramdelta.checks.weights import Stored
 from paramdelta.formats.codes import Coded, is_scale, plain_shapes
 from paramdelta.planning.findings import Findings, Severity
 

@@ -6,11 +6,11 @@ import stat
 
 import pytest
 
-from paramdelta.check import check
-from paramdelta.check.folder import MAX_TEXT, is_inside, open_folder
+from paramdelta.checks import check
+from paramdelta.checks.folder import MAX_TEXT, is_inside, open_folder
 from paramdelta.errors import CheckpointError, StorageError
 from paramdelta.planning.findings import Findings
-from tests.check.folders import put, right
+from tests.checks.folders import put, right
 
 
 def found(folder):
@@ -123,5 +123,5 @@ def test_is_inside(name, inside):
 
 def test_too_many_files(tmp_path, monkeypatch):
     """The listing ends, and that is said."""
-    monkeypatch.setattr("paramdelta.check.folder.MAX_FILES", 3)
+    monkeypatch.setattr("paramdelta.checks.folder.MAX_FILES", 3)
     assert ("too-many-files", ".") in found(right(tmp_path))

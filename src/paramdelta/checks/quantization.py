@@ -9,8 +9,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from paramdelta.check.folder import Folder
-from paramdelta.check.weights import Stored
+from paramdelta.checks.folder import Folder
+from paramdelta.checks.weights import Stored
 from paramdelta.formats.codes import Coded
 from paramdelta.planning.findings import Findings, Severity
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.check.folders import CONFIG, TEMPLATE, WORDS, edit, put, right, sharded, tensors
+from tests.checks.folders import CONFIG, TEMPLATE, WORDS, edit, put, right, sharded, tensors
 
 INDEX = "model.safetensors.index.json"
 SECOND = "model-00002-of-00002.safetensors"

@@ -9,9 +9,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
-from paramdelta.check.folder import MAX_VOCABULARY, Folder, is_inside
-from paramdelta.check.quantization import NESTED
-from paramdelta.check.weights import STEMS, Weights, read_weights
+from paramdelta.checks.folder import MAX_VOCABULARY, Folder, is_inside
+from paramdelta.checks.quantization import NESTED
+from paramdelta.checks.weights import STEMS, Weights, read_weights
 from paramdelta.planning.findings import Findings, Severity
 
 _MAX_PARTS = 64

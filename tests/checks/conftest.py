@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from paramdelta.check import architecture, child, template
-from paramdelta.check.process import MISSING
+from paramdelta.checks import architecture, child, template
+from paramdelta.checks.process import MISSING
 
 
 @pytest.fixture(autouse=True)

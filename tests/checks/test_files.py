@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from paramdelta.check import check
+from paramdelta.checks import check
 from paramdelta.planning.findings import Severity
-from tests.check.folders import CONFIG, edit, put, right, tokenizer
+from tests.checks.folders import CONFIG, edit, put, right, tokenizer
 
 REFUSED, WARNING, NOTE = Severity
 DENSE = {"in_features": 8, "out_features": 4, "bias": True}

@@ -12,8 +12,8 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from paramdelta.check.part import Part, ids_of, is_id, text_configs
-from paramdelta.check.vocabulary import Tokens, role_tokens
+from paramdelta.checks.part import Part, ids_of, is_id, text_configs
+from paramdelta.checks.vocabulary import Tokens, role_tokens
 from paramdelta.dtypes import DTYPES, torch_name
 from paramdelta.planning.findings import Findings, Severity
 

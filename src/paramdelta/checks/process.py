@@ -60,7 +60,7 @@ def _run(task: str, request: str, seconds: float) -> dict[str, Any]:
         try:
             # The empty folder is where the child starts, so that no module is imported from here.
             ended = subprocess.run(  # noqa: S603 - our own module
-                [sys.executable, "-m", "paramdelta.check.child", task, str(folder)],
+                [sys.executable, "-m", "paramdelta.checks.child", task, str(folder)],
                 cwd=folder,
                 env=_environment(folder),
                 stdin=subprocess.DEVNULL,
