@@ -23,7 +23,7 @@ from paramdelta import Dare, Progress, Rule, Schedule, Span, Ties, Verification,
 logging.getLogger("paramdelta").setLevel(logging.INFO)
 
 
-def show(now: Progress) -> None:
+def shown(now: Progress) -> None:
     print(f"{now.done} of {now.total} bytes", now.stage)
 
 
@@ -33,8 +33,8 @@ deltas = [
     Delta("code", Path("base"), preset("mlp-only", 0.8)),
 ]
 several = Recipe(Path("new"), deltas, scheme=Ties(density=0.2), graft=["<|tool|>"], dtype="bf16")
-made = paramdelta.mix(several, Path("out"), memory="1GB", workers=2, progress=show)
-print(made.folder / "config.json", made.plan.parameters, made.plan.to_dict()["formula"])
+made = paramdelta.mix(several, Path("out"), memory="1GB", workers=2, progress=shown)
+print(Path(made.folder) / "config.json", made.plan.parameters, made.plan.to_dict()["formula"])
 paramdelta.mix("recipe.yaml", "out", check=True)
 paramdelta.sweep(Path("recipe.yaml"), [0.5, 1], "swept")
 with paramdelta.progress_bar("verifying") as bar:

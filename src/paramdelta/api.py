@@ -867,6 +867,33 @@ def _sizes(folder: Path) -> tuple[int, int]:
     return sum(file.st_size for file in files), shared
 
 
+def card(folder: str | Path) -> Path:
+    """Write README.md of an output of `mix` again, from its lock and the cards of its sources.
+
+    Returns the path of the card.
+
+    Raises:
+        MisfitError: not an output of `mix`, or its sources are not here.
+        CheckpointError, StorageError: reading or writing failed.
+    """
+    from paramdelta.jobs.verify.mix import locked_plan
+    from paramdelta.storage.local import write_bytes
+
+    check_local(folder)
+    if not (Path(folder) / LOCK).is_file():
+        raise MisfitError(
+            "mix did not write this folder",
+            code="not-an-output",
+            where=str(folder),
+            expected=f"a folder with {LOCK}",
+        )
+    with Reader() as reader:
+        plan = locked_plan(Files(locate(str(folder)), reader))
+    path = Path(folder) / "README.md"
+    write_bytes(path, model_card(plan, Path(folder).absolute()).encode(errors="replace"))
+    return path
+
+
 def local_paths(plan: Plan) -> list[Path]:
     """The sources of a plan that are on this machine."""
     paths = (source.location.path for source in plan.sources)

@@ -79,7 +79,9 @@ class Reporter:
         """The progress in words."""
         seconds = max(time.monotonic() - self.began, 1e-9)
         parts = [now.stage or f"{show_size(now.done)} of {show_size(now.total)}"]
-        if now.moved and not now.stage:
+        if not now.stage and now.done <= now.resumed and _is_compiling():
+            parts = ["compiling kernels for this machine"]
+        elif now.moved and not now.stage:
             parts.append(f"{show_size(now.moved / seconds)}/s read and written")
         if left is not None:
             parts.append(f"{show_duration(left)} left")
@@ -193,6 +195,12 @@ def paused() -> Iterator[None]:
     finally:
         if bar is not None:
             bar.draw()
+
+
+def _is_compiling() -> bool:
+    """Whether numba is at work at this moment, which it is once for each kernel and machine."""
+    module = sys.modules.get("numba.core.compiler_lock")
+    return module is not None and bool(module.global_compiler_lock.is_locked())
 
 
 def _can_encode(text: str, stream: TextIO) -> bool:

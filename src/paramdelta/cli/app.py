@@ -18,8 +18,10 @@ import typer
 
 from paramdelta.cli import (
     analyze,
+    card,
     chat,
     check,
+    clean,
     demo,
     extract,
     mix,
@@ -60,6 +62,8 @@ for command in (
     extract.extract,
     chat.chat,
     serve.scale,
+    card.card,
+    clean.clean,
     demo.demo,
 ):
     app.command(command.__name__)(flat(command))

@@ -13,6 +13,7 @@ from paramdelta.formats.components import component_of_file
 from paramdelta.formats.view import View
 from paramdelta.output.layout import Layout
 from paramdelta.planning.account import Fate
+from paramdelta.planning.bytelevel import read_out
 from paramdelta.planning.plan import Plan
 from paramdelta.units import show_count, show_size
 
@@ -114,7 +115,7 @@ def _show_rows(plan: Plan) -> None:
     if plan.vocabulary:
         say("", "rows of tokens")
     for case in plan.vocabulary:
-        shown = ", ".join(repr(token) for token in case.tokens)
+        shown = ", ".join(repr(read_out(token)) for token in case.tokens)
         rest = " …" if case.count > len(case.tokens) else ""
         say(f"  {case.name:<18} {case.count:>8}" + (f"  {shown}{rest}" if case.tokens else ""))
 
