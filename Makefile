@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 TORCH ?= torch==2.13.0
 READY := $(VENV)/.ready
 
-.PHONY: help demo test test-vllm torture lint bench bench-flat bench-formats bench-deltas bench-live minilm lineage study study-gpu study-encoders study-crossed study-decoder study-vocabulary study-lowrank docs clean test-objects
+.PHONY: help demo test test-vllm torture lint bench bench-flat bench-formats bench-deltas bench-live minilm lineage study study-gpu study-encoders study-crossed study-decoder study-vocabulary study-lowrank docs docs-site package clean test-objects
 
 help: ## show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -94,5 +94,19 @@ docs: $(READY) ## write the generated pages: docs/cli.md, errors.md, families.md
 	$(BIN)/python docs/families.py
 	$(BIN)/python docs/demo.py
 
+package: $(READY) ## build wheel and sdist, and try each in a clean environment (3 min)
+	$(BIN)/python -m pip install -q --disable-pip-version-check build hatchling
+	rm -rf dist
+	$(BIN)/python -m tests.package dist
+
+docs-site: $(VENV)/.site ## build the site of the documentation into site/; warnings are errors
+	$(BIN)/python docs/site.py
+	$(BIN)/mkdocs build --strict
+
+$(VENV)/.site: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --disable-pip-version-check -e ".[site]"
+	touch $@
+
 clean: ## remove what the targets made
-	rm -rf $(VENV) .cache demo-out
+	rm -rf $(VENV) .cache demo-out dist site
