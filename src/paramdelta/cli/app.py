@@ -82,12 +82,30 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
+def _schema(wanted: bool) -> None:
+    if wanted:
+        from importlib.resources import files
+
+        text = (files("paramdelta.cli") / "events.schema.json").read_text(encoding="utf-8")
+        say(*text.splitlines(), asked=True)
+        raise typer.Exit
+
+
 @app.callback()
 def _root(
     version: Annotated[
         bool,
         typer.Option(
             "--version", callback=_version, is_eager=True, help="Show the version and exit."
+        ),
+    ] = False,
+    json_schema: Annotated[
+        bool,
+        typer.Option(
+            "--json-schema",
+            callback=_schema,
+            is_eager=True,
+            help="Show the JSON Schema of what --json prints, and exit.",
         ),
     ] = False,
 ) -> None:

@@ -40,7 +40,7 @@ def clean(
             say(f"{one.out}: {state}, {show_size(one.size)}, last changed {when}")
     free = sum(one.size for one in found if not one.busy)
     if as_json:
-        emit("done", outputs=len(found), bytes=free, removed=remove)
+        emit("done", unfinished=len(found), bytes=free, removed=remove)
     elif not found:
         say("no unfinished outputs")
     elif not remove and free:
