@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 TORCH ?= torch==2.13.0
 READY := $(VENV)/.ready
 
-.PHONY: help demo test test-vllm torture lint bench bench-flat bench-formats bench-deltas bench-live minilm lineage study study-gpu study-encoders study-crossed study-decoder study-vocabulary study-lowrank docs docs-site package clean test-objects
+.PHONY: help demo test test-objects test-ray test-slurm architectures test-vllm torture lint bench bench-flat bench-formats bench-deltas bench-live minilm lineage study study-gpu study-encoders study-crossed study-decoder study-vocabulary study-lowrank docs docs-site package clean torture-hub bench-streaming
 
 help: ## show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -33,6 +33,22 @@ test-vllm: ## the plugin in the real vLLM on this CPU (3.4 GB, 30 min)
 test-objects: $(READY) ## object stores against moto's S3 server (downloads moto: 80 MB)
 	$(BIN)/python -m pip install -q --disable-pip-version-check "moto[server]>=5.2" boto3
 	$(BIN)/python -m pytest tests/storage/test_objects.py tests/output/test_bucket.py
+
+torture-hub: $(READY) ## 50 runs from and to a small Hub with random faults and kills (10 min)
+	$(BIN)/python -m tests.hubtorture
+
+bench-streaming: $(READY) ## streaming from and to a small Hub on this machine (10 min, 6 GB)
+	$(BIN)/python -m benchmarks.streaming .cache/streaming
+
+test-ray: $(READY) ## parts on a Ray cluster that loses a node (downloads ray: 285 MB)
+	$(BIN)/python -m pip install -q --disable-pip-version-check "ray>=2.40"
+	PYTHONPATH=src:. $(BIN)/python -m pytest tests/engine/test_ray.py
+
+test-slurm: $(READY) ## the example for Slurm, with the real Slurm (as root; skipped without it)
+	PARAMDELTA_TEST_SLURM=1 $(BIN)/python -m pytest -rs tests/clusters/test_slurm.py
+
+architectures: $(READY) ## mix a tiny model of every architecture of transformers (10 min)
+	$(BIN)/python -m tests.architectures
 
 torture: $(READY) ## 1,000 kills and 200 races of two runs on one output (30 min)
 	$(BIN)/python -m tests.torture
@@ -87,10 +103,11 @@ study-vocabulary: $(READY) ## extended vocabularies, against mergekit (10 min)
 study-lowrank: $(READY) ## the shipped lineage's Δ as LoRA adapters of several ranks (5 min)
 	$(BIN)/python -m studies.lowrank
 
-docs: $(READY) ## write the generated pages: docs/cli.md, errors.md, families.md, demo.svg, the tree
+docs: $(READY) ## write the generated pages: docs/cli.md, errors.md, streaming.md, families.md, demo.svg, the tree
 	$(BIN)/python docs/cli.py
 	$(BIN)/python docs/errors.py
 	$(BIN)/python docs/tree.py
+	$(BIN)/python docs/streaming.py
 	$(BIN)/python docs/families.py
 	$(BIN)/python docs/demo.py
 

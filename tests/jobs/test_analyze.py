@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from paramdelta import Delta, MisfitError, Recipe, analyze, extract, mix, plan
+from paramdelta import Delta, MisfitError, Recipe, analyze, extract, mix, plan, tensors
 from paramdelta.documents import to_json
 from paramdelta.engine import threads
 from paramdelta.jobs import analyze as job
@@ -17,6 +17,7 @@ from tests.checkpoints import bf16, encode, fp8, llama, moved, save
 from tests.engine import processes
 from tests.footprint import sparse
 from tests.memory import linux, printed
+from tests.numbers import fp8_values
 
 CONFIG = {
     "model_type": "llama",
@@ -99,18 +100,13 @@ def test_every_tensor_and_every_group(lineage):
     }  # fmt: skip
 
 
-def test_what_the_mix_loses(lineage, tmp_path):
+def test_what_the_mix_loses(lineage):
     """The share that is rounded away is counted in the mix itself."""
     recipe = lineage.recipe(0.05)
-    out = mix(recipe, tmp_path / "out").folder
     found = analyze(recipe).all.of(0)
     base, post, new = llama(), moved(llama(), 1), moved(llama(), 2)
-    import safetensors
-    import torch
-
-    with safetensors.safe_open(out / "model.safetensors", "pt") as file:
-        mixed = {n: file.get_tensor(n).view(torch.uint16).numpy() for n in base}
-    lost = sum(((mixed[n] == new[n]) & (post[n] != base[n])).sum() for n in base)
+    mixed = dict(tensors(recipe))
+    lost = sum(((mixed[n] == wide(new[n])) & (post[n] != base[n])).sum() for n in base)
     assert found.rounded_away == lost / found.elements
     assert found.rounded_away > 0.2
 
@@ -142,11 +138,8 @@ def test_fp8(tmp_path):
     ]
 
     def number(tensors):
-        import torch
-
-        codes = torch.from_numpy(tensors[f"{name}.weight"]).view(torch.float8_e4m3fn)
         scales = np.kron(tensors[f"{name}.weight_scale_inv"], np.ones((128, 128)))[:130, :140]
-        return codes.double().numpy() * scales
+        return fp8_values("F8_E4M3")[tensors[f"{name}.weight"]] * scales
 
     found = analyze(Recipe(folders[2], (Delta(folders[1], folders[0]),)))
     checked(found.all, *map(number, stored))
@@ -154,12 +147,12 @@ def test_fp8(tmp_path):
 
 def test_several_deltas(tmp_path):
     """Each Δ by itself, and the cosine and the signs of each two."""
-    tensors = [llama(), *(moved(llama(), seed) for seed in (1, 2, 3, 4))]
+    models = [llama(), *(moved(llama(), seed) for seed in (1, 2, 3, 4))]
     base, new, *posts = (
-        str(save(tmp_path / f"{n}", t, config_json=CONFIG)) for n, t in enumerate(tensors)
+        str(save(tmp_path / f"{n}", t, config_json=CONFIG)) for n, t in enumerate(models)
     )
     found = analyze(Recipe(new, [Delta(post, base, 0.5) for post in posts]))
-    whole = [flat(t, tensors[0]) for t in tensors]
+    whole = [flat(t, models[0]) for t in models]
     for n in range(3):
         checked(found.all, whole[0], whole[2 + n], whole[1], n)
     assert [(p.one, p.two) for p in found.all.pairs] == [(0, 1), (0, 2), (1, 2)]
@@ -335,8 +328,8 @@ print(growth.bytes)
 @linux
 def test_memory_stays_under_the_limit(tmp_path):
     """An embedding with many rows, large matrices, and heads."""
-    entries = {EMBEDDING: ("BF16", (60_000, 512), 2), Q: ("BF16", (4096, 512), 2)}
-    entries |= {f"model.layers.{n}.mlp.up_proj.weight": ("BF16", (8192, 4096), 2) for n in range(3)}
+    entries = {EMBEDDING: ("BF16", (40_000, 512), 2), Q: ("BF16", (4096, 512), 2)}
+    entries |= {"model.layers.0.mlp.up_proj.weight": ("BF16", (8192, 2048), 2)}
     for role in ("post", "base", "new"):
         sparse(tmp_path / role / "model.safetensors", entries)
         config = {"hidden_size": 512, "num_attention_heads": 64, "head_dim": 64}
@@ -344,6 +337,35 @@ def test_memory_stays_under_the_limit(tmp_path):
     code = MEMORY.replace("MEMORY", "160_000_000")
     (grown,) = printed(code, tmp_path / "post", tmp_path / "base", tmp_path / "new")
     assert grown <= 160_000_000
+
+
+def test_odd_shapes(tmp_path):
+    """Scalars, empty tensors, rows and heads of prime or tiny sizes, and a config that lies."""
+    chance = np.random.default_rng(6)
+    shapes = {
+        "scale": (), "empty.weight": (0, 4), "conv.weight": (3, 4, 5, 2), EMBEDDING: (50, 1031),
+        "lm_head.weight": (9, 1), Q: (7, 3), O: (4, 6), "model.layers.0.mlp.up_proj.weight": (1, 1),
+    }  # fmt: skip
+    folders = []
+    for role in ("base", "post", "new"):
+        values = {name: np.asarray(chance.normal(size=shape)) for name, shape in shapes.items()}
+        config = {"num_attention_heads": 7, "head_dim": 1, "hidden_size": 10**30}
+        folders.append(str(save(tmp_path / role, values, config_json=config)))
+    found = analyze(Recipe(folders[2], (Delta(folders[1], folders[0]),)), spectra=True)
+    assert {t.name for t in found.tensors} == set(shapes) - {"empty.weight"}
+    assert not any(t.heads or t.rows for t in found.tensors)
+    assert json.dumps(found.to_dict(), allow_nan=False)
+    assert found.to_html()
+
+
+def test_too_little_memory_is_told_beforehand(lineage, monkeypatch):
+    """Before anything is read."""
+    from paramdelta import UsageError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threads, "run", lambda *_, **__: pytest.fail("it ran"))
+        with pytest.raises(UsageError, match="memory"):
+            analyze(lineage.recipe(), memory=1000)
 
 
 def test_nothing_to_look_at(lineage):

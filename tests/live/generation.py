@@ -1,14 +1,14 @@
 """Generates with vLLM in a process of its own: ``python -m tests.live.generation REQUEST.json``.
 
-The request: ``prompts``, lists of token ids; ``runs``, one after the other, each with a ``folder``,
+The request: ``prompts``, lists of token ids; ``runs``, each with a ``folder``,
 ``scales``, each of which is set before the prompts are answered, or null; ``adapter``, a folder or
 null; ``options`` of ``vllm.LLM``. For each run, tokens by scale go to ``answer``.
 """
 
-import gc
 import json
 import os
 import sys
+import traceback
 from pathlib import Path
 
 SETTINGS = {
@@ -47,15 +47,24 @@ def answered(run, prompts):
 
 
 def main(path):
-    """Answer a request."""
-    from vllm.distributed import cleanup_dist_env_and_memory
+    """Answer a request. Each run has a process: vLLM cannot start twice in one."""
+    import vllm  # noqa: F401 - so that the processes need not
 
     request = json.loads(path.read_text())
     found = []
     for run in request["runs"]:
-        found.append(answered(run, request["prompts"]))
-        gc.collect()
-        cleanup_dist_env_and_memory()
+        answer = path.with_name("run.json")
+        child = os.fork()
+        if not child:
+            try:
+                answer.write_text(json.dumps(answered(run, request["prompts"])))
+                os._exit(0)
+            finally:
+                traceback.print_exc()
+                os._exit(1)
+        if os.waitpid(child, 0)[1]:
+            sys.exit(f"{run['folder']}: failed")
+        found.append(json.loads(answer.read_text()))
     Path(request["answer"]).write_text(json.dumps(found))
 
 

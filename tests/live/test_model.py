@@ -12,6 +12,7 @@ transformers = pytest.importorskip("transformers")
 from paramdelta import Delta, Recipe, load, load_tokenizer, mix, plan, set_scale  # noqa: E402
 from paramdelta.demo import tour  # noqa: E402
 from paramdelta.errors import MisfitError, StorageError, UsageError  # noqa: E402
+from paramdelta.live import device as devices  # noqa: E402
 from paramdelta.live import model as live  # noqa: E402
 from paramdelta.schemes.dare import Dare  # noqa: E402
 from paramdelta.schemes.sum import SUM  # noqa: E402
@@ -149,6 +150,29 @@ def test_options_reach_transformers(recipe):
     assert model.config._attn_implementation == "eager"
     set_scale(model, 0.5)
     assert_same(model, load(recipe.times(0.5)))
+
+
+@pytest.mark.parametrize("kind", ["lineage", "Qwen3-MoE", "DeepSeek-V3", "GPT-2"])
+def test_mixed_on_a_device(kind, tmp_path, monkeypatch):
+    """With the CPU as the device: the same bits in several chunks, at each scale."""
+    made, chunks = [], devices.mixed
+    monkeypatch.setattr(devices, "CHUNK", 1000)
+    monkeypatch.setattr(devices, "mixed", lambda *given: made.append(1) or chunks(*given))
+    is_lineage = kind == "lineage"
+    recipe = tour.recipe("several", 1.0) if is_lineage else save_family(FAMILIES[kind], tmp_path)
+    model = load(recipe, device_map="cpu", on_device=True)
+    assert_same(model, load(recipe))
+    set_scale(model, 0.3)
+    assert_same(model, load(recipe.times(0.3)))
+    assert len(made) > 100
+
+
+def test_on_device_wants_one_device(recipe):
+    """A map to several devices, or none, does not say where to mix."""
+    for places in (None, "auto", {"a": "cpu", "b": "meta"}):
+        with pytest.raises(UsageError) as caught:
+            load(recipe, device_map=places, on_device=True)
+        assert caught.value.code == "no-device"
 
 
 def test_what_is_offloaded_cannot_be_changed(recipe, tmp_path):

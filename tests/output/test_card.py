@@ -1,6 +1,7 @@
 """The card: what it takes from the cards of its sources, and that no source can break a run."""
 
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -215,6 +216,8 @@ def test_the_recipe_is_shipped_and_mixes_as_it_is(lineage, tmp_path, monkeypatch
     """From any folder, recipe.yaml and the lock give the same weights; no path is absolute."""
     out = paramdelta.mix(lineage.recipe(0.5, dtype="F32"), tmp_path / "a" / "out").folder
     assert str(tmp_path) not in (out / "recipe.yaml").read_text()
+    plan = paramdelta.plan(lineage.recipe())
+    assert "post: post\n" in recipe_file(plan, Path("s3://bucket/folder"))
     monkeypatch.chdir("/")
     for name in ("recipe.yaml", "paramdelta.lock.json"):
         again = paramdelta.mix(out / name, tmp_path / name).folder

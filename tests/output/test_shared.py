@@ -155,6 +155,18 @@ def test_a_folder_that_was_changed_is_refused(wide, tmp_path, change):
     assert not out.exists()
 
 
+def test_strict_is_for_all_parts(wide, expected, tmp_path):
+    """Numbers that nobody looked at are not called finite."""
+    out = tmp_path / "out"
+    part(wide, out, "1/2", strict=True)
+    part(wide, out, "2/2")
+    with pytest.raises(MisfitError) as caught:
+        finish(wide, out, strict=True)
+    assert caught.value.code == "shards-not-examined"
+    finish(wide, out)
+    assert contents(out) == expected
+
+
 def test_two_that_finish_at_once(wide, expected, tmp_path, monkeypatch):
     """The slower one finds the output of the faster one, and is content."""
     out = tmp_path / "out"

@@ -138,6 +138,15 @@ def test_sentence_transformers_modules_come_along(tmp_path, files):
     assert "sentence-transformers" in (out / "README.md").read_text()
 
 
+def test_a_config_that_is_a_list_names_no_code(tmp_path, files):
+    """data_config.json of sentence-transformers, as all-MiniLM-L6-v2 has it, is copied."""
+    data = [{"name": "pairs.jsonl.gz", "lines": 1, "weight": 1}]
+    for role in files:
+        files[role]["data_config_json"] = data
+    out = mix(lineage(tmp_path, files), tmp_path / "out").folder
+    assert json.loads((out / "data_config.json").read_text()) == data
+
+
 def test_damaged_tokenizers_are_clear_errors(tmp_path, files):
     """A tokenizer.json of the wrong form is refused with its place."""
     from paramdelta import CheckpointError

@@ -377,3 +377,25 @@ def test_verify_asks_before_it_reads_from_the_hub(connect, tmp_path):
             paramdelta.verify(out)
         assert not server.requests
         assert paramdelta.verify(out, share=1, download=True).elements
+
+
+def test_a_delta_and_an_adapter_from_the_hub(connect, tmp_path):
+    """`extract` streams; what it wrote is a source on the Hub as well."""
+    repos = _repos()
+    with HubServer(repos) as server:
+        connect(server)
+        delta = paramdelta.extract(("org/post", "org/base"), tmp_path / "delta").folder
+        lora = paramdelta.extract_adapter(
+            ("org/post", "org/base"), tmp_path / "lora", rank=2
+        ).folder
+        for name, folder in (("org/delta", delta), ("org/lora", lora)):
+            repos[name] = repo({path.name: path.read_bytes() for path in folder.iterdir()})
+        for far, near in (
+            (Delta(delta="org/delta"), Delta(delta=str(delta))),
+            (Delta("org/lora"), Delta(str(lora))),
+        ):
+            one = paramdelta.mix(Recipe("org/new", (far,)), tmp_path / "far", overwrite=True)
+            two = paramdelta.mix(Recipe("org/new", (near,)), tmp_path / "near", overwrite=True)
+            assert (one.folder / "model.safetensors").read_bytes() == (
+                two.folder / "model.safetensors"
+            ).read_bytes()

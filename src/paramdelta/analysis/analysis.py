@@ -2,8 +2,9 @@
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from pathlib import PurePath
 from typing import Any
 
 from paramdelta.analysis.measures import Group, group
@@ -114,6 +115,35 @@ class Analysis:
         """What the measures say."""
         return verdict(self)
 
+    def public(self) -> "Analysis":
+        """The same to show to others: of each path of this machine, only its last part."""
+        known = {self.new_base, *(a for each in self.deltas for a in (each.post, each.base))}
+        paths = {a: PurePath(a).name for a in known if a and PurePath(a).is_absolute()}
+
+        def short(text: str) -> str:
+            for path in sorted(paths, key=len, reverse=True):
+                text = text.replace(path, paths[path])
+            return text
+
+        return replace(
+            self,
+            new_base=self.new_base and short(self.new_base),
+            deltas=tuple(
+                replace(each, post=short(each.post), base=each.base and short(each.base))
+                for each in self.deltas
+            ),
+            findings=tuple(
+                replace(
+                    found,
+                    what=short(found.what),
+                    where=short(found.where),
+                    remedy=found.remedy and short(found.remedy),
+                    allowed=found.allowed and short(found.allowed),
+                )
+                for found in self.findings
+            ),
+        )
+
     def predictions(self) -> tuple[Prediction, ...]:
         """The transfer of each Δ that the study leads one to expect, or why it says nothing."""
         found = (self.all.of(number) for number in range(len(self.deltas)))
@@ -186,10 +216,11 @@ def _finite(value: Any) -> Any:
 class Collector:
     """Adds measured tensors up to groups.
 
-    ``tokens``: by row, of the new base's vocabulary. ``shifts``: whether there is a new base.
+    ``tokens``: by row, of each tensor with a row for each token. ``shifts``: whether there is a new
+    base.
     """
 
-    def __init__(self, deltas: int, tokens: Mapping[int, str], shifts: bool) -> None:
+    def __init__(self, deltas: int, tokens: Mapping[str, Mapping[int, str]], shifts: bool) -> None:
         self.deltas, self.tokens, self.shifts = deltas, tokens, shifts
         self.all = Tally.empty(deltas)
         self.layers: dict[tuple[str | None, int], Tally] = {}
@@ -223,10 +254,11 @@ class Collector:
             self.cells.setdefault(cell, Tally.empty(self.deltas).without_histogram()).add(bare)
 
     def _rows(self, measured: Measured, delta: int) -> tuple[TokenRow, ...]:
+        tokens = self.tokens.get(measured.subject.name, {})
         return tuple(
             TokenRow(
                 row.number,
-                self.tokens.get(row.number),
+                tokens.get(row.number),
                 row.norm,
                 row.norm / row.base if row.base else None,
                 measured.median[delta],

@@ -7,11 +7,12 @@ from time import perf_counter
 from paramdelta.analysis.analysis import Analysis, Collector, DeltaName, ordered
 from paramdelta.engine import threads
 from paramdelta.engine.job import Progress
-from paramdelta.engine.memory import Budget, budget, computing_workers
+from paramdelta.engine.memory import budget, computing_workers
 from paramdelta.errors import MisfitError
 from paramdelta.jobs.analyze import AnalyzeJob
 from paramdelta.jobs.spectra import SpectraJob
 from paramdelta.planning.plan import Plan
+from paramdelta.planning.tokenaxes import token_axes
 from paramdelta.planning.tokenizer import read_vocabulary
 from paramdelta.planning.vocabulary import Vocabulary
 from paramdelta.recipe import Schedule
@@ -48,21 +49,20 @@ def run(
             where=" and ".join(map(str, plan.sources)),
             expected="tensors of the same names and shapes, with a scale other than 0",
         )
-    chosen = _budget(job, memory, workers)
+    chosen = budget(job.need, memory, workers or computing_workers(), " for this analysis")
     job.buffer = chosen.buffer
+    further = SpectraJob(job.subjects if spectra else [])
+    later = budget(further.need, memory, workers or computing_workers(), " for the spectra")
     read = 0
     with Reader(once=True, ahead=True) as reader:
         threads.run(job, reader, workers=chosen.workers, progress=progress)
         read += reader.count
-    found = {}
-    if spectra:
-        further = SpectraJob(job.subjects)
-        chosen = budget(further.need, memory, workers or computing_workers(), " for the spectra")
+    if further.subjects:
         with Reader(ahead=True) as reader:
-            threads.run(further, reader, workers=chosen.workers, progress=progress)
+            threads.run(further, reader, workers=later.workers, progress=progress)
             read += reader.count
-        found = further.found
-    measured = (replace(t, spectra=tuple(found.get(t.name, ()))) for t in collector.tensors)
+    spectra_of = further.found.get
+    measured = (replace(t, spectra=tuple(spectra_of(t.name, ()))) for t in collector.tensors)
     everything, layers, kinds, cells = collector.groups()
     return Analysis(
         plan.recipe.symbols if has_new_base else f"Δ = Θ_post {MINUS} Θ_base",
@@ -82,14 +82,14 @@ def run(
     )
 
 
-def _budget(job: AnalyzeJob, memory: int, workers: int | None) -> Budget:
-    return budget(job.need, memory, workers or computing_workers(), " for this analysis")
-
-
-def _tokens(plan: Plan) -> Mapping[int, str]:
-    """The new base's tokens, by row; none if they are not known."""
+def _tokens(plan: Plan) -> Mapping[str, Mapping[int, str]]:
+    """The new base's tokens by row, for each tensor that has a row for each token."""
     found = read_vocabulary(plan.new_base.files, plan.new_base.config, {})
-    return found.tokens if isinstance(found, Vocabulary) else {}
+    if not isinstance(found, Vocabulary):
+        return {}
+    shapes = {tensor.name: tensor.shape for tensor in plan.tensors}
+    axes = token_axes(shapes, plan.new_base.config, found.size)
+    return {name: found.tokens for name, axis in axes.items() if axis == 0}
 
 
 def _name(plan: Plan, number: int) -> DeltaName:

@@ -215,7 +215,9 @@ def _resolution(analysis: "Analysis", found: DeltaMeasures) -> Iterator[Flag]:
 
 
 def _outliers(analysis: "Analysis", found: DeltaMeasures) -> Iterator[Flag]:
-    for tensor in analysis.tensors:
+    there = [tensor for tensor in analysis.tensors if tensor.rows.get(found.delta)]
+    named = [tensor for tensor in there if tensor.rows[found.delta][0].token is not None]
+    for tensor in named or there:  # not positions, where tokens are known
         rows = [
             row
             for row in tensor.rows.get(found.delta, ())
@@ -227,17 +229,23 @@ def _outliers(analysis: "Analysis", found: DeltaMeasures) -> Iterator[Flag]:
             yield Flag(
                 "embedding-outliers",
                 _NOTE,
-                f"{len(rows)}{'+' if len(rows) == len(tensor.rows[found.delta]) else ''} rows of "
-                f"{tensor.name} changed at least {OUTLIER:g} times as much as the median row, one "
-                f"{most:.0f} times",
+                f"{_at_least(len(rows), len(tensor.rows[found.delta]))} of {tensor.name} changed "
+                f"at least {OUTLIER:g} times as much as the median row, the first {most:.0f} times",
                 found.delta,
                 most,
                 OUTLIER,
                 "chosen: in the shipped lineage the most is 2.4",
-                "these are often tokens that base never saw, such as those of a chat template: "
-                "`take` gives the output post's own rows",
+                "these are the tokens of the post-training, often some that base never saw, such "
+                "as those of a chat template; `take` gives the output post's own row of a token",
                 names,
             )
+
+
+def _at_least(count: int, known: int) -> str:
+    """So many rows, or more, of which no more are known."""
+    if count == known:
+        return f"at least {count} rows"
+    return "1 row" if count == 1 else f"{count} rows"
 
 
 def _low_rank(analysis: "Analysis", found: DeltaMeasures) -> Iterator[Flag]:

@@ -39,9 +39,9 @@ Array = npt.NDArray[Any]
 
 BLOCK = 1024  # elements of each row that are in the cache together
 FINE = 4  # bits of the mantissa that a bucket of a histogram tells apart
+NONE, ROW = -1, -2
 BUCKETS = 1 << (8 + FINE)
 _SHIFT = 23 - FINE
-_SIGN = 0x7FFFFFFFFFFFFFFF
 
 
 class Rounding(NamedTuple):
@@ -59,18 +59,19 @@ class Rounding(NamedTuple):
 class Vectors(NamedTuple):
     """Which vectors (rows) are made of the operands, and what is measured of them.
 
-    ``height``: how many there are. ``terms``: int64 (T, 4): row, operand that is added, operand
-    that is subtracted or −1, and whether the row starts here. ``pairs``: int64 (M, 2), rows whose
-    scalar product is wanted; each row with itself is among them. ``deltas``: int64 (D,), rows that
-    are Δs. ``signs``: int64 (G, 2), rows whose signs are compared. ``news``: int64 (D,), the row of
-    the new base for each Δ. ``scales``: float64 (D,), the factor of each Δ in the output.
+    ``height``: how many there are. ``terms``: int64 (T, 4): row, what is added, what is
+    subtracted, and whether the row starts here. These are operands, or `NONE`, or ``ROW − n`` for
+    row n, which is made before. ``pairs``: int64 (M, 2), rows whose scalar product is wanted; each
+    row with itself is among them. ``signed``: of how many, the first ones, the signs are compared.
+    ``deltas``: int64 (D,), rows that are Δs. ``news``: int64 (D,), the row of the new base for each
+    Δ. ``scales``: float64 (D,), the factor of each Δ in the output.
     """
 
     height: int
     terms: Array
     pairs: Array
+    signed: int
     deltas: Array
-    signs: Array
     news: Array
     scales: Array
 
@@ -100,7 +101,7 @@ class Sums(NamedTuple):
 
 def empty(segments: int, rows: Vectors) -> Sums:
     """Sums of nothing."""
-    deltas, signs = len(rows.deltas), len(rows.signs)
+    deltas, signs = len(rows.deltas), rows.signed
     return Sums(
         high=np.zeros((segments, len(rows.pairs))),
         low=np.zeros((segments, len(rows.pairs))),
@@ -206,14 +207,16 @@ def _count(places: Any, histogram: Any) -> None:
         histogram[places[i]] += 1
 
 
-@inlined
-def _signs(one: Any, two: Any) -> Any:
-    same, both = I64(0), I64(0)
+@summed
+def _signed_product(one: Any, two: Any) -> Any:
+    """The product, the elements of equal sign, and those where neither is zero."""
+    total, same, both = 0.0, I64(0), I64(0)
     for i in range(one.size):
-        there = (one[i] != 0.0) & (two[i] != 0.0)
-        both += I64(1) if there else I64(0)
-        same += I64(1) if there & ((one[i] > 0.0) == (two[i] > 0.0)) else I64(0)
-    return same, both
+        product = one[i] * two[i]
+        total += product
+        same += I64(1) if product > 0.0 else I64(0)
+        both += I64(1) if product != 0.0 else I64(0)
+    return total, same, both
 
 
 @inlined
@@ -231,6 +234,38 @@ def _cleaned(rows: Any, count: Any, size: Any) -> Any:
     return broken
 
 
+@inlined
+def _fill(operands: Any, begin: Any, size: Any, terms: Any, scratch: Any) -> None:
+    """Make a block of every row."""
+    end = begin + size
+    for t in range(len(terms)):
+        r, plus, minus, starts = terms[t]
+        row = scratch[r, :size]
+        if starts == 0:
+            _increase(row, operands[plus, begin:end])
+            if minus >= 0:
+                _decrease(row, operands[minus, begin:end])
+        elif minus == NONE:
+            _make_alone(row, operands[plus, begin:end])
+        elif minus >= 0:
+            _make(row, operands[plus, begin:end], operands[minus, begin:end])
+        elif plus >= 0:
+            _make(row, operands[plus, begin:end], scratch[ROW - minus, :size])
+        else:
+            _make(row, scratch[ROW - plus, :size], scratch[ROW - minus, :size])
+
+
+@inlined
+def _multiply(scratch: Any, size: Any, pairs: Any, products: Any, counts: Any) -> None:
+    """The products of a block, and the counts of signs for the first of them."""
+    for m in range(len(pairs)):
+        one, two = scratch[pairs[m, 0], :size], scratch[pairs[m, 1], :size]
+        if m < len(counts):
+            products[m], counts[m, 0], counts[m, 1] = _signed_product(one, two)
+        else:
+            products[m] = _product(one, two)
+
+
 @compiled
 def measure(
     operands: Array, size: int, block: int, inner: int, segments: int, start: int, first: int,
@@ -244,34 +279,18 @@ def measure(
     ``places``: uint32 (`BLOCK`,).
     """
     products = np.empty(len(rows.pairs))
+    counts = np.empty((rows.signed, 2), np.int64)
     for begin in range(0, size, block):
         here = min(block, size - begin)
         segment = ((start + begin) // inner) % segments - first
-        for t in range(len(rows.terms)):
-            r, plus, minus, starts = rows.terms[t]
-            row = scratch[r, :here]
-            if starts != 0 and minus >= 0:
-                _make(
-                    row, operands[plus, begin : begin + here], operands[minus, begin : begin + here]
-                )
-            elif starts != 0:
-                _make_alone(row, operands[plus, begin : begin + here])
-            else:
-                _increase(row, operands[plus, begin : begin + here])
-                if minus >= 0:
-                    _decrease(row, operands[minus, begin : begin + here])
+        _fill(operands, begin, here, rows.terms, scratch)
         finite = 0.0
+        _multiply(scratch, here, rows.pairs, products, counts)
         for m in range(len(rows.pairs)):
-            products[m] = _product(
-                scratch[rows.pairs[m, 0], :here], scratch[rows.pairs[m, 1], :here]
-            )
             finite += products[m] * 0.0
         if finite != 0.0:
             sums.broken[0] += _cleaned(scratch, rows.height, here)
-            for m in range(len(rows.pairs)):
-                products[m] = _product(
-                    scratch[rows.pairs[m, 0], :here], scratch[rows.pairs[m, 1], :here]
-                )
+            _multiply(scratch, here, rows.pairs, products, counts)
         for m in range(len(rows.pairs)):
             total, rest = _two_sum(sums.high[segment, m], products[m])
             sums.high[segment, m] = total
@@ -287,10 +306,9 @@ def measure(
             _count(places[:here], sums.histogram[d])
             new = scratch[rows.news[d], :here]
             sums.lost[d] += _lost(row, new, rows.scales[d], rounding)
-        for g in range(len(rows.signs)):
-            same, both = _signs(scratch[rows.signs[g, 0], :here], scratch[rows.signs[g, 1], :here])
-            sums.same[g] += same
-            sums.both[g] += both
+        for g in range(len(counts)):
+            sums.same[g] += counts[g, 0]
+            sums.both[g] += counts[g, 1]
 
 
 @compiled

@@ -33,6 +33,14 @@ def analyze(
             metavar="RECIPE.yaml", help="Put another recipe beside it in the report; repeatable."
         ),
     ] = None,
+    png: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Write the figures as PNG files (needs matplotlib)."),
+    ] = None,
+    parquet: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write the table of tensors as Parquet (needs pyarrow)."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Measure Δ = Θ_post − Θ_base beside the shift S = Θ_new_base − Θ_base, layer by layer.
@@ -73,6 +81,16 @@ def analyze(
             )
         show_analysis(result, predict, as_json)
         results.append(result)
+    if png is not None:
+        from paramdelta.analysis.report.png import write_png
+
+        for written in write_png(results[0], png):
+            show_report(written, as_json)
+    if parquet is not None:
+        from paramdelta.analysis.parquet import write_parquet
+
+        write_parquet(results[0], parquet)
+        show_report(parquet, as_json)
     if report is not None:
         from paramdelta.analysis.report.page import page
 

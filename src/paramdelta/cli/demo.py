@@ -59,6 +59,7 @@ def demo(
     say("Now with your own models:", bold=True)
     say(
         "  paramdelta plan --post POST --base OLD_BASE --new-base NEW_BASE",
+        "  paramdelta chat --post POST --base OLD_BASE --new-base NEW_BASE",
         "  paramdelta mix  --post POST --base OLD_BASE --new-base NEW_BASE --out DIR",
         "where each is a folder or a Hub id such as org/name@revision.",
     )

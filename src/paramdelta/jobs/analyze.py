@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from paramdelta.arithmetic.measures import BLOCK, BUCKETS, Rounding, Sums, Vectors, empty
+from paramdelta.arithmetic.measures import BLOCK, BUCKETS, NONE, ROW, Rounding, Sums, Vectors, empty
 from paramdelta.dtypes import DTYPES
 from paramdelta.engine.memory import Need
 from paramdelta.formats.delta import Difference
@@ -31,6 +31,7 @@ Array = npt.NDArray[Any]
 
 LENGTH = 1 << 20  # elements of a task, about
 RUN = 1 << 17  # elements of each operand that are read at a time
+LEAST = 4  # elements of a block
 LEADING = 20  # rows of tokens that are kept for each Δ: those that changed most
 _LEAST = {"F16": 2.0**-14}  # the smallest normal number; others have float32's
 _QUANTA = {"F16": 2.0**-24, "BF16": 2.0**-133, "F32": 2.0**-149}
@@ -81,13 +82,21 @@ class Subject:
         """Bytes of one element of an operand as the measures get it."""
         return self.views[0].kind.size if len({v.dtype for v in self.views}) == 1 else 8
 
+    def operands(self, row: int) -> tuple[View, View | None]:
+        """What a row of a single difference is made of."""
+        (_, plus, minus, _), *_ = (term for term in self.rows.terms.tolist() if term[0] == row)
+        if plus <= ROW:
+            plus = self.operands(ROW - plus)[0]
+        if minus <= ROW:
+            minus = self.operands(ROW - minus)[0]
+        first = plus if isinstance(plus, View) else self.views[plus]
+        if minus == NONE:
+            return first, None
+        return first, minus if isinstance(minus, View) else self.views[minus]
+
     def pair(self, one: int, two: int) -> int:
         """The number of the product of two rows."""
         return int(np.flatnonzero((self.rows.pairs == (one, two)).all(axis=1))[0])
-
-    def sign(self, one: int, two: int) -> int:
-        """The number of the comparison of two rows' signs."""
-        return int(np.flatnonzero((self.rows.signs == (one, two)).all(axis=1))[0])
 
 
 @dataclass(frozen=True)
@@ -254,27 +263,27 @@ def subject_of(tensor: OutputTensor, config: Mapping[str, Any]) -> Subject:
         pairs = [pair for pair in tensor.pairs if pair.number == number]
         known = next((p.base for p in pairs if _is_base(p.base)), None)
         new = tensor.new if known is None else _shared(tensor.new, known)
-        triple = Triple(number, made.difference([(p.post, p.base) for p in pairs]), made.alone(new))
-        if known is not None:
-            shift = made.difference([(new, known)]) if known != new else -1
-            triple = replace(triple, base=made.alone(known), shift=shift)
+        base = made.alone(known) if known is not None else -1
+        new_row = made.alone(new)
+        delta = made.difference([(p.post, p.base) for p in pairs])
+        triple = Triple(number, delta, new_row, base)
+        if known is not None and known != new:
+            triple = replace(triple, shift=made.difference([(new, known)]))
         triples.append(triple)
-    pairs_of_rows = [(row, row) for row in range(made.count)]
-    signs = []
+    signed, plain = [], [(row, row) for row in range(made.count)]
     for at, one in enumerate(triples):
         if one.shift >= 0:
-            pairs_of_rows += [(one.delta, one.shift), (one.base, one.new)]
-            signs.append((one.delta, one.shift))
-        for two in triples[at + 1 :]:
-            pairs_of_rows.append((one.delta, two.delta))
-            signs.append((one.delta, two.delta))
+            signed.append((one.delta, one.shift))
+            plain.append((one.base, one.new))
+        signed += [(one.delta, two.delta) for two in triples[at + 1 :]]
+    signed = list(dict.fromkeys(signed))
     scales = {pair.number: pair.scale for pair in tensor.pairs}
     rows = Vectors(
         made.count,
         np.array(made.terms, np.int64).reshape(-1, 4),
-        np.array(list(dict.fromkeys(pairs_of_rows)), np.int64).reshape(-1, 2),
+        np.array([*signed, *dict.fromkeys(plain)], np.int64).reshape(-1, 2),
+        len(signed),
         np.array([one.delta for one in triples], np.int64),
-        np.array(signs, np.int64).reshape(-1, 2),
         np.array([one.new for one in triples], np.int64),
         np.array([scales[one.number] for one in triples], np.float64),
     )
@@ -312,14 +321,19 @@ class _Vectors:
 
     def alone(self, view: View) -> int:
         """The row that is an operand."""
-        return self._row(("alone", view), [(self._at(view), -1)])
+        return self._row(view, [(self._at(view), NONE)])
 
     def difference(self, pairs: Sequence[tuple[View, View]]) -> int:
         """The row that is a sum of differences."""
-        terms = [
-            (self._at(post), -1 if isinstance(base, Zeros) else self._at(base))
-            for post, base in pairs
-        ]
+        single = len(pairs) == 1
+        terms = []
+        for post, base in pairs:
+            plus = self._at(post)
+            minus = NONE if isinstance(base, Zeros) else self._at(base)
+            if single and base in self._rows:  # which is in the cache, and wide
+                minus = ROW - self._rows[base]
+                plus = ROW - self._rows[post] if post in self._rows else plus
+            terms.append((plus, minus))
         return self._row(tuple(pairs), terms)
 
     def _row(self, key: Any, terms: Sequence[tuple[int, int]]) -> int:
@@ -355,18 +369,22 @@ def _shared(new: View, base: View) -> View:
 
 
 def _segments(tensor: OutputTensor, kind: str, config: Mapping[str, Any]) -> tuple[int, int, bool]:
-    """How many segments, elements of one, and whether they are rows of tokens."""
-    if kind in ("embedding", "head") and len(tensor.shape) == 2:
-        height, width = tensor.shape
-        if 1 < width <= LENGTH and height > 1:
-            return height, width, True
+    """How many segments, elements of one, and whether they are rows of tokens.
+
+    Segments that cannot be cut into blocks of a fair size are not told apart: that would take long.
+    """
+    one = 1, tensor.elements, False
+    if len(tensor.shape) != 2 or not tensor.elements:
+        return one
+    height, width = tensor.shape
+    if kind in ("embedding", "head"):
+        fits = width <= LENGTH and height > 1 and _divisor(width, BLOCK) >= LEAST
+        return (height, width, True) if fits else one
     size = head_size(config, kind, tensor.shape)
-    if size is not None:
-        height, width = tensor.shape
-        return (
-            (width // size, size, False) if kind == "o" else (height // size, size * width, False)
-        )
-    return 1, tensor.elements, False
+    if size is None:
+        return one
+    inner, heads = (size, width // size) if kind == "o" else (size * width, height // size)
+    return (heads, inner, False) if _divisor(inner, BLOCK) >= LEAST else one
 
 
 def _divisor(number: int, most: int) -> int:
@@ -457,12 +475,12 @@ def _measured(one: Subject, receipts: Sequence[Receipt], deltas: int) -> Measure
             if not same:
                 tally.shift[n] = square(triple.shift)
                 tally.along[n] = whole[one.pair(triple.delta, triple.shift)]
-                sign = one.sign(triple.delta, triple.shift)
+                sign = one.pair(triple.delta, triple.shift)
                 tally.agree[n] = sum(int(s.same[sign]) for s in found)
                 tally.signed[n] = sum(int(s.both[sign]) for s in found)
         for other in one.triples[at + 1 :]:
             cross = whole[one.pair(triple.delta, other.delta)]
-            sign = one.sign(triple.delta, other.delta)
+            sign = one.pair(triple.delta, other.delta)
             for i, j in ((n, other.number), (other.number, n)):
                 tally.cross[i, j] = cross
                 tally.cross_agree[i, j] = sum(int(s.same[sign]) for s in found)

@@ -152,9 +152,8 @@ def _has_spectrum(one: Subject) -> bool:
 
 def _factors(one: Subject, row: int, fetch: Fetch) -> Factors | None:
     """The factors of one row of a subject as a matrix; None if it is zero."""
-    _, plus, minus, _ = one.rows.terms[one.rows.terms[:, 0] == row][0].tolist()
-    post = one.views[plus]
-    base = one.views[minus] if minus >= 0 else Zeros("zeros", post.dtype, post.shape)
+    post, base = one.operands(row)
+    base = base or Zeros("zeros", post.dtype, post.shape)
     shape = _shape(one)
     blocks = partial(difference, Pair(0, post, base, 1.0), shape[1], fetch, one.name)
     seed = int.from_bytes(hashlib.sha256(one.name.encode()).digest()[:8], "little")

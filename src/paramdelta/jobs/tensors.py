@@ -1,6 +1,7 @@
 """The tensors of a mix in memory, as arrays: nothing is written."""
 
 import threading
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ from paramdelta.dtypes import DTYPES
 from paramdelta.encodings.encoding import Stream
 from paramdelta.errors import UsageError
 from paramdelta.jobs.mix import MixJob, Receipt, Task, Worker
+from paramdelta.storage.readahead import Run
 from paramdelta.storage.reader import Reader
 
 if TYPE_CHECKING:
@@ -51,6 +53,17 @@ class Maker:
 
     def __exit__(self, *_: object) -> None:
         self._pool.shutdown(cancel_futures=True)
+
+    def expect(self, numbers: Iterable[int]) -> None:
+        """Say which tensors will be asked for, in about this order, so that they are read ahead."""
+        order = tuple(numbers)
+
+        def runs() -> Iterator[Run]:
+            for number in order:
+                for task in self.job.tasks_of(number):
+                    yield from self.job.reads(task)
+
+        self._reader.follow(runs)
 
     def make(self, number: int) -> list[tuple[Stream, npt.NDArray[Any]]]:
         """Every stream of one tensor with its elements, viewed as `dtypes` says.

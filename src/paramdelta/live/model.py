@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import os
+import re
 import threading
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -42,6 +43,7 @@ class _Origin:
     opener: Opener
     memory: int | str
     workers: int | None
+    device: Any
     whole: bool = True
 
 
@@ -56,6 +58,7 @@ def load(
     trust_remote_code: bool = False,
     memory: int | str = MEMORY,
     workers: int | None = None,
+    on_device: bool = False,
     **options: Any,
 ) -> Any:
     """The mix of a recipe, or of a plan made before, as a transformers model; nothing is written.
@@ -65,6 +68,9 @@ def load(
     is mixed when it is loaded; ``memory`` and ``workers`` are those of `mix`. ``dtype``,
     ``device_map``, ``trust_remote_code`` and ``options`` are those of ``from_pretrained``;
     ``dtype`` is that of the model: the mix is rounded to the recipe's dtype first.
+
+    ``on_device``: mix on the one device that ``device_map`` names, instead of here, to the same
+    bits. It was tested with the CPU as the device, and has not been run on a GPU.
 
     Needs torch and transformers 5: ``pip install "paramdelta[hf]"``.
 
@@ -82,6 +88,7 @@ def load(
                 code="option-of-recipe",
                 remedy="leave it out; change the recipe instead",
             )
+    device = _device(device_map) if on_device else None
     opener = Opener(Reader())
     plan = make_plan(recipe, opener) if isinstance(recipe, Recipe) else recipe
     plan.check()
@@ -89,9 +96,10 @@ def load(
     with (
         _alone,
         companion_folder(plan) as folder,
-        Weights(plan, memory, workers) as weights,
+        Weights(plan, memory, workers, device) as weights,
     ):
         config, kind = _configured(transformers, folder, trust_remote_code)
+        weights.expect(sorted(weights, key=_natural))
         wanted = options.pop("output_loading_info", False)
         with _sequential():
             model, info = kind.from_pretrained(
@@ -111,7 +119,7 @@ def load(
     _check_complete(info, kind.__name__)
     _warn_not_finite(weights)
     targets = _targets(model, config, weights)
-    _origins[model] = _Origin(plan.recipe, plan, targets, config, opener, memory, workers)
+    _origins[model] = _Origin(plan.recipe, plan, targets, config, opener, memory, workers, device)
     return (model, info) if wanted else model
 
 
@@ -145,7 +153,7 @@ def set_scale(model: Any, scale: float | Sequence[float]) -> None:
         for number, (now, then) in enumerate(zip(origin.plan.tensors, plan.tensors, strict=True))
         if not origin.whole or not same_values(now, then)
     }
-    with _alone, Weights(plan, origin.memory, origin.workers) as weights:
+    with _alone, Weights(plan, origin.memory, origin.workers, origin.device) as weights:
         targets = {
             origin.targets[name]
             for name in weights
@@ -154,7 +162,8 @@ def set_scale(model: Any, scale: float | Sequence[float]) -> None:
         names = [name for name, target in origin.targets.items() if target in targets]
         _check_changeable(model, targets)
         origin.plan, origin.whole = plan, False
-        _replace(model, origin.config, {name: weights[name] for name in names})
+        weights.expect(sorted(names, key=_natural))
+        _replace(model, origin, {name: weights[name] for name in names})
         weights.check_sources()
         origin.whole = True
     _warn_not_finite(weights)
@@ -215,6 +224,23 @@ def _transformers() -> Any:
             remedy='pip install -U "transformers>=5"; or write the mix with `paramdelta mix`',
         )
     return transformers
+
+
+def _device(places: Any) -> Any:
+    """The one device of a device_map."""
+    import torch
+
+    if isinstance(places, dict) and len({*map(str, places.values())}) == 1:
+        (places,) = {*map(str, places.values())}
+    try:
+        return torch.device(places)
+    except (RuntimeError, TypeError):
+        raise UsageError(
+            "on_device needs one device",
+            code="no-device",
+            expected="device_map='cuda', say",
+            got=f"device_map={places!r}",
+        ) from None
 
 
 def _check_single(plan: Plan) -> None:
@@ -289,6 +315,12 @@ def _dtype(dtype: Any, config: Any, weights: Weights) -> Any:
         return dtype
     kinds = (torch_dtype(weight.get_dtype()) for weight in weights.values())
     return next((kind for kind in kinds if kind.is_floating_point), "auto")
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """Sorts names about as transformers asks for them: numbers in them by their value."""
+    parts = re.split(r"(\d+)", name)
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts]
 
 
 @contextlib.contextmanager
@@ -430,7 +462,7 @@ def _conversions(model: Any, config: Any) -> tuple[list[Any], Any]:
     return get_model_conversion_mapping(model, hf_quantizer=quantizer), quantizer
 
 
-def _replace(model: Any, config: Any, weights: dict[str, Weight]) -> None:
+def _replace(model: Any, origin: _Origin, weights: dict[str, Weight]) -> None:
     """Load weights into a model as transformers does, but into the tensors that it has."""
     import torch
     from torch.nn.modules import module as modules
@@ -453,9 +485,12 @@ def _replace(model: Any, config: Any, weights: dict[str, Weight]) -> None:
         modules.register_module_buffer_registration_hook(keep),
     )
     before = vars(model).get("_weight_conversions", hooks)
-    rules, quantizer = _conversions(model, config)
+    rules, quantizer = _conversions(model, origin.config)
     settings = LoadStateDictConfig(
-        device_map={"": "cpu"}, dtype=model.dtype, weight_mapping=rules, hf_quantizer=quantizer
+        device_map={"": origin.device or "cpu"},
+        dtype=model.dtype,
+        weight_mapping=rules,
+        hf_quantizer=quantizer,
     )
     try:
         with _sequential():

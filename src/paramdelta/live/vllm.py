@@ -3,16 +3,14 @@
 vLLM finds `register` and `Endpoint` through entry points of the package. The loader gives it the
 weights of the mix whose recipe `live.folder.write_recipe` wrote. `Worker` is added to its workers.
 The only module that imports vLLM. Written for vLLM 0.32.
+
+Every process of vLLM imports this module, whether it loads a mix or not, so it imports next to
+nothing itself. In particular numba must not be there when vLLM 0.32 starts on a CPU: vLLM looks
+through all modules for kernels and fails at one of llvmlite's objects.
 """
 
-import asyncio
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
-
-from paramdelta.errors import ParamDeltaError
-from paramdelta.live.folder import read_recipe_of
-from paramdelta.live.weights import Weights
-from paramdelta.planning.planner import make_plan
 
 if TYPE_CHECKING:
     import torch
@@ -50,10 +48,15 @@ def _loader() -> Any:
             self, model_config: Any, model: Any
         ) -> "Iterator[tuple[str, torch.Tensor]]":
             """Names and tensors, one at a time; experts of other ranks are not mixed."""
+            from paramdelta.live.folder import read_recipe_of
+            from paramdelta.live.weights import Weights
+            from paramdelta.planning.planner import make_plan
+
             folder = model_config.model
             plan = make_plan(read_recipe_of(folder).times(_scales.get(folder, 1.0)))
             plan.check()
             with Weights(plan) as weights:
+                weights.expect(weights)
                 for name, weight in weights.items():
                     if not should_skip_weight(name, self.local_expert_ids):
                         yield name, weight[...]
@@ -113,6 +116,8 @@ class Endpoint:
     required_tasks: tuple[str, ...] | None = None
 
     def __init__(self) -> None:
+        import asyncio
+
         self.scale: float | Sequence[float] = 1.0
         self._one = asyncio.Lock()
 
@@ -123,6 +128,8 @@ class Endpoint:
 
     async def init_state(self, engine_client: Any, state: Any, args: Any) -> None:
         """Keep the engine and the recipe."""
+        from paramdelta.live.folder import read_recipe_of
+
         self._engine = engine_client
         self._recipe = read_recipe_of(args.model)
 
@@ -138,6 +145,8 @@ class Endpoint:
         mixes all of them.
         """
         from fastapi.responses import JSONResponse
+
+        from paramdelta.errors import ParamDeltaError
 
         try:
             scale = (await request.json())["scale"]

@@ -1,7 +1,7 @@
 """The weights of a mix by their names, each mixed when it is read. Nothing is written."""
 
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from paramdelta.api import MEMORY, budget_for
@@ -10,6 +10,7 @@ from paramdelta.errors import MisfitError
 from paramdelta.jobs.mix import MixJob
 from paramdelta.jobs.outputs import measured
 from paramdelta.jobs.tensors import Maker, converted
+from paramdelta.live.device import DeviceMaker
 from paramdelta.planning.plan import Plan
 from paramdelta.planning.sweep import sweep_of_one
 from paramdelta.storage.reader import Reader
@@ -48,11 +49,18 @@ class Weights(Mapping[str, Weight]):
     Every access to a weight reads its operands and mixes them. Streams that are made together,
     such as FP8 numbers and their scales, are made once and kept until each was read.
 
-    ``memory`` and ``workers``: as in `paramdelta.mix`; what was mixed belongs to the caller. Usable
-    as a context manager, which closes the sources.
+    ``memory`` and ``workers``: as in `paramdelta.mix`; what was mixed belongs to the caller.
+    ``device``: where to mix, if not here; see `live.device`. Usable as a context manager, which
+    closes the sources.
     """
 
-    def __init__(self, plan: Plan, memory: int | str = MEMORY, workers: int | None = None) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        memory: int | str = MEMORY,
+        workers: int | None = None,
+        device: "torch.device | None" = None,
+    ) -> None:
         made = sweep_of_one(plan)
         budget = budget_for(plan, memory, workers)
         job, _ = measured(MixJob.of(made, budget.buffer), lambda _: False, budget)
@@ -61,6 +69,11 @@ class Weights(Mapping[str, Weight]):
         self._maker = Maker(job, self._reader, budget.workers)
         self._numbers = {one.stream.name: one.tensor for one in made.stored}
         self._streams = {one.stream.name: one.stream for one in made.stored}
+        self._elsewhere = None
+        if device is not None:
+            most = max(map(len, job.views), default=1)
+            run = max(budget.buffer // 8, 1)
+            self._elsewhere = DeviceMaker(self._reader, device, budget.workers, run, most)
         self._kept: dict[str, Any] = {}
         self._lock = threading.Lock()
 
@@ -68,6 +81,8 @@ class Weights(Mapping[str, Weight]):
         return self
 
     def __exit__(self, *_: object) -> None:
+        if self._elsewhere is not None:
+            self._elsewhere.close()
         self._maker.__exit__()
         self._reader.close()
 
@@ -84,6 +99,10 @@ class Weights(Mapping[str, Weight]):
         """The number of the plan's tensor that a name of the weight files belongs to."""
         return self._numbers[name]
 
+    def expect(self, names: Iterable[str]) -> None:
+        """Say which weights will be read, in about this order."""
+        self._maker.expect(dict.fromkeys(self._numbers[name] for name in names))
+
     def mixed(self, name: str) -> "torch.Tensor":
         """One tensor, mixed now.
 
@@ -91,6 +110,10 @@ class Weights(Mapping[str, Weight]):
             StorageError: reading failed, or a source changed since it was planned with.
         """
         with self._lock:
+            if name not in self._kept and self._elsewhere is not None:
+                made = self._elsewhere.make(self.plan.tensors[self._numbers[name]])
+                if made is not None:
+                    return made
             if name not in self._kept:
                 for stream, array in self._maker.make(self._numbers[name]):
                     self._kept[stream.name] = converted(array, stream.dtype, "torch")

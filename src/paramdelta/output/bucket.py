@@ -19,6 +19,7 @@ from paramdelta.storage.blob import Blob
 from paramdelta.storage.objects import Bucket, split
 
 MOST_RECORD = 64_000_000  # bytes
+TRIES = 3  # of a shard that another machine replaces while it is recorded
 
 
 class BucketDestination:
@@ -90,10 +91,16 @@ class BucketDestination:
 
     def ship(self, name: str, path: Path, record: bytes, stopped: Callable[[], bool]) -> None:
         """See `Destination.ship`."""
-        version = self.bucket.upload(self._path(name), path, stopped)
-        noted = {"version": version, "record": record.decode()}
-        self.bucket.put(self._record(name), json.dumps(noted).encode())
-        self._versions[name] = version
+        for _ in range(TRIES):
+            version = self.bucket.upload(self._path(name), path, stopped)
+            noted = {"version": version, "record": record.decode()}
+            self.bucket.put(self._record(name), json.dumps(noted).encode())
+            self._versions[name] = version
+            # Where another machine made the same shard meanwhile, the record may be of the wrong
+            # one of the two objects.
+            found = self.bucket.head(self._path(name))
+            if found is not None and found.version == version:
+                return
 
     def publish(self, files: Mapping[str, bytes]) -> None:
         """See `Destination.publish`."""

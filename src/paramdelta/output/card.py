@@ -48,6 +48,7 @@ _READ = ("license", "license_name", "license_link", *_TOPICS, "library_name")
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _LICENSE_ID = re.compile(r"[a-z0-9][a-z0-9.+-]*")
 _SLUG = re.compile(r"[^a-z0-9.]+")
+_REMOTE = re.compile(r"[a-z][a-z0-9+]+:/", re.IGNORECASE)  # a URL, which Path joins to one slash
 RECIPE = "recipe.yaml"
 
 
@@ -138,7 +139,8 @@ def model_card(plan: Plan, out: Path) -> str:
 def recipe_file(plan: Plan, out: Path) -> str:
     """recipe.yaml of the output: what `mix` reads to make it again.
 
-    Checkpoints of the Hub are named with their commits, folders by their path from the output.
+    Checkpoints of the Hub are named with their commits, folders by their path from the output, or
+    by their mere name if the output is not on this machine.
     """
     header = f"# paramdelta mix {RECIPE} --out DIR\n"
     return header + renamed(plan, lambda source: _from(source, out)).to_yaml()
@@ -149,6 +151,8 @@ def _from(source: Checkpoint, out: Path) -> str:
     location = source.location
     if location.repo is not None or location.path is None:
         return location.pinned
+    if _REMOTE.match(out.as_posix()):  # no path of this machine leaves it
+        return location.name
     try:
         path = os.path.relpath(location.path, os.path.abspath(out))  # noqa: PTH100 - keeps links
     except ValueError:  # another drive

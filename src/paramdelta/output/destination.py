@@ -71,13 +71,15 @@ class Record:
     """What the journal says about a finished shard.
 
     ``size`` and ``digest``: of the file; see `storage.digest`. ``leaves``: block digests of the
-    sources that were read for it. ``not_finite``: what was counted in it.
+    sources that were read for it. ``not_finite``: what was counted in it. ``examined``: whether
+    every number of it was looked at.
     """
 
     size: int
     digest: str
     leaves: Leaves = field(default_factory=dict)
     not_finite: NotFinite = field(default_factory=dict)
+    examined: bool = False
 
     def to_bytes(self) -> bytes:
         """The record as JSON."""
@@ -86,6 +88,7 @@ class Record:
             "digest": self.digest,
             "leaves": self.leaves,
             "not_finite": [[*key, count] for key, count in sorted(self.not_finite.items())],
+            "examined": self.examined,
         }
         return json.dumps(plain).encode()
 
@@ -108,4 +111,5 @@ class Record:
                 where=where,
                 remedy="pass `fresh=True` to start again",
             ) from None
-        return cls(plain["size"], plain["digest"], leaves, not_finite)
+        examined = plain.get("examined") is True
+        return cls(plain["size"], plain["digest"], leaves, not_finite, examined)

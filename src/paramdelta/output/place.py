@@ -191,12 +191,12 @@ def check_out(out: str | Path) -> None:
     scheme = scheme_of(str(out))
     if scheme == LOCAL:
         check_local(out)
-    elif not is_known(scheme) or scheme in ("http", "https", "hf"):
+    elif not is_known(scheme) or scheme in ("http", "https"):
         raise UsageError(
             f"an output cannot be written to {scheme}://",
             code="output-not-local",
             got=str(out),
-            expected="a folder, or a URL that starts with s3://, gs:// or az://",
+            expected="a folder, or a URL that starts with s3://, gs://, az:// or hf://",
             remedy="write to a folder here, and copy it when it is complete",
         )
 

@@ -193,6 +193,7 @@ class ShippingSink:
     def finish(self) -> None:
         """See `Sink.finish`."""
         self.file_digests()
+        self._check_examined()
         files = {**self._put, **self._layout.small}
         # A loader looks for an index and for config.json: they come late. The lock is the last.
         late = [name for name in files if name.endswith((".index.json", "config.json"))]
@@ -297,7 +298,8 @@ class ShippingSink:
         if self.examine is not None:
             self.examine(self._layout, shard, file)
         file.close()
-        record = Record(shard.size, digest.hexdigest(), *self._noted[number])
+        examined = self.examine is not None
+        record = Record(shard.size, digest.hexdigest(), *self._noted[number], examined)
         path = self._path(number)
         self.destination.ship(shard.name, path, record.to_bytes(), lambda: self._stopping)
         with contextlib.suppress(OSError):
@@ -333,6 +335,18 @@ class ShippingSink:
             yield folder
         finally:
             staging.remove()
+
+    def _check_examined(self) -> None:
+        """Raise MisfitError if this run examines its shards and an earlier one did not."""
+        unseen = [name for name, record in self.records.items() if not record.examined]
+        if self.examine is not None and unseen:
+            raise MisfitError(
+                "shards were made without `strict=True`",
+                code="shards-not-examined",
+                where=self.destination.where,
+                got=", ".join(unseen[:4]),
+                remedy="pass `strict=True` to all parts from the start, or to none",
+            )
 
     def _incomplete(self) -> MisfitError:
         missing = [s.name for s in self._layout.shards if s.name not in self.records]

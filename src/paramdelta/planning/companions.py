@@ -254,6 +254,8 @@ def _code(
     for giver, owner in (("new base", new), ("post", post)):
         given = [c for c in chosen if c.giver == giver and c.name.endswith("config.json")]
         for each in given:
+            if not owner.files.text(each.name).lstrip("\ufeff \t\r\n").startswith("{"):
+                continue  # data_config.json of sentence-transformers is a list, which names no code
             content = {**owner.read_json(each.name), **dict(each.changes)}
             names, missing = code_files(owner.files, references(content))
             for name in missing:

@@ -1,7 +1,7 @@
 """Ranges of files behind HTTP(S): connections that stay open, retries, and strict answers.
 
-The transport is `http.client`. It reads into the caller's memory and costs a fifth of the processor
-time of the clients built on h11 (docs/streaming.md). A request is repeated until it succeeds or its
+The transport is `http.client`. It reads into the caller's memory and costs less processor time
+than the alternatives (docs/streaming.md). A request is repeated until it succeeds or its
 deadline passes; what came before a connection broke is kept. An answer is used only if it is the
 range that was asked for, of a file of the expected size and with the ETag that was seen first.
 """
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 SCHEMES = ("http", "https")
 AGENT = f"paramdelta/{__version__}"
-GRAIN = 8 << 20  # bytes: at 50 ms and 20 MB/s a connection, 12 % of a request is waiting
+GRAIN = 4 << 20  # bytes: so small that many requests fit into the memory for reading ahead
 IDLE = 60.0  # seconds without a byte until a connection counts as broken
 PATIENCE = 120.0  # seconds in which a range must arrive …
 SLOWEST = 16 << 10  # … and bytes a second that it may take longer for

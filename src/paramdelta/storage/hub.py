@@ -1,5 +1,5 @@
-"""The Hugging Face Hub: names, revisions, lists of files, and their bytes. The only module that
-imports its client.
+"""The Hugging Face Hub: names, revisions, lists of files, and their bytes. Only this module and
+`hubrepo` import its client.
 
 A name is resolved to a commit with one call of the API. A file of that commit is read from the
 Hub's cache on this machine if it is there. Otherwise the Hub is asked once where the file is; all
@@ -117,7 +117,7 @@ def resolve(name: Name) -> Listing:
         return known
     from huggingface_hub import HfApi
 
-    with _reasons(name.where):
+    with reasons(name.where):
         found = HfApi().model_info(name.repo, revision=name.revision, files_metadata=True)
     repo = found.id if parse(found.id or "") is not None else name.repo  # it may be renamed
     commit = found.sha or ""
@@ -297,7 +297,7 @@ def _target(name: Name, blob: Blob, expiries: int) -> Target:
     if not _SHA256.fullmatch(blob.version) and not expiries:
         return own
     try:
-        with _reasons(blob.url, again=True):
+        with reasons(blob.url, again=True):
             timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
             found = get_hf_file_metadata(url, timeout=timeout, endpoint=endpoint)
     except HfHubHTTPError as error:
@@ -343,7 +343,7 @@ def _is_plain(name: str) -> bool:
 
 
 @contextlib.contextmanager
-def _reasons(where: str, *, again: bool = False) -> Iterator[None]:
+def reasons(where: str, *, again: bool = False) -> Iterator[None]:
     """Raise the Hub's reasons as StorageError. ``again``: but not what may pass by itself."""
     from huggingface_hub.errors import (
         DisabledRepoError,
@@ -472,7 +472,7 @@ def download(
     for _ in range(TRIES):
         listing = resolve(name)
         files = [name.path] if name.path in listing.files else listing.below(name.path).values()
-        with _reasons(name.where):
+        with reasons(name.where):
             folder = Path(
                 snapshot_download(
                     name.repo,

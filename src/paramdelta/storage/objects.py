@@ -30,7 +30,8 @@ TRIES = 6  # of a read, beside what obstore repeats itself: it does not repeat a
 PAUSE = 0.2  # seconds before the second try; it doubles, and is shortened at random
 PART = 8 << 20  # bytes of a part of an upload
 MOST_PARTS = 9_000  # S3 allows 10,000
-UPLOADS = 6  # parts on their way at a time
+UPLOADS = min(16, max(4, 2 * (os.cpu_count() or 1)))  # parts on their way at a time
+_AT = "at "  # a version that is a time: the store has no ETags
 _URL = re.compile(r"(?P<scheme>[a-z0-9]+)://(?P<bucket>[^/?#]+)(/(?P<path>.*))?", re.IGNORECASE)
 _SECRET = re.compile(r"\?|:[^/]*@|@[^/]*:")  # a query, or a password before the host
 
@@ -104,8 +105,8 @@ class Bucket:
 
         def once() -> None:
             options: Any = {"range": (offset, stop)}
-            if blob.version.startswith('"'):
-                options["if_match"] = blob.version
+            if not blob.version.startswith(_AT):
+                options["if_match"] = f'"{blob.version}"'
             found = obstore.get(self._store, path, options=options)
             if _version(found.meta) != blob.version or found.meta["size"] != blob.size:
                 raise changed(blob)
@@ -388,7 +389,9 @@ def _repeated(once: Callable[[], Result]) -> Result:
 
 
 def _version(meta: Any) -> str:
-    return str(meta.get("e_tag") or meta.get("version") or meta["last_modified"])
+    """What changes with the content. Azure's lists leave out the quotes of an ETag."""
+    tag = meta.get("e_tag")
+    return str(tag).strip('"') if tag else f"{_AT}{meta['last_modified']}"
 
 
 def _variables(root: str) -> str:

@@ -31,7 +31,7 @@ SOON = (
     64  # chunks that a reader may be ahead of the requests and still be found among the next ones
 )
 JOIN = 64 << 10  # bytes between two runs that are requested with them
-SPENT = 4  # chunks that stay after they were read: some runs are read twice
+SPENT = 2  # chunks that stay after they were read: some runs are read twice
 
 Run: TypeAlias = tuple[Blob, int, int]
 """Bytes of a blob: the first, and the one behind the last."""
@@ -274,6 +274,8 @@ class ReadAhead:
     # -- on the threads of the pool ----------------------------------------------------------------
 
     def _fetch(self, chunk: _Chunk) -> memoryview:
-        data = memoryview(bytearray(chunk.stop - chunk.start))
+        import numpy as np  # its memory is not cleared first
+
+        data = np.empty(chunk.stop - chunk.start, np.uint8).data
         self.store.read(chunk.blob, chunk.start, data)
         return data

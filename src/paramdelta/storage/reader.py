@@ -105,7 +105,7 @@ class Reader:
                 self._held.setdefault(blob, []).append((start, data))
 
         if far:
-            with ThreadPoolExecutor(min(REQUESTS, len(far)), "paramdelta-prefetch") as pool:
+            with ThreadPoolExecutor(min(2 * REQUESTS, len(far)), "paramdelta-prefetch") as pool:
                 list(pool.map(fetch, far))
 
     def is_held(self, blob: Blob) -> bool:

@@ -22,11 +22,12 @@ BARS = 40  # of a histogram, at the most
 
 @dataclass(frozen=True)
 class Figure:
-    """``svg``: the picture. ``reading``: what it says. ``head``, ``rows``: its numbers; the first
-    column has names.
+    """``form``: map, signs (a map with both signs), lines or bars. ``svg``: the picture.
+    ``reading``: what it says. ``head``, ``rows``: its numbers; the first column has names.
     """
 
     name: str
+    form: str
     title: str
     svg: str
     reading: str
@@ -74,6 +75,7 @@ def matrix(analysis: "Analysis") -> Figure | None:
     title = "Cosines of the Δs"
     return Figure(
         "matrix",
+        "signs",
         title,
         svg.heat_map(
             names, columns, values, title=title, reading=reading, signed=True, form=".2f",
@@ -133,6 +135,7 @@ def _map(
         )
     return Figure(
         name,
+        "signs" if signed else "map",
         title,
         svg.heat_map(
             rows, kinds, values, title=title, reading=reading, signed=signed,
@@ -166,6 +169,7 @@ def _profile(analysis: "Analysis", number: int) -> Figure:
     rows = _turned(labels, series)
     return Figure(
         "profile",
+        "lines",
         title,
         svg.lines(labels, series, title=title, reading=reading),
         reading,
@@ -201,6 +205,7 @@ def _heads(analysis: "Analysis", number: int) -> Figure | None:
     columns = [str(n) for n in range(wide)]
     return Figure(
         "heads",
+        "map",
         title,
         svg.heat_map(rows, columns, values, title=title, reading=reading),
         reading,
@@ -218,7 +223,7 @@ def _sizes(analysis: "Analysis", number: int) -> Figure:
     if not found or m is None:
         reading = "Δ is zero."
         picture = svg.histogram([1.0, 10.0], [0.0], title=title, reading=reading)
-        return Figure("sizes", title, picture, reading, ("|Δ|", "share"), ())
+        return Figure("sizes", "bars", title, picture, reading, ("|Δ|", "share"), ())
     total = sum(counts)
     first = next(n for n in found if sum(counts[1 : n + 1]) >= total // 1000)  # the tail is long
     each = max(1, math.ceil((found[-1] + 1 - first) / BARS))
@@ -236,7 +241,7 @@ def _sizes(analysis: "Analysis", number: int) -> Figure:
         for a, b, share in zip(edges, edges[1:], shares, strict=False)
     )
     picture = svg.histogram(edges, shares, title=title, reading=reading)
-    return Figure("sizes", title, picture, reading, ("|Δ|", "share"), rows)
+    return Figure("sizes", "bars", title, picture, reading, ("|Δ|", "share"), rows)
 
 
 def _spectra(analysis: "Analysis", number: int) -> Figure | None:
@@ -271,7 +276,9 @@ def _spectra(analysis: "Analysis", number: int) -> Figure | None:
         places=[math.log2(rank) for rank in ranks],
     )  # fmt: skip
     rows = _turned(labels, series)
-    return Figure("spectra", title, picture, reading, ("rank", *(name for name, _ in series)), rows)
+    return Figure(
+        "spectra", "lines", title, picture, reading, ("rank", *(name for name, _ in series)), rows
+    )
 
 
 def _turned(

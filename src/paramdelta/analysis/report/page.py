@@ -7,10 +7,10 @@ tokens are escaped, the script reads the tables, and the page's own policy allow
 import base64
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Sequence
 from html import escape
 from importlib.resources import files
-from pathlib import PurePath
 from typing import TYPE_CHECKING
 
 from paramdelta.analysis.report.figures import Figure, figures, matrix
@@ -50,7 +50,7 @@ def page(
         parts += _comparison(analyses, names)
     for number, analysis in enumerate(analyses):
         name = names[number] if len(analyses) > 1 else ""
-        parts += _analysis(analysis, f"r{number}", name, predict)
+        parts += _analysis(analysis.public(), f"r{number}", name, predict)
     parts.append(
         f'<p class="dim">Made by paramdelta {_text(__version__)}. S is the shift of the new base, '
         "Θ′_base − Θ_base.</p></main>"
@@ -73,6 +73,11 @@ def _text(words: object, most: int = 2000) -> str:
     return escape(shown(str(words), most))
 
 
+def _words(sentence: str) -> str:
+    """A sentence as HTML; what stands in backticks is code."""
+    return re.sub("`([^`<>]+)`", r"<code>\1</code>", _text(sentence))
+
+
 # -- parts of the page -----------------------------------------------------------------------------
 
 
@@ -83,13 +88,13 @@ def _analysis(analysis: "Analysis", key: str, name: str, predict: bool) -> Itera
         yield f'<p class="dim">{_text(analysis.formula)}</p>'
     yield '<p class="dim">'
     if analysis.new_base is not None:
-        yield f"new base: {_address(analysis.new_base)}<br>"
+        yield f"new base: {_text(analysis.new_base)}<br>"
     for number, delta in enumerate(analysis.deltas):
-        minus = f" − {_address(delta.base)}" if delta.base is not None else ""
+        minus = f" − {_text(delta.base)}" if delta.base is not None else ""
         tag = f" {number + 1}" if many else ""
         factor = "by rules" if delta.factor is None else f"{delta.factor:g}"
-        yield f"Δ{tag} = {_address(delta.post)}{minus}, scale {_text(factor)}<br>"
-    yield f"{show_count(analysis.parameters)} parameters; {analysis.left} tensors have no Δ</p>"
+        yield f"Δ{tag} = {_text(delta.post)}{minus}, scale {_text(factor)}<br>"
+    yield f"{show_count(analysis.parameters)} parameters; tensors without Δ: {analysis.left}</p>"
     yield f'<nav><a href="#{key}-verdict">Verdict</a>'
     yield f'<a href="#{key}-figures">Figures</a><a href="#{key}-tensors">Tensors</a>'
     yield _link(analysis, key)
@@ -107,7 +112,7 @@ def _analysis(analysis: "Analysis", key: str, name: str, predict: bool) -> Itera
         yield f'<div class="figures">{"".join(_figure(cosines))}</div>'
     for number, delta in enumerate(analysis.deltas):
         if many:
-            yield f"<h2>Δ {number + 1}: {_address(delta.post)}</h2>"
+            yield f"<h2>Δ {number + 1}: {_text(delta.post)}</h2>"
         yield '<div class="figures">'
         for figure in figures(analysis, number):
             yield from _figure(figure)
@@ -123,11 +128,6 @@ def _link(analysis: "Analysis", key: str) -> str:
         return ""
     coded = base64.b64encode(data).decode()
     return f'<a download="analysis-{key}.json" href="data:application/json;base64,{coded}">JSON</a>'
-
-
-def _address(address: str) -> str:
-    """An address as it can be shown to others: of a path of this machine, its last part."""
-    return _text(PurePath(address).name if PurePath(address).is_absolute() else address)
 
 
 def _flags(analysis: "Analysis") -> Iterator[str]:
@@ -147,12 +147,12 @@ def _flags(analysis: "Analysis") -> Iterator[str]:
     yield '<ul class="flags">'
     for severity, code, what, remedy, where, source in told:
         yield f'<li class="{_text("note" if severity == "note" else "warning")}">'
-        yield f"<h3>{_text(severity)}: {_text(code)}</h3><p>{_text(what)}.</p>"
+        yield f"<h3>{_text(severity)}: {_text(code)}</h3><p>{_words(what)}.</p>"
         if where:
             more = f" and {len(where) - 8} more" if len(where) > 8 else ""
             yield f'<p class="dim">In {_text(", ".join(shown(w, 60) for w in where[:8]))}{more}</p>'
         if remedy:
-            yield f"<p>{_text(remedy)}.</p>"
+            yield f"<p>{_words(remedy)}.</p>"
         if source:
             yield f'<p class="dim">{_text(source)}</p>'
         yield "</li>"

@@ -21,6 +21,7 @@ SIGNS = ("#0b4f8a", "#5a9bd0", "#c3dcf0", "#f5f5f5", "#fbd5a6", "#ec9640", "#a34
 SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")  # Okabe and Ito (2008)
 DASHES = ("", "6 3", "2 3", "8 3 2 3")
 NOTHING = "#8886"
+NEUTRAL = 0.1  # below this no sign has a strong color
 
 Value = float | None
 
@@ -48,23 +49,25 @@ def heat_map(
 ) -> str:
     """A cell for each row and column. ``signed``: colors for both signs, and 0 in the middle.
 
-    ``written``: the numbers stand in the cells.
+    ``written``: the numbers stand in the cells. Names of columns are turned where they are long.
     """
     found = [value for row in values for value in row if value is not None]
     low, high = (min(found), max(found)) if found else (0.0, 1.0)
     if signed:
-        high = max(abs(low), abs(high), 1e-12)
+        high = max(abs(low), abs(high), NEUTRAL)
         low = -high
     span = (high - low) or 1.0
     colors = SIGNS if signed else CIVIDIS
     left = min(110, 8 + int(0.56 * LETTER * max((len(shown(r, 20)) for r in rows), default=0)))
-    top, each = 34, (WIDE - left - 2) / max(1, len(columns))
+    each = (WIDE - left - 2) / max(1, len(columns))
+    longest = max((len(shown(name, 12)) for name in columns), default=0)
+    top = 44 if each < 5 * longest else 18
     height = max(4.0, min(24.0 if written else 15.0, 420 / max(1, len(rows))))
     step = max(1, math.ceil((LETTER + 1) / height))
     parts = []
     for number, name in enumerate(columns):
         x = left + (number + 0.5) * each
-        parts.append(_text(x, top - 5, shown(name, 12), turned=-35 if each < 5 * len(name) else 0))
+        parts.append(_text(x, top - 5, shown(name, 12), turned=-35 if top > 18 else 0))
     for number, (name, row) in enumerate(zip(rows, values, strict=True)):
         y = top + number * height
         if number % step == 0:

@@ -52,8 +52,8 @@ def show_analysis(result: Analysis, predict: bool, as_json: bool) -> None:
             _paragraph(f"expected of Δ{_tag(result, number)}: {prediction}")
     say(
         "",
-        f"{show_size(result.read)} read in {show_duration(result.seconds)}; {result.left} tensors "
-        "have no Δ",
+        f"{show_size(result.read)} read in {show_duration(result.seconds)}; tensors without Δ: "
+        f"{result.left}",
     )
 
 

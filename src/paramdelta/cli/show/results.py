@@ -57,7 +57,7 @@ def show_part(result: MixPart, as_json: bool) -> None:
         return
     if not result.shards:
         say(
-            f"part {result.part}: nothing to do: there are {_files(len(result.layout.shards))}; "
+            f"part {result.part}: nothing to do: there are fewer files than parts; "
             "a smaller --shard-size gives more"
         )
         return

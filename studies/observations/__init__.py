@@ -1,0 +1,1 @@
+"""The paper's observations on weights, checked on the real lineages that are at hand."""
