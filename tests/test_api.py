@@ -186,7 +186,7 @@ def test_the_lock_holds_the_digest_of_every_file(lineage, tmp_path, monkeypatch,
     assert (result.resumed > 0) == stopped
     lock = json.loads((result.folder / "paramdelta.lock.json").read_text())
     names = {path.name for path in result.folder.iterdir()}
-    assert lock["outputs"].keys() == names - {"README.md", "paramdelta.lock.json"}
+    assert lock["outputs"].keys() == names - {"README.md", "recipe.yaml", "paramdelta.lock.json"}
     for name, facts in lock["outputs"].items():
         path = result.folder / name
         assert facts == {"size": path.stat().st_size, "digest": content_digest(path)}

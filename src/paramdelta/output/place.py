@@ -16,7 +16,7 @@ from paramdelta.units import show_size
 
 MOST_LOCK = 64_000_000  # bytes of a lock that are read to see what an old output holds
 _HIDDEN = tuple(f".paramdelta-{kind}" for kind in ("partial", "lock", "journal", "parts"))
-_OURS = ("README.md",)  # in every output, and not in its lock
+_OURS = ("README.md", "recipe.yaml")  # in every output, and not in its lock
 
 
 @dataclass(frozen=True)

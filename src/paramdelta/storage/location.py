@@ -96,6 +96,11 @@ def locate(address: str, download: bool = True, keep: bool = False) -> Location:
     )
 
 
+def is_here(address: str) -> bool:
+    """Whether an address is a path that exists on this machine."""
+    return _exists(_expanded(address))
+
+
 def nearest_path(address: str) -> str | None:
     """A remedy for a mistyped path: the path that exists and is nearest to it, if there is one."""
     path = _expanded(address)

@@ -1,7 +1,6 @@
 """What a folder is that paramdelta wrote, and how it is verified."""
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
 
 from paramdelta.errors import MisfitError, UsageError
 from paramdelta.formats.checkpoint import DELTA
@@ -12,7 +11,7 @@ from paramdelta.jobs.verify.mix import verify_mix
 from paramdelta.jobs.verify.verification import Options, Verification
 from paramdelta.output.lock import LOCK
 from paramdelta.storage.files import Files
-from paramdelta.storage.location import locate, nearest_path
+from paramdelta.storage.location import is_here, locate, nearest_path
 from paramdelta.storage.reader import Reader
 from paramdelta.storage.store import LOCAL, scheme_of
 
@@ -26,7 +25,7 @@ KINDS: Mapping[str, Callable[[Files, Options], Verification]] = {
 
 def verify_folder(address: str, options: Options) -> Verification:
     """Verify whatever a folder holds; see `api.verify`."""
-    if scheme_of(address) == LOCAL and not Path(address).expanduser().exists():
+    if scheme_of(address) == LOCAL and not is_here(address):
         raise UsageError(
             "no such folder",
             code="no-such-folder",
