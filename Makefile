@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 TORCH ?= torch==2.13.0
 READY := $(VENV)/.ready
 
-.PHONY: help demo test test-objects test-ray test-slurm architectures test-vllm test-evaluate torture lint bench bench-flat bench-formats bench-deltas bench-live minilm lineage study study-gpu study-encoders study-crossed study-decoder study-vocabulary study-evaluation study-lowrank docs clean torture-hub bench-streaming faults fuzz
+.PHONY: help demo test test-objects test-ray test-slurm architectures test-vllm test-evaluate torture lint bench bench-flat bench-formats bench-deltas bench-live minilm lineage study study-gpu study-encoders study-crossed study-decoder study-vocabulary study-evaluation study-lowrank docs clean torture-hub bench-streaming faults fuzz docs-site package
 
 help: ## show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -64,9 +64,12 @@ fuzz: $(READY) ## an hour of changed inputs of every kind, noted in the ledger
 	$(BIN)/python -m tests.attacks.fuzz --minutes 60
 
 lint: $(READY) ## ruff and mypy
+
+lint: $(READY) ## ruff, mypy, and both type checkers on a user's script
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python -m pytest tests/user_types.py
 
 bench: $(READY) ## floor, paramdelta and mergekit in turns (45 min, 20 GB of disk)
 	$(BIN)/python -m benchmarks.compare
@@ -123,5 +126,19 @@ docs: $(READY) ## write the generated pages: docs/cli.md, errors.md, streaming.m
 	$(BIN)/python docs/families.py
 	$(BIN)/python docs/demo.py
 
+package: $(READY) ## build wheel and sdist, and try each in a clean environment (3 min)
+	$(BIN)/python -m pip install -q --disable-pip-version-check build hatchling
+	rm -rf dist
+	$(BIN)/python -m tests.package dist
+
+docs-site: $(VENV)/.site ## build the site of the documentation into site/; warnings are errors
+	$(BIN)/python docs/site.py
+	$(BIN)/mkdocs build --strict
+
+$(VENV)/.site: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --disable-pip-version-check -e ".[site]"
+	touch $@
+
 clean: ## remove what the targets made
-	rm -rf $(VENV) .cache demo-out
+	rm -rf $(VENV) .cache demo-out dist site

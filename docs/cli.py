@@ -14,6 +14,8 @@ COMMANDS = (
     ("sweep",),
     ("verify",),
     ("check",),
+    ("card",),
+    ("clean",),
     ("extract",),
     ("chat",),
     ("serve",),

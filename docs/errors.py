@@ -13,7 +13,7 @@ TARGET = Path(__file__).with_name("errors.md")
 CLASSES = {
     name: kind
     for name, kind in vars(errors).items()
-    if isinstance(kind, type) and issubclass(kind, errors.ParamDeltaError)
+    if isinstance(kind, type) and issubclass(kind, errors.Explained)
 }
 MOST = 4  # messages of a code that are shown
 

@@ -10,7 +10,7 @@ BEGIN, END = "<!-- tree -->\n```\n", "```\n<!-- /tree -->"
 # Data flows from left to right; a package imports only from those before it.
 ORDER = (
     "arithmetic", "storage", "formats", "encodings", "schemes", "recipe", "planning", "engine",
-    "output", "jobs", "check", "demo", "cli",
+    "output", "jobs", "checks", "demo", "cli",
 )  # fmt: skip
 
 

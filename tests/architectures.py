@@ -186,16 +186,16 @@ def survey(name: str, kind: str, folder: Path) -> dict[str, Any]:
 
 def _findings(folder: Path) -> set[str]:
     """What the check finds in a folder, notes excepted."""
-    from paramdelta.check.checker import check
+    from paramdelta.checks.checker import check
 
-    with mock.patch("paramdelta.check.architecture.run_child", _here):
+    with mock.patch("paramdelta.checks.architecture.run_child", _here):
         found = check(folder).findings
     return {f"{each.code}: {each.what}" for each in found if each.severity.name != "NOTE"}
 
 
 def _here(task: str, request: dict[str, Any], seconds: float) -> dict[str, Any]:
     """A task of the check in this process: to import transformers anew takes seconds each time."""
-    from paramdelta.check import child
+    from paramdelta.checks import child
 
     return child._answer(child._TASKS[task], request)
 

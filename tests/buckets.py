@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 
 import obstore
 from obstore.store import MemoryStore
@@ -41,10 +42,15 @@ class Buckets:
 
 
 def contents(folder):
-    """All files of a local folder: names and contents."""
-    return {
+    """All files of a local folder: names and contents. The recipe names its folders as one that is
+    not on this machine does, without their paths.
+    """
+    found = {
         p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()
     }
+    if "recipe.yaml" in found:
+        found["recipe.yaml"] = re.sub(rb"(?m)^([- ]*\w+: )\S*/", rb"\1", found["recipe.yaml"])
+    return found
 
 
 @contextlib.contextmanager

@@ -153,10 +153,10 @@ def test_card_and_lock(lineage, tmp_path):
     out = mix(lineage.recipe(0.8), tmp_path / "out").folder
     card = (out / "README.md").read_text()
     metadata = yaml.safe_load(card.split("---")[1])
-    assert metadata["base_model"] == ["new", "post", "base"]
-    assert metadata["base_model_relation"] == "merge"
+    assert "base_model" not in metadata  # which would have to be ids of the Hub
     assert metadata["library_name"] == "transformers"
-    assert metadata["license"] == "apache-2.0"
+    assert metadata["license"] == "other"
+    assert metadata["license_name"] == "apache-2.0-and-llama3-and-not-stated"
     assert {"merge", "paramdelta"} <= set(metadata["tags"])
     for text in ("llama3", "see its LICENSE (Some License)", "scale: 0.8", "0.8·(Θ_post"):
         assert text in card
@@ -186,7 +186,7 @@ def test_the_lock_holds_the_digest_of_every_file(lineage, tmp_path, monkeypatch,
     assert (result.resumed > 0) == stopped
     lock = json.loads((result.folder / "paramdelta.lock.json").read_text())
     names = {path.name for path in result.folder.iterdir()}
-    assert lock["outputs"].keys() == names - {"README.md", "paramdelta.lock.json"}
+    assert lock["outputs"].keys() == names - {"README.md", "recipe.yaml", "paramdelta.lock.json"}
     for name, facts in lock["outputs"].items():
         path = result.folder / name
         assert facts == {"size": path.stat().st_size, "digest": content_digest(path)}

@@ -5,6 +5,7 @@ import runpy
 from dataclasses import fields
 from pathlib import Path
 
+from benchmarks import resources
 from paramdelta import read_recipe
 from paramdelta.recipe import reader
 from paramdelta.recipe.schedule import PRESETS
@@ -66,3 +67,34 @@ def test_keys_in_the_page_are_those_of_a_recipe():
     parameters = {field.name for kind in (Dare, *schemes().values()) for field in fields(kind)}
     keys = {*reader.RECIPE_KEYS, *reader.DELTA_KEYS, *reader.RULE_KEYS, *schemes()}
     assert named == keys | parameters
+
+
+def test_the_table_of_resources_is_what_was_measured():
+    """docs/resources.md is what `python -m benchmarks.resources` would write."""
+    assert resources.PAGE.read_text(encoding="utf-8") == resources.render()
+
+
+def test_recipes_of_the_four_scenarios():
+    """Each can be read, says what to replace, and is named in the page."""
+    page = (ROOT / "docs" / "how-to.md").read_text(encoding="utf-8")
+    found = sorted((ROOT / "examples" / "recipes").glob("*.yaml"))
+    assert len(found) == 5
+    for path in found:
+        assert path.name in page
+        assert "# Scenario" in path.read_text(encoding="utf-8")
+        assert read_recipe(path).deltas
+
+
+def test_the_site(tmp_path):
+    """Every page is in the menu, every public name in the reference, every link leads to a file."""
+    site = runpy.run_path(str(ROOT / "docs" / "site.py"))
+    site["assemble"](tmp_path)
+    menu = (ROOT / "mkdocs.yml").read_text(encoding="utf-8").split("nav:\n")[1]
+    listed = set(re.findall(r": ([\w-]+\.md)", menu))
+    assert listed == {path.name for path in tmp_path.glob("*.md")}
+    for page in tmp_path.glob("*.md"):
+        for link in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text(encoding="utf-8")):
+            if "://" not in link:
+                assert (page.parent / link).exists(), f"{page.name}: {link}"
+    reference = (tmp_path / "reference.md").read_text(encoding="utf-8")
+    assert {"mix", "Plan", "progress_bar"} <= set(re.findall(r"\.(\w+)$", reference, re.MULTILINE))

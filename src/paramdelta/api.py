@@ -1,6 +1,7 @@
 """What paramdelta does, as functions; the command line calls these."""
 
 import contextlib
+import logging
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,8 +13,8 @@ from typing import Any, TypeVar
 
 from paramdelta.analysis.analysis import Analysis
 from paramdelta.arithmetic.sketch import Aim
-from paramdelta.check.inspection import Inspection, refuse_not_finite
-from paramdelta.check.report import Report
+from paramdelta.checks.inspection import Inspection, refuse_not_finite
+from paramdelta.checks.report import Report
 from paramdelta.documents import to_json
 from paramdelta.dtypes import FP8_BLOCK, parse_dtype
 from paramdelta.engine import threads
@@ -29,7 +30,14 @@ from paramdelta.jobs.mix import MixJob
 from paramdelta.jobs.outputs import Written, measured, write_outputs, write_shards
 from paramdelta.jobs.tensors import Maker, check_framework, converted
 from paramdelta.jobs.verify.verification import Verification
-from paramdelta.output.card import adapter_card, delta_card, model_card, origins_of
+from paramdelta.output.card import (
+    RECIPE,
+    adapter_card,
+    delta_card,
+    model_card,
+    origins_of,
+    recipe_file,
+)
 from paramdelta.output.companions import contents
 from paramdelta.output.destination import Destination
 from paramdelta.output.folder import FolderSink, tidy
@@ -50,19 +58,21 @@ from paramdelta.output.shipping import COMMIT_SECONDS, ShippingSink
 from paramdelta.planning import explanation
 from paramdelta.planning.explanation import Explanation
 from paramdelta.planning.extraction import extraction_recipe
+from paramdelta.planning.findings import Finding, Severity
 from paramdelta.planning.linear import linear
 from paramdelta.planning.plan import Plan
 from paramdelta.planning.planner import make_plan
 from paramdelta.planning.relatives import SHIFT_CODES
 from paramdelta.planning.sources import Opener
 from paramdelta.planning.sweep import Sweep, make_sweep, sweep_of_one
-from paramdelta.recipe import Delta, Recipe
+from paramdelta.recipe import Address, Delta, Recipe, read_recipe
 from paramdelta.storage.blob import Blob
 from paramdelta.storage.digest import TreeDigest
 from paramdelta.storage.files import Files
 from paramdelta.storage.location import locate
 from paramdelta.storage.reader import READ_AHEAD, Reader
 from paramdelta.storage.store import LOCAL, scheme_of
+from paramdelta.text import line
 from paramdelta.units import parse_size
 
 SHARD_SIZE = "5GB"
@@ -73,6 +83,10 @@ ENGINES = ("threads", RAY)
 RAY_WORKERS = 2  # processors of a task
 MOST_TASKS = 64  # each looks at all records
 INTERPRETER = 300_000_000  # bytes: Python with its libraries and ray's
+
+log = logging.getLogger("paramdelta")
+"""Plans, findings and finished work, for whoever adds a handler."""
+log.addHandler(logging.NullHandler())
 
 Made = TypeVar("Made")
 
@@ -233,17 +247,36 @@ def explain(plan: Plan, pattern: str) -> tuple[Explanation, ...]:
     return explanation.explain(plan, pattern)
 
 
-def plan(recipe: Recipe) -> Plan:
+def plan(recipe: Recipe | Address) -> Plan:
     """What a mix would do, from headers alone; nothing is written.
+
+    ``recipe``: a recipe, or the path of a YAML file with one.
 
     Raises:
         UsageError, CheckpointError, StorageError: see `paramdelta.planning.planner.make_plan`.
     """
-    return make_plan(recipe)
+    made = make_plan(_recipe(recipe))
+    log.info("planned %r", made)
+    _log_findings(made.findings)
+    return made
+
+
+def _log_findings(findings: Sequence[Finding]) -> None:
+    for finding in findings:
+        level = logging.INFO if finding.severity is Severity.NOTE else logging.WARNING
+        log.log(level, "%s: %s: %s", finding.severity.value, finding.code, line(finding.what))
+
+
+def _recipe(given: Recipe | Address) -> Recipe:
+    return given if isinstance(given, Recipe) else read_recipe(given)
+
+
+def _planned(given: Recipe | Plan | Address) -> Plan:
+    return given if isinstance(given, Plan) else plan(given)
 
 
 def mix(
-    recipe: Recipe | Plan,
+    recipe: Recipe | Plan | Address,
     out: str | Path,
     *,
     shard_size: int | str = SHARD_SIZE,
@@ -262,6 +295,10 @@ def mix(
     progress: Callable[[Progress], None] | None = None,
 ) -> Mix:
     """Write the mix of a recipe, or of a plan made before, as a checkpoint folder.
+
+    ``recipe``: a recipe, the path of a YAML file with one, or a plan. ``progress`` is called from
+    time to time in the thread of the caller, for example a `progress_bar`; the run is cancelled,
+    and can be resumed, if it raises KeyboardInterrupt.
 
     ``out``: a folder; the URL of one in an object store (s3://, gs://, az://); or a repository on
     the Hub (hf://org/name, with @branch if it is not main), which is created if it does not exist,
@@ -296,7 +333,7 @@ def mix(
         Interrupted: Ctrl-C; the same call resumes.
     """
     began = perf_counter()
-    plan = make_plan(recipe) if isinstance(recipe, Recipe) else recipe
+    plan = _planned(recipe)
     plan.check()
     if keep_downloads:
         _download(plan)
@@ -335,6 +372,7 @@ def mix(
         )
     place = find_place(out, local_paths(plan), overwrite, LOCK)
     inspection = Inspection(strict) if check or strict else None
+    log.info("mixing into %s", place.out)
     run = _run(
         made,
         [place],
@@ -369,7 +407,7 @@ def _download(plan: Plan) -> None:
 
 
 def mix_part(
-    recipe: Recipe | Plan,
+    recipe: Recipe | Plan | Address,
     out: str | Path,
     part: str,
     *,
@@ -395,7 +433,7 @@ def mix_part(
             part was made of other sources, by another recipe or another version of paramdelta.
     """
     began = perf_counter()
-    plan = make_plan(recipe) if isinstance(recipe, Recipe) else recipe
+    plan = _planned(recipe)
     plan.check()
     chosen = parse_part(part, os.environ)
     destination = _destination(plan, out, overwrite, private)
@@ -411,7 +449,7 @@ def mix_part(
 
 
 def finish_mix(
-    recipe: Recipe | Plan,
+    recipe: Recipe | Plan | Address,
     out: str | Path,
     *,
     shard_size: int | str = SHARD_SIZE,
@@ -435,7 +473,7 @@ def finish_mix(
         UsageError, StorageError, Interrupted: as `mix`.
     """
     began = perf_counter()
-    plan = make_plan(recipe) if isinstance(recipe, Recipe) else recipe
+    plan = _planned(recipe)
     plan.check()
     destination = _destination(plan, out, overwrite, private)
     shipped = _Shipped(sweep_of_one(plan), destination, shard_size, memory, workers)
@@ -657,7 +695,7 @@ class _Shipped:
 
 
 def tensors(
-    recipe: Recipe | Plan,
+    recipe: Recipe | Plan | Address,
     *,
     dtype: str | None = None,
     framework: str = "numpy",
@@ -679,11 +717,12 @@ def tensors(
         raise UsageError(
             "a plan has its dtype already", code="dtype-with-plan", expected="a recipe with dtype"
         )
-    if isinstance(recipe, Recipe):
-        chosen = recipe if dtype is None else replace(recipe, dtype=parse_dtype(dtype))
-        recipe = make_plan(chosen)
-    recipe.check()
-    made = sweep_of_one(recipe)
+    if not isinstance(recipe, Plan):
+        chosen = _recipe(recipe)
+        recipe = chosen if dtype is None else replace(chosen, dtype=parse_dtype(dtype))
+    plan = _planned(recipe)
+    plan.check()
+    made = sweep_of_one(plan)
     return _tensors(made, _budget(made, memory, workers), framework)
 
 
@@ -717,7 +756,7 @@ def _analyzed(
 
 
 def analyze(
-    source: Recipe | tuple[str, str] | str | Path,
+    source: Recipe | tuple[Address, Address] | Address,
     *,
     spectra: bool = False,
     memory: int | str = MEMORY,
@@ -726,11 +765,12 @@ def analyze(
 ) -> Analysis:
     """Measure the Δs of a recipe beside the shift of the new base, in one streamed pass.
 
-    ``source``: a recipe; post and base, where there is no new base; or a folder that `mix` wrote,
-    whose lock names its sources. Tensors to which the recipe gives scale 0 are left out, and what a
-    scheme or a filter drops is not: a Δ is measured whole. Nothing is written. Findings that would
-    prevent a mix do not prevent this; they are in the result. ``spectra``: a further pass, with
-    singular values. The numbers are the same for any ``memory`` and number of ``workers``.
+    ``source``: a recipe, or the path of a YAML file with one; post and base, where there is no new
+    base; or a folder that `mix` wrote, whose lock names its sources. Tensors to which the recipe
+    gives scale 0 are left out, and what a scheme or a filter drops is not: a Δ is measured whole.
+    Nothing is written. Findings that would prevent a mix do not prevent this; they are in the
+    result. ``spectra``: a further pass, with singular values. The numbers are the same for any
+    ``memory`` and number of ``workers``.
 
     Raises:
         UsageError: invalid options, or a source that is none of these.
@@ -741,8 +781,8 @@ def analyze(
 
     if isinstance(source, tuple):
         recipe = Recipe(source[1], (Delta(*source),), allow=("only-in-post",))
-    elif isinstance(source, Recipe):
-        recipe = source
+    elif isinstance(source, Recipe) or Path(source).is_file():
+        recipe = _recipe(source)
     else:
         recipe = _recorded(source)
     plan = make_plan(recipe, whole=True)
@@ -759,7 +799,7 @@ def analyze(
     )
 
 
-def _recorded(folder: str | Path) -> Recipe:
+def _recorded(folder: Address) -> Recipe:
     """The recipe of an output, from its lock."""
     from paramdelta.jobs.verify.mix import locked_plan
 
@@ -776,7 +816,7 @@ def _recorded(folder: str | Path) -> Recipe:
 
 
 def sweep(
-    recipe: Recipe,
+    recipe: Recipe | Address,
     scales: Sequence[float],
     out: str | Path,
     *,
@@ -811,6 +851,7 @@ def sweep(
     check_local(out)
     out = Path(out)
     shard_bytes = parse_size(shard_size)
+    recipe = _recipe(recipe)
     made = make_sweep(recipe, scales)
     if keep_downloads:
         _download(made.plans[0])
@@ -911,12 +952,14 @@ def _run(
     try:
         written = write_outputs(made, layout, sinks, chosen, small_files, progress)
     except KeyboardInterrupt:
+        log.warning("stopped; the same call resumes")
         raise Interrupted(
             "stopped; what is done is kept",
             code="interrupted",
             where=str(places[0].staging if len(places) == 1 else places[0].out.parent),
             remedy="the same command continues; `fresh=True` starts again",
         ) from None
+    log.info("%d bytes read, %d bytes written", written.read, written.written)
     kept = tuple(folder for sink in sinks for folder in sink.kept)
     return _Run(layout, written, kept)
 
@@ -943,7 +986,7 @@ def _with_small(
     found: dict[str, dict[str, Any]], files: Mapping[str, bytes]
 ) -> dict[str, dict[str, Any]]:
     for name, data in files.items():
-        if name != "README.md":
+        if name not in ("README.md", RECIPE):  # they say where the output is
             digest = TreeDigest(len(data))
             digest.update(0, memoryview(data))
             found[name] = {"size": len(data), "digest": digest.hexdigest()}
@@ -960,7 +1003,11 @@ def _small_files(plan: Plan, out: Path, analysis: Analysis | None) -> dict[str, 
 
         files |= output_files(analysis)
         card = f"{card.rstrip()}\n\n{card_section(analysis)}"
-    return {**files, "README.md": card.encode(errors="replace")}
+    return {
+        **files,
+        RECIPE: recipe_file(plan, out).encode(errors="replace"),
+        "README.md": card.encode(errors="replace"),
+    }
 
 
 def _sizes(folder: Path) -> tuple[int, int]:
@@ -968,6 +1015,33 @@ def _sizes(folder: Path) -> tuple[int, int]:
     files = [path.stat() for path in folder.rglob("*.safetensors")]
     shared = sum(file.st_size for file in files if file.st_nlink > 1)
     return sum(file.st_size for file in files), shared
+
+
+def card(folder: str | Path) -> Path:
+    """Write README.md of an output of `mix` again, from its lock and the cards of its sources.
+
+    Returns the path of the card.
+
+    Raises:
+        MisfitError: not an output of `mix`, or its sources are not here.
+        CheckpointError, StorageError: reading or writing failed.
+    """
+    from paramdelta.jobs.verify.mix import locked_plan
+    from paramdelta.storage.local import write_bytes
+
+    check_local(folder)
+    if not (Path(folder) / LOCK).is_file():
+        raise MisfitError(
+            "mix did not write this folder",
+            code="not-an-output",
+            where=str(folder),
+            expected=f"a folder with {LOCK}",
+        )
+    with Reader() as reader:
+        plan = locked_plan(Files(locate(str(folder)), reader))
+    path = Path(folder) / "README.md"
+    write_bytes(path, model_card(plan, Path(folder).absolute()).encode(errors="replace"))
+    return path
 
 
 def local_paths(plan: Plan) -> list[Path]:
@@ -993,6 +1067,32 @@ def _budget(made: Sweep, memory: int | str, workers: int | None) -> Budget:
     rows = any(len(tensor.streams) > 1 for tensor in made.plans[0].tensors)
     what = ", 128 whole rows of which are quantized at once" if rows else ""
     return budget(need, parse_size(memory), workers or default_workers(), " for this recipe" + what)
+
+
+def check(
+    folder: str | Path,
+    *,
+    strict: bool = False,
+    load: bool = False,
+    values: bool = True,
+    progress: Callable[[int, int], None] | None = None,
+) -> Report:
+    """Look at a folder as a loader does, knowing nothing of how it was made.
+
+    ``strict``: NaN and infinities are refused, not only warned of. ``load``: load it in a child
+    process with the library that it is for, offline and without code of the folder. ``values``:
+    read every number; without it, headers and small files only. ``progress``: called with bytes
+    read and bytes to read. ``passed`` of the result says whether nothing is refused.
+
+    Raises:
+        StorageError: there is no such folder, or it cannot be read.
+    """
+    from paramdelta.checks.checker import check as look
+
+    report = look(Path(folder), strict=strict, load=load, values=values, progress=progress)
+    log.info("checked %s: %s", folder, "passed" if report.passed else "refused")
+    _log_findings(report.findings)
+    return report
 
 
 def verify(
@@ -1042,12 +1142,15 @@ def verify(
         str(post) if post is not None else None,
         str(base) if base is not None else None,
     )
-    return verify_folder(str(folder), options)
+    log.info("verifying %s, share %g, seed %d", folder, share, options.seed)
+    found = verify_folder(str(folder), options)
+    log.info("right: %r", found)
+    return found
 
 
 def plan_extract(
-    post: str,
-    base: str,
+    post: Address,
+    base: Address,
     *,
     maps: Sequence[str] = (),
     vocabulary: str = "auto",
@@ -1075,8 +1178,22 @@ def plan_extract(
     return replace(made, findings=told, shifts={})
 
 
+def _extraction(source: Plan | Sequence[Address]) -> Plan:
+    """The plan of an extraction, from post and base or as it was given."""
+    if isinstance(source, Plan):
+        return source
+    if isinstance(source, str) or len(source) != 2:
+        raise UsageError(
+            "a Δ is extracted from two models",
+            code="invalid-delta-entry",
+            expected="a pair: (post, base)",
+            got=repr(source),
+        )
+    return plan_extract(*source)
+
+
 def extract(
-    source: Plan | tuple[str, str],
+    source: Plan | Sequence[Address],
     out: str | Path,
     *,
     shard_size: int | str = SHARD_SIZE,
@@ -1098,7 +1215,7 @@ def extract(
         Interrupted: Ctrl-C; nothing is kept.
     """
     began = perf_counter()
-    plan = plan_extract(*source) if isinstance(source, tuple) else source
+    plan = _extraction(source)
     plan.check()
     if not any(tensor.pairs for tensor in plan.tensors):
         raise MisfitError(
@@ -1133,7 +1250,7 @@ def extract(
 
 
 def extract_adapter(
-    source: Plan | tuple[str, str],
+    source: Plan | Sequence[Address],
     out: str | Path,
     *,
     rank: int | None = None,
@@ -1167,7 +1284,7 @@ def extract_adapter(
         raise UsageError(
             "factors cannot be FP8", code="invalid-dtype", expected="auto, bf16, f16, f32 or f64"
         )
-    plan = plan_extract(*source) if isinstance(source, tuple) else source
+    plan = _extraction(source)
     plan.check()
     if any(component.prefix for component in plan.components):
         raise UsageError(

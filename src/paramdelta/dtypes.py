@@ -5,10 +5,11 @@ They are told apart by signedness alone: BF16 is viewed as ``uint16`` and F16 as
 kernels are specialised on that. Names are those of the safetensors format.
 """
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from paramdelta.errors import UsageError
+from paramdelta.errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:
     import numpy as np
@@ -119,4 +120,7 @@ def parse_dtype(text: str) -> str | None:
         f"unknown output dtype {text!r}",
         code="invalid-dtype",
         expected="auto, " + ", ".join((*sorted(_TORCH_NAMES.values()), FP8_BLOCK)),
+        remedy="mix in floating point, and quantize the output with a quantizer"
+        if re.match(r"u?int|q\d|nf4|fp4|awq|gptq|[48]bit", wanted)
+        else did_you_mean(wanted, (*_ALIASES, *_TORCH_NAMES.values(), FP8_BLOCK)),
     )

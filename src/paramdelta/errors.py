@@ -7,12 +7,15 @@
     ├── MisfitError                3    the inputs do not fit together, or not the output's state
     │   ├── CheckpointError        3    a file is not the checkpoint that it claims to be
     │   └── BusyError              3    another run is using the output
-    ├── StorageError               4    the disk, the file system or the network failed
-    └── Interrupted                130  stopped by the user; the same command resumes
+    └── StorageError               4    the disk, the file system or the network failed
 
-Each error says what is wrong, where, what was expected, what was found and what to do.
+    Interrupted                    130  stopped by the user; the same call resumes
+
+`Interrupted` is a KeyboardInterrupt, so that ``except Exception`` does not swallow Ctrl-C. Each
+error says what is wrong, where, what was expected, what was found and what to do.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 from paramdelta.text import line
@@ -23,8 +26,18 @@ def parameter(name: str, value: object) -> str:
     return f"`{name}={value!r}`" if "`" not in repr(value) else f"`{name}`"
 
 
-class ParamDeltaError(Exception):
-    """Base of all errors that are meant for the user.
+def did_you_mean(text: str, known: Iterable[str]) -> str | None:
+    """A remedy for a mistyped name: the nearest known one; None if none is near."""
+    import difflib
+
+    known = list(known)
+    near = difflib.get_close_matches(text.replace("-", "_"), known, 1, 0.5)
+    near = near or difflib.get_close_matches(text, known, 1, 0.5)
+    return f"did you mean {near[0]!r}?" if near else None
+
+
+class Explained(BaseException):
+    """What all errors that are meant for the user share.
 
     ``what`` is one line. ``code`` is a stable name of the cause, for programs (docs/errors.md).
     ``where`` names the checkpoint, file or tensor; ``remedy`` says what to do. ``str()`` gives the
@@ -82,6 +95,10 @@ class ParamDeltaError(Exception):
         return "\n".join(map(line, lines))
 
 
+class ParamDeltaError(Explained, Exception):
+    """Base of all errors that are meant for the user, except for `Interrupted`."""
+
+
 class UsageError(ParamDeltaError):
     """An option, an address or a recipe that is not valid."""
 
@@ -108,15 +125,16 @@ class StorageError(ParamDeltaError):
     exit_code = 4
 
 
-class Interrupted(ParamDeltaError):
-    """Stopped by the user. What is done is kept, and the same command continues."""
+class Interrupted(Explained, KeyboardInterrupt):
+    """Stopped by Ctrl-C, by a signal, or by a `progress` callback that raised KeyboardInterrupt.
+
+    A mix or a sweep keeps what is done, and the same call continues.
+    """
 
     exit_code = 130
 
 
-def _restored(
-    kind: type[ParamDeltaError], args: tuple[Any, ...], state: dict[str, Any]
-) -> ParamDeltaError:
+def _restored(kind: type[Explained], args: tuple[Any, ...], state: dict[str, Any]) -> Explained:
     error = kind.__new__(kind, *args)
     error.__dict__.update(state)
     return error

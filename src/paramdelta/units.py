@@ -49,6 +49,30 @@ def parse_share(text: str) -> float:
     return share
 
 
+def parse_number(text: str, what: str) -> float:
+    """``"0.5"`` -> 0.5. ``what``: what it is, for messages.
+
+    Raises:
+        UsageError: not a number; a decimal comma is named.
+    """
+    try:
+        return float(text)
+    except ValueError:
+        pass
+    point = text.replace(",", ".")
+    try:
+        float(point)
+    except ValueError:
+        point = ""
+    raise UsageError(
+        f"{what} is not a number",
+        code="invalid-number",
+        expected="a number such as 0.5",
+        got=text,
+        remedy=f"write a decimal point: {point}" if point else None,
+    )
+
+
 def show_size(count: float) -> str:
     """Bytes for people, in decimal units as disks and the Hub count: ``2.8 GB``."""
     for unit in ("B", "KB", "MB", "GB", "TB"):

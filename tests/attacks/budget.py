@@ -199,12 +199,12 @@ def _lineage(folders: Any) -> Any:
 
 def _check(path: Path) -> str:
     """The checks of a folder that this process makes itself; what they say."""
-    from paramdelta.check.agreement import check_agreement
-    from paramdelta.check.files import check_files
-    from paramdelta.check.folder import open_folder
-    from paramdelta.check.part import find_parts
-    from paramdelta.check.report import printable
-    from paramdelta.check.vocabulary import check_vocabulary, read_tokens
+    from paramdelta.checks.agreement import check_agreement
+    from paramdelta.checks.files import check_files
+    from paramdelta.checks.folder import open_folder
+    from paramdelta.checks.part import find_parts
+    from paramdelta.checks.report import printable
+    from paramdelta.checks.vocabulary import check_vocabulary, read_tokens
     from paramdelta.planning.findings import Findings
 
     findings = Findings()
@@ -266,7 +266,7 @@ def _memory(field: str) -> int:
 def _serve() -> None:
     # Not part of the first input's cost.
     import paramdelta.api
-    import paramdelta.check.checker
+    import paramdelta.checks.checker
     import paramdelta.jobs.verify.folder  # noqa: F401
 
     gc.collect()

@@ -158,7 +158,7 @@ def test_names_do_nothing(tmp_path, monkeypatch, place, kind):
     """Through plan, mix, sweep, extract, verify, check and recipe, as text and as JSON."""
     missing = {"outcome": "missing", "why": TEXTS[kind]}  # a child would import transformers
     for name in ("architecture", "checker", "template"):
-        monkeypatch.setattr(f"paramdelta.check.{name}.run_child", lambda *_: missing)
+        monkeypatch.setattr(f"paramdelta.checks.{name}.run_child", lambda *_: missing)
     base, post, new = place(tmp_path, TEXTS[kind])
     name = f"out{TEXTS[kind].replace('/', '')}" if place is folder else "out"
     out = tmp_path / os.fsdecode(name.encode("utf-8", "replace"))

@@ -63,8 +63,8 @@ def test_plan_mix_verify(lineage, tmp_path, run):
 def test_a_mistake_ends_a_process_with_its_exit_code():
     """The exit code reaches the system, and the words its standard error."""
     result = process("verify", "/absent")
-    assert (result.returncode, result.stdout) == (3, "")
-    assert "did not write" in result.stderr
+    assert (result.returncode, result.stdout) == (2, "")
+    assert "no such folder" in result.stderr
     assert "Traceback" not in result.stderr
 
 
@@ -145,7 +145,7 @@ def test_explain_and_recipe_show(lineage, tmp_path):
         (["plan", "absent.yaml"], 2, "cannot read the recipe"),
         (["nonsense"], 2, "nonsense"),
         (["plan", "--nonsense"], 2, "nonsense"),
-        (["verify", "/absent"], 3, "did not write"),
+        (["verify", "/absent"], 2, "no such folder"),
         (["verify", "/absent", "--sample", "200%"], 2, "not a share"),
     ],
 )
@@ -246,7 +246,7 @@ def test_plan_checks_the_place(lineage, tmp_path):
 
 def test_check(lineage, tmp_path):
     """A right folder, as words and as JSON; a broken one ends with 3; an absent one with 4."""
-    from tests.check.folders import edit, right
+    from tests.checks.folders import edit, right
 
     folder = right(tmp_path / "model")
     edit(folder, "config.json", architectures=["LlamaModel"], model_type="unknown")

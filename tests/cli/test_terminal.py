@@ -48,15 +48,6 @@ def test_one_module_prints():
     assert found == {"cli/show/terminal.py"}
 
 
-def test_rich_reads_no_markup():
-    """Columns of the progress bar, the one use of rich, take their text as it is."""
-    for path in PACKAGE.rglob("*.py"):
-        for name, node in _calls(path):
-            if name == "TextColumn" and "text" in ast.unparse(node):
-                keywords = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
-                assert keywords.get("markup") == "False", path
-
-
 @given(ANY, ANY)
 def test_a_line_is_one_safe_line(text, head):
     """On a terminal, nothing of a text but escapes; colors are around it."""

@@ -28,8 +28,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from paramdelta import Delta, Recipe, Rule, Schedule, mix, plan, set_scale, verify
 from paramdelta import load as load_live
-from paramdelta.check import architecture, child, template
-from paramdelta.check import check as check_folder
+from paramdelta.checks import architecture, child, template
+from paramdelta.checks import check as check_folder
 
 State = dict[str, torch.Tensor]
 ROLES = ("new", "post", "base")

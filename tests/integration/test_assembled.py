@@ -8,7 +8,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from paramdelta import Delta, Recipe, Severity, extract, mix, plan, sweep, verify
-from paramdelta.check import check
+from paramdelta.checks import check
 from tests.assembled import KINDS, embedder, pipeline, put, weights
 from tests.checkpoints import encode, save
 

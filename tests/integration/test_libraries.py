@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from paramdelta import Delta, Recipe, mix
-from paramdelta.check import check
+from paramdelta.checks import check
 from tests.assembled import KINDS
 
 torch = pytest.importorskip("torch")

@@ -1,5 +1,7 @@
 """The card: what it takes from the cards of its sources, and that no source can break a run."""
 
+from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -7,7 +9,7 @@ import yaml
 
 import paramdelta
 from paramdelta.errors import StorageError
-from paramdelta.output.card import origins_of
+from paramdelta.output.card import model_card, origins_of, recipe_file
 from tests import opening
 
 
@@ -86,17 +88,18 @@ def test_metadata_is_words(lineage, tmp_path):
     paramdelta.mix(lineage.recipe(), tmp_path / "out")
     text = (tmp_path / "out" / "README.md").read_text()
     metadata = yaml.safe_load(text.split("---\n")[1])
-    assert metadata["license"] == r"a\n---\n# title"
+    assert (metadata["license"], metadata["license_name"]) == (
+        "other",
+        "a-n-n-title-and-not-stated",
+    )
     assert "language" not in metadata
     assert "pipeline_tag" not in metadata
 
 
 def test_commands_of_odd_names(lineage, tmp_path):
-    """The name of the output is one word of a shell, and one title."""
+    """The name of the output is one title."""
     paramdelta.mix(lineage.recipe(), tmp_path / "a b; [x](y) ```")
     text = (tmp_path / "a b; [x](y) ```" / "README.md").read_text()
-    assert "--out 'a b; [x](y) ```'" in text
-    assert "\n````\npip install" in text
     assert r"# a b; \[x\](y) \`\`\`" in text
 
 
@@ -130,3 +133,94 @@ def test_small_files_are_made_before_the_weights(lineage, tmp_path, monkeypatch,
     assert written
     assert read
     assert not any(read)
+
+
+def _stating(lineage, **licenses):
+    for role, text in licenses.items():
+        folder = getattr(lineage, role)
+        (folder / "README.md").write_text(f"---\n{text}\n---\n")
+
+
+@pytest.mark.parametrize(
+    ("licenses", "expected"),
+    [
+        (dict.fromkeys(("base", "post", "new"), "license: mit"), {"license": "mit"}),
+        (
+            {"base": "license: mit", "post": "license: apache-2.0", "new": "license: mit"},
+            {"license": "other", "license_name": "mit-and-apache-2.0"},
+        ),
+        (
+            {"new": "license: mit"},
+            {"license": "other", "license_name": "mit-and-not-stated"},
+        ),
+        (
+            dict.fromkeys(("base", "post", "new"), "license: other\nlicense_name: llama3"),
+            {"license": "other", "license_name": "llama3"},
+        ),
+        ({}, {}),
+    ],
+)
+def test_licenses_are_combined(lineage, tmp_path, licenses, expected):
+    """One license if all sources have it; else "other" under a name that holds all."""
+    _stating(lineage, **licenses)
+    paramdelta.mix(lineage.recipe(), tmp_path / "out")
+    metadata = yaml.safe_load((tmp_path / "out" / "README.md").read_text().split("---\n")[1])
+    assert {key: value for key, value in metadata.items() if "license" in key} == expected
+
+
+def test_terms_travel_with_their_source(lineage, tmp_path):
+    """Each text once: the new base's at the top, those of others in a folder for each."""
+    (lineage.new / "LICENSE").write_text("new")
+    (lineage.post / "LICENSE").write_text("post")
+    (lineage.post / "USE_POLICY.md").write_text("policy")
+    (lineage.base / "LICENSE").write_text("new")
+    (lineage.base / "NOTICE").write_text("notice")
+    out = paramdelta.mix(lineage.recipe(), tmp_path / "out").folder
+    found = {p.relative_to(out).as_posix(): p.read_text() for p in out.rglob("[LNU][IOS][CTE]*")}
+    assert found == {
+        "LICENSE": "new",
+        "USE_POLICY.md": "policy",
+        "licenses/post/LICENSE": "post",
+        "licenses/base/NOTICE": "notice",
+    }
+    card = (out / "README.md").read_text()
+    assert "- `licenses/post/LICENSE` from post" in card
+    paramdelta.verify(out)
+
+
+def test_the_hub_accepts_the_card(lineage, tmp_path):
+    """huggingface_hub's own classes read it; only ids of the Hub are base models; no paths."""
+    hub = pytest.importorskip("huggingface_hub")
+    _stating(lineage, new="license: mit\nlanguage: [en]\npipeline_tag: text-generation")
+    out = paramdelta.mix(lineage.recipe(), tmp_path / "out").folder
+    card = hub.ModelCard.load(out / "README.md")
+    assert card.data.base_model is None
+    assert (card.data.language, card.data.license) == (["en"], "other")
+    assert str(tmp_path) not in card.content
+    assert "pip install" not in card.content
+
+    plan = paramdelta.plan(lineage.recipe())
+    (post, base), new = plan.lineages[0], plan.new_base
+    placed = replace(new.location, repo="org/new", revision="c" * 40)
+    plan = replace(
+        plan,
+        new_base=replace(new, location=placed),
+        lineages=((post, replace(base, location=placed)),),
+    )
+    card = hub.ModelCard(model_card(plan, tmp_path / "out"))
+    assert (card.data.base_model, card.data.base_model_relation) == (["org/new"], "merge")
+    assert f"org/new@{'c' * 40}" in recipe_file(plan, tmp_path / "out")
+
+
+def test_the_recipe_is_shipped_and_mixes_as_it_is(lineage, tmp_path, monkeypatch):
+    """From any folder, recipe.yaml and the lock give the same weights; no path is absolute."""
+    out = paramdelta.mix(lineage.recipe(0.5, dtype="F32"), tmp_path / "a" / "out").folder
+    assert str(tmp_path) not in (out / "recipe.yaml").read_text()
+    plan = paramdelta.plan(lineage.recipe())
+    assert "post: post\n" in recipe_file(plan, Path("s3://bucket/folder"))
+    monkeypatch.chdir("/")
+    for name in ("recipe.yaml", "paramdelta.lock.json"):
+        again = paramdelta.mix(out / name, tmp_path / name).folder
+        assert (again / "model.safetensors").read_bytes() == (
+            out / "model.safetensors"
+        ).read_bytes()

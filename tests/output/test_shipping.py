@@ -8,8 +8,8 @@ import pytest
 
 import paramdelta
 from paramdelta import MisfitError, StorageError, api
-from paramdelta.check import inspection
-from paramdelta.check.report import Report
+from paramdelta.checks import inspection
+from paramdelta.checks.report import Report
 from paramdelta.output.destination import Record
 from paramdelta.output.journal import compare_runs
 from paramdelta.planning.findings import Finding, Severity

@@ -85,7 +85,8 @@ def test_what_stays_behind(tmp_path):
     assert found["somewhere/else.txt"][1] == UNNAMED
     out = mix(made, tmp_path / "out").folder
     written = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
-    assert written == {"model.safetensors", "config.json", "README.md", "paramdelta.lock.json"}
+    made_anew = {"README.md", "paramdelta.lock.json", "recipe.yaml"}
+    assert written == {"model.safetensors", "config.json"} | made_anew
 
 
 ASSETS = {

@@ -10,6 +10,7 @@ from paramdelta.planning.bytelevel import (
     ALPHABET,
     is_tiktoken,
     plain_bytes,
+    read_out,
     spelled,
     tekken,
     tiktoken,
@@ -72,3 +73,15 @@ def test_bytes_follow_the_tokens_in_front():
     """ByT5: three tokens, 256 bytes, sentinels."""
     ids = plain_bytes(("<pad>", "</s>", "<unk>"), ("<extra_id_0>",))
     assert (ids["a"], ids["<extra_id_0>"]) == (ord("a") + 3, 259)
+
+
+@given(st.text())
+def test_a_spelled_token_is_read_out(text):
+    """Whatever the language: what is shown is the text, not a character for each byte."""
+    assert read_out(spelled(text.encode())) == text
+
+
+@pytest.mark.parametrize("token", ["สวัสดี", "▁the", "é", "<|end|>", ""])
+def test_other_tokens_stay(token):
+    """Tokens that are no spelled bytes, or bytes of half a character, are shown as they are."""
+    assert read_out(token) == token

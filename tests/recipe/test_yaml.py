@@ -69,5 +69,5 @@ def test_a_weight_file_is_not_read(tmp_path):
     with pytest.raises(UsageError, match="too large for a recipe") as caught:
         read_recipe(path)
     assert caught.value.expected.endswith("1.0 MB")
-    with pytest.raises(UsageError, match="cannot read the recipe"):
+    with pytest.raises(UsageError, match="a folder, not a recipe"):
         read_recipe(tmp_path)

@@ -18,8 +18,10 @@ import typer
 
 from paramdelta.cli import (
     analyze,
+    card,
     chat,
     check,
+    clean,
     demo,
     evaluate,
     extract,
@@ -31,10 +33,10 @@ from paramdelta.cli import (
     verify,
 )
 from paramdelta.cli.flags import with_flags
-from paramdelta.cli.options import flat
+from paramdelta.cli.options import Stopped, flat
 from paramdelta.cli.show.events import emit
 from paramdelta.cli.show.terminal import say
-from paramdelta.errors import ParamDeltaError, StorageError, UsageError
+from paramdelta.errors import Explained, Interrupted, ParamDeltaError, StorageError, UsageError
 from paramdelta.storage.local import storage_error
 from paramdelta.version import __version__
 
@@ -47,7 +49,6 @@ app = typer.Typer(
     epilog="Exit codes: 0 done · 2 usage · 3 the inputs do not fit together · 4 I/O · "
     "130 interrupted and resumable.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
@@ -63,6 +64,8 @@ for command in (
     evaluate.evaluate,
     chat.chat,
     serve.scale,
+    card.card,
+    clean.clean,
     demo.demo,
 ):
     app.command(command.__name__)(flat(command))
@@ -81,12 +84,30 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
+def _schema(wanted: bool) -> None:
+    if wanted:
+        from importlib.resources import files
+
+        text = (files("paramdelta.cli") / "events.schema.json").read_text(encoding="utf-8")
+        say(*text.splitlines(), asked=True)
+        raise typer.Exit
+
+
 @app.callback()
 def _root(
     version: Annotated[
         bool,
         typer.Option(
             "--version", callback=_version, is_eager=True, help="Show the version and exit."
+        ),
+    ] = False,
+    json_schema: Annotated[
+        bool,
+        typer.Option(
+            "--json-schema",
+            callback=_schema,
+            is_eager=True,
+            help="Show the JSON Schema of what --json prints, and exit.",
         ),
     ] = False,
 ) -> None:
@@ -134,8 +155,10 @@ def _run(arguments: list[str]) -> int:
         if code == _INTERRUPTED:
             say("interrupted", err=True)
         return code or 0
-    except ParamDeltaError as error:
+    except (ParamDeltaError, Interrupted) as error:
         return _report(flagged(error), as_json)
+    except Stopped as stopped:
+        return _report(flagged(stopped.error), as_json)
     except MemoryError:
         return _report(
             StorageError(
@@ -166,7 +189,7 @@ def _run(arguments: list[str]) -> int:
         return 1
 
 
-def _report(error: ParamDeltaError, as_json: bool) -> int:
+def _report(error: Explained, as_json: bool) -> int:
     if as_json:
         emit("error", exit_code=error.exit_code, **error.to_dict())
     else:
@@ -176,6 +199,15 @@ def _report(error: ParamDeltaError, as_json: bool) -> int:
 
 def _misused(error: Any) -> UsageError:
     """An error of the library that parses the command line, as one of ours."""
+    near = getattr(error, "possibilities", None)
+    if near:  # of options and commands, nearest first
+        what = error.message if getattr(error, "option_name", None) else None
+        what = what or error.format_message().partition(" Did you mean")[0]
+        return UsageError(
+            what.rstrip("."),
+            code="invalid-command-line",
+            remedy=f"did you mean {near[0]}?",
+        )
     usage = " ".join(error.ctx.get_usage().split()) if error.ctx is not None else None
     return UsageError(
         " ".join(error.format_message().split()),
@@ -185,7 +217,7 @@ def _misused(error: Any) -> UsageError:
     )
 
 
-def flagged(error: ParamDeltaError) -> ParamDeltaError:
+def flagged(error: Explained) -> Explained:
     """The same error with options of the command line in its text."""
     shown = copy.copy(error)
     shown.what = with_flags(error.what)

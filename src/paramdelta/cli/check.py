@@ -28,12 +28,14 @@ def check(
 
     Works offline and runs no code of the folder. Exits with 3 if anything is refused.
     """
-    from paramdelta.check import check as look
+    from paramdelta import api
     from paramdelta.cli.show.check import show_check
     from paramdelta.cli.show.progress import reporter
 
     with reporter("checking", as_json) as progress:
-        report = look(folder, strict=strict, load=load, values=not headers, progress=progress.check)
+        report = api.check(
+            folder, strict=strict, load=load, values=not headers, progress=progress.check
+        )
     show_check(report, as_json)
     if not report.passed:
         raise typer.Exit(3)

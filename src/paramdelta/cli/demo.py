@@ -18,7 +18,9 @@ def demo(
     recipe: Annotated[
         DemoRecipe, typer.Option(help="plain: one Δ; several: a second post's Δ as well.")
     ] = DemoRecipe.plain,
-    scale: Annotated[float, typer.Option(metavar="α", help="Factor of the Δ.")] = 1.0,
+    scale: Annotated[
+        float, typer.Option("--scale", "--alpha", metavar="α", help="Factor of the Δ.")
+    ] = 1.0,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where the mixed model goes.")] = Path(
         "demo-out/paramdelta"
     ),
@@ -34,7 +36,9 @@ def demo(
     from paramdelta.cli.show.results import show_mix, show_verify
     from paramdelta.cli.show.terminal import say
     from paramdelta.demo import tour
+    from paramdelta.demo.chat import require_packages
 
+    require_packages()
     say("Act 1: the mix", bold=True)
     plan = api.plan(tour.recipe(recipe.value, scale))
     show_start(plan, as_json=False)

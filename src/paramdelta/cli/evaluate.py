@@ -77,6 +77,7 @@ def evaluate(
     """
     from paramdelta.cli.show.evaluation import show_evaluation
     from paramdelta.cli.show.progress import reporter
+    from paramdelta.engine.job import Progress
     from paramdelta.errors import UsageError
     from paramdelta.evaluation.evaluator import evaluate as run
     from paramdelta.evaluation.output import write_report
@@ -105,7 +106,9 @@ def evaluate(
             device=device,
             allow_code_execution=allow_code_execution,
             trust_remote_code=trust_remote_code,
-            progress=progress.evaluation,
+            progress=lambda now: progress.update(
+                Progress(now.done, now.total, 0, 0, f"{now.model}, {now.task}"), now.left
+            ),
         )
     picked = choose(found) if pick else None
     read = write_report(found, picked, out, published)

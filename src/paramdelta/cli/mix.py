@@ -81,6 +81,7 @@ def mix(
     from paramdelta.cli.show.progress import reporter
     from paramdelta.cli.show.results import show_mix, show_part
     from paramdelta.errors import UsageError
+    from paramdelta.output.place import check_out
 
     if push is not None and out is not None:
         raise UsageError("--push and --out exclude each other", code="options-exclude-each-other")
@@ -104,6 +105,7 @@ def mix(
             code="report-with-part",
             remedy="pass --report with --finish, which writes the small files",
         )
+    check_out(out)
     several = part is not None or finish
     if (part is not None and finish) or (several and (output.fresh or engine != "threads")):
         raise UsageError(

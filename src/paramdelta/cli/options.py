@@ -11,9 +11,11 @@ from typing import Annotated, Any, ClassVar
 
 import typer
 
-from paramdelta.errors import UsageError
+from paramdelta.cli.show.terminal import be_quiet
+from paramdelta.errors import Interrupted, UsageError
 from paramdelta.recipe import Delta, Recipe, preset, read_recipe
 from paramdelta.recipe.option import Option, options
+from paramdelta.units import parse_number
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON object a line, for machines.")]
 
@@ -80,7 +82,10 @@ class RecipeOptions(Options):
 
     file: Annotated[
         Path | None,
-        typer.Argument(metavar="[RECIPE.yaml]", help="A recipe instead of the options."),
+        typer.Argument(
+            metavar="[RECIPE.yaml]",
+            help="A recipe instead of the options; - reads it from standard input.",
+        ),
     ] = None
     post: Annotated[
         str | None,
@@ -102,7 +107,8 @@ class RecipeOptions(Options):
         str | None, typer.Option(metavar="N", help="The base that the Δ is added to.")
     ] = None
     scale: Annotated[
-        float | None, typer.Option(metavar="α", help="Factor of the Δ.  [default: 1.0]")
+        str | None,
+        typer.Option("--scale", "--alpha", metavar="α", help="Factor of the Δ.  [default: 1.0]"),
     ] = None
     preset: Annotated[
         str | None,
@@ -150,7 +156,7 @@ class RecipeOptions(Options):
                 code="missing-option",
                 expected="--post P --base B --new-base N, --delta Δ --new-base N, or RECIPE.yaml",
             )
-        scale = 1.0 if self.scale is None else self.scale
+        scale = 1.0 if self.scale is None else parse_number(self.scale, "--scale")
         factor = scale if self.preset is None else preset(self.preset, scale, "--preset")
         delta = Delta(self.post or "", self.base, factor, self.delta)
         return self.choices.applied(Recipe(self.new_base, [delta]))
@@ -161,11 +167,22 @@ class RunOptions(Options):
     """How a command uses the machine."""
 
     memory: Annotated[
-        str, typer.Option(metavar="SIZE", help="Memory beyond the interpreter and its libraries.")
+        str,
+        typer.Option(
+            metavar="SIZE",
+            envvar="PARAMDELTA_MEMORY",
+            help="Memory beyond the interpreter and its libraries.",
+        ),
     ] = "256MB"
     workers: Annotated[
         int | None,
-        typer.Option(metavar="N", min=1, max=256, help="Threads.  [default: one per processor]"),
+        typer.Option(
+            metavar="N",
+            min=1,
+            max=256,
+            envvar="PARAMDELTA_WORKERS",
+            help="Threads.  [default: one per processor]",
+        ),
     ] = None
 
 
@@ -183,7 +200,10 @@ KeepDownloads = Annotated[
 class OutputOptions(Options):
     """How an output is written."""
 
-    shard_size: Annotated[str, typer.Option(metavar="SIZE", help="Largest weight file.")] = "5GB"
+    shard_size: Annotated[
+        str,
+        typer.Option(metavar="SIZE", envvar="PARAMDELTA_SHARD_SIZE", help="Largest weight file."),
+    ] = "5GB"
     overwrite: Annotated[
         bool,
         typer.Option("--overwrite", help="Replace an earlier output once the new one is complete."),
@@ -193,6 +213,34 @@ class OutputOptions(Options):
         typer.Option("--fresh", help="Discard an unfinished run instead of resuming it."),
     ] = False
     keep_downloads: KeepDownloads = False
+
+
+@dataclass(frozen=True)
+class TalkOptions(Options):
+    """How much a command says. Every command takes them."""
+
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="Print errors and what --json asks for, only.")
+    ] = False
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Print the log to standard error as well.")
+    ] = False
+    log_file: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            envvar="PARAMDELTA_LOG_FILE",
+            help="Append the log to this file, with times.",
+        ),
+    ] = None
+
+    def apply(self) -> None:
+        """Arrange it for the rest of the process."""
+        be_quiet(self.quiet)
+        if self.verbose or self.log_file is not None:
+            from paramdelta.cli.show.log import start_log
+
+            start_log(self.verbose, self.log_file)
 
 
 @dataclass(frozen=True)
@@ -213,6 +261,14 @@ class CheckOptions(Options):
     ] = False
 
 
+class Stopped(Exception):
+    """Carries `Interrupted` through typer, which turns every KeyboardInterrupt into its own."""
+
+    def __init__(self, error: Interrupted) -> None:
+        super().__init__(error.what)
+        self.error = error
+
+
 def flat(command: Callable[..., None]) -> Callable[..., None]:
     """The command with single options instead of its option objects.
 
@@ -220,6 +276,7 @@ def flat(command: Callable[..., None]) -> Callable[..., None]:
     """
     groups: dict[str, type[Options]] = {}
     parameters: dict[str, inspect.Parameter] = {}
+    talk = {each.name: each for each in TalkOptions.parameters()}
     own = inspect.signature(command).parameters
     for name, parameter in own.items():
         if isinstance(parameter.annotation, type) and issubclass(parameter.annotation, Options):
@@ -228,12 +285,17 @@ def flat(command: Callable[..., None]) -> Callable[..., None]:
             parameters |= {each.name: each for each in given if each.name not in own}
         else:
             parameters[name] = parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+    parameters |= talk
 
     def run(**given: Any) -> None:
+        TalkOptions(**{name: given.pop(name, each.default) for name, each in talk.items()}).apply()
         single = {name: given[name] for name in own if name not in groups}
         defaults = {e.name: e.default for kind in groups.values() for e in kind.parameters()}
         left = defaults | {name: value for name, value in given.items() if name not in single}
-        command(**{name: kind.of(left) for name, kind in groups.items()}, **single)
+        try:
+            command(**{name: kind.of(left) for name, kind in groups.items()}, **single)
+        except Interrupted as error:
+            raise Stopped(error) from None
 
     run.__doc__ = command.__doc__
     run.__name__ = command.__name__

@@ -33,7 +33,10 @@ def plan(
     from paramdelta import api
     from paramdelta.cli.show.explanation import show_explanations
     from paramdelta.cli.show.plan import show_plan
+    from paramdelta.output.place import check_out
 
+    if out is not None:
+        check_out(out)
     made = api.plan(recipe.recipe())
     if explain is not None:
         show_explanations(api.explain(made, explain), as_json)

@@ -23,6 +23,8 @@ def sweep(
     scale: Annotated[
         str | None,
         typer.Option(
+            "--scale",
+            "--alpha",
             metavar="α,…",
             help="Factors, one for each output; each multiplies every Δ's own scale.  [required]",
         ),

@@ -69,10 +69,9 @@ def verify(
         )
     show_verify(result, folder, as_json)
     if check:
-        from paramdelta.check import check as look
         from paramdelta.cli.show.check import show_check
 
-        report = look(folder, values=full)
+        report = api.check(folder, values=full)
         show_check(report, as_json)
         if not report.passed:
             raise typer.Exit(3)

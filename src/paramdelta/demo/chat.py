@@ -1,8 +1,10 @@
 """Asks a checkpoint questions in its chat format. The only module that imports torch."""
 
 import contextlib
+import importlib.util
 import io
 import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,21 @@ class Answer:
         return self.ended and self.text == expected
 
 
+def require_packages() -> None:
+    """Raise UsageError if torch or transformers are not installed. Neither is imported."""
+    if not all(map(importlib.util.find_spec, ("torch", "transformers"))):
+        raise _missing()
+
+
+def _missing() -> UsageError:
+    return UsageError(
+        "the demo needs torch and transformers",
+        code="missing-package",
+        where=sys.executable,
+        remedy="install them with: pip install torch transformers; `paramdelta mix` needs neither",
+    )
+
+
 class Model:
     """A loaded checkpoint that answers by greedy decoding."""
 
@@ -39,11 +56,7 @@ class Model:
             import torch
             import transformers
         except ImportError:
-            raise UsageError(
-                "the demo needs torch and transformers",
-                code="missing-package",
-                remedy='pip install "paramdelta[hf]"',
-            ) from None
+            raise _missing() from None
         transformers.utils.logging.disable_progress_bar()
         self._torch = torch
         with contextlib.redirect_stderr(io.StringIO()):

@@ -384,6 +384,12 @@ def _no_weights(files: Files) -> CheckpointError:
     elif any(is_training(name) and is_weights(name) for name in files):
         what += ": this is the state of a training run"
         remedy = "save the model, for DeepSpeed with its zero_to_fp32.py, and name that folder"
+    elif not any(True for _ in files):
+        what += ": the folder is empty"
+        remedy = "check the path, or download the model again"
+    elif any("token" in name for name in files):
+        what += ": the folder holds a tokenizer, and no model"
+        remedy = "name the folder of the model that the tokenizer belongs to"
     found = [*other, *inner]
     return CheckpointError(
         what,

@@ -5,9 +5,11 @@ a renderer does not act on them.
 """
 
 import contextlib
+import os
+import re
 import shlex
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +19,7 @@ from paramdelta.formats.components import DIFFUSERS, MODULES, PIPELINE, SENTENCE
 from paramdelta.output.lock import renamed
 from paramdelta.planning.plan import Plan
 from paramdelta.schemes.dare import Dare
+from paramdelta.storage.filekinds import is_license
 from paramdelta.text import block, code, markdown, shown
 from paramdelta.units import show_count
 from paramdelta.version import __version__
@@ -40,15 +43,21 @@ _ADAPTER = (
     f"values by [Halko, Martinsson and Tropp, 2011]({SKETCH}))"
 )
 _MOST = 5_000_000  # bytes of a card or a license that are read
-_KEPT = ("license", "license_name", "license_link", "language", "pipeline_tag")
-_READ = (*_KEPT, "library_name")
+_TOPICS = ("language", "pipeline_tag")
+_READ = ("license", "license_name", "license_link", *_TOPICS, "library_name")
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_LICENSE_ID = re.compile(r"[a-z0-9][a-z0-9.+-]*")
+_SLUG = re.compile(r"[^a-z0-9.]+")
+_REMOTE = re.compile(r"[a-z][a-z0-9+]+:/", re.IGNORECASE)  # a URL, which Path joins to one slash
+RECIPE = "recipe.yaml"
 
 
 @dataclass(frozen=True)
 class Origin:
     """What a card says about a source.
 
-    ``metadata``: what its own card has of `_READ`. ``license``: Markdown.
+    ``metadata``: what its own card has of `_READ`. ``license``: Markdown. ``repo``: its id on the
+    Hub, if it came from there.
     """
 
     role: str
@@ -56,6 +65,7 @@ class Origin:
     address: str
     metadata: dict[str, Any]
     license: str
+    repo: str | None = None
 
 
 def origins_of(sources: Sequence[Checkpoint]) -> tuple[Origin, ...]:
@@ -72,6 +82,7 @@ def origins_of(sources: Sequence[Checkpoint]) -> tuple[Origin, ...]:
                 _public(source),
                 metadata,
                 _license(source, metadata),
+                source.location.repo,
             )
         )
     return tuple(found)
@@ -81,17 +92,14 @@ def model_card(plan: Plan, out: Path) -> str:
     """README.md of the output, with the Hub's metadata in front."""
     origins = origins_of(plan.sources)
     recipe = renamed(plan, _public)
-    names = list(dict.fromkeys(origin.name for origin in origins))
     metadata: dict[str, Any] = {
-        "base_model": names,
-        "base_model_relation": "merge",
+        **_bases(origins, "merge"),
         "library_name": _library(plan, origins),
         "tags": ["merge", "paramdelta"],
+        **_licenses(origins),
     }
-    for key in _KEPT:  # of the new base, as are the weights' greater part; the text names all
-        value = origins[0].metadata.get(
-            key, origins[1].metadata.get(key) if key in ("language", "pipeline_tag") else None
-        )
+    for key in ("language", "pipeline_tag"):  # of the new base; the text names all
+        value = origins[0].metadata.get(key, origins[1].metadata.get(key))
         if value is not None:
             metadata[key] = value
     mixed, copied = plan.mixed, plan.copied
@@ -105,6 +113,7 @@ def model_card(plan: Plan, out: Path) -> str:
         *_origins(origins),
         "",
         "The licenses of all of them apply to this model; read each one.",
+        *_terms(plan),
         "",
         f"{show_count(plan.parameters)} parameters: {mixed} tensors mixed, {copied} copied.",
         "",
@@ -114,16 +123,76 @@ def model_card(plan: Plan, out: Path) -> str:
         "",
         "## Make it again",
         "",
+        f"With paramdelta {__version__}, in this folder:",
+        "",
         *_commands(
-            ("pip", "install", f"paramdelta=={__version__}"),
-            ("paramdelta", "mix", "recipe.yaml", "--out", out.name),
-            ("paramdelta", "verify", out.name, "--full"),
+            ("paramdelta", "mix", RECIPE, "--out", "AGAIN"),
+            ("paramdelta", "verify", ".", "--full"),
         ),
         "",
         "`paramdelta.lock.json` holds the digests of the files that were read.",
         "",
     ]
     return "\n".join(lines)
+
+
+def recipe_file(plan: Plan, out: Path) -> str:
+    """recipe.yaml of the output: what `mix` reads to make it again.
+
+    Checkpoints of the Hub are named with their commits, folders by their path from the output, or
+    by their mere name if the output is not on this machine.
+    """
+    header = f"# paramdelta mix {RECIPE} --out DIR\n"
+    return header + renamed(plan, lambda source: _from(source, out)).to_yaml()
+
+
+def _from(source: Checkpoint, out: Path) -> str:
+    """An address that means the same from a folder."""
+    location = source.location
+    if location.repo is not None or location.path is None:
+        return location.pinned
+    if _REMOTE.match(out.as_posix()):  # no path of this machine leaves it
+        return location.name
+    try:
+        path = os.path.relpath(location.path, os.path.abspath(out))  # noqa: PTH100 - keeps links
+    except ValueError:  # another drive
+        return location.pinned
+    path = path.replace(os.sep, "/")
+    return f"{path}#{location.branch}" if location.branch else path
+
+
+def _bases(origins: Sequence[Origin], relation: str) -> dict[str, Any]:
+    """The models of the Hub that it was made from. Nothing else is valid there."""
+    ids = [each.repo for each in origins if each.repo is not None and _HUB_ID.fullmatch(each.repo)]
+    return {"base_model": list(dict.fromkeys(ids)), "base_model_relation": relation} if ids else {}
+
+
+def _licenses(origins: Sequence[Origin]) -> dict[str, Any]:
+    """The license of what was made from several models: theirs if it is one, else "other"."""
+    stated = [_stated(origin) for origin in origins]
+    if not any(stated):
+        return {}
+    first = origins[0].metadata
+    if len(set(stated)) == 1 and _LICENSE_ID.fullmatch(str(first.get("license"))):
+        kept = {
+            key: first[key] for key in ("license", "license_name", "license_link") if key in first
+        }
+        return {key: value for key, value in kept.items() if isinstance(value, str)}
+    names = dict.fromkeys(_SLUG.sub("-", each.lower()).strip("-.") for each in stated if each)
+    missing = [] if all(stated) else ["not-stated"]
+    return {"license": "other", "license_name": "-and-".join([*filter(None, names), *missing])}
+
+
+def _stated(origin: Origin) -> str:
+    """The license that a source states; "" if it states none."""
+    found = origin.metadata.get("license_name") or origin.metadata.get("license") or ""
+    return found if isinstance(found, str) else "-or-".join(found)
+
+
+def _terms(plan: Plan) -> list[str]:
+    """The files that hold their terms."""
+    found = [each for each in plan.companions if is_license(each.name.rpartition("/")[2])]
+    return ["", *(f"- {code(each.name, 300)} from {each.giver}" for each in found)] if found else []
 
 
 def _head(metadata: dict[str, Any], out: Path) -> list[str]:
@@ -155,12 +224,12 @@ def delta_card(origins: Sequence[Origin], out: Path, base_sha256: str) -> str:
     """README.md of a stored Δ; ``origins``: post and base; ``base_sha256``: see `extract`."""
     post, base = origins
     metadata: dict[str, Any] = {
-        "base_model": [base.name],
-        "base_model_relation": "adapter",
+        **_bases([base], "adapter"),
         "library_name": "paramdelta",
         "tags": ["delta", "paramdelta"],
+        **_licenses(origins),
     }
-    metadata |= {key: post.metadata[key] for key in _KEPT if key in post.metadata}
+    metadata |= {key: post.metadata[key] for key in _TOPICS if key in post.metadata}
     lines = [
         *_head(metadata, out),
         f"{_DELTA} (ParamΔ, [Cao et al., ICLR 2025]({PAPER})).",
@@ -172,7 +241,6 @@ def delta_card(origins: Sequence[Origin], out: Path, base_sha256: str) -> str:
         "## Apply it",
         "",
         *_commands(
-            ("pip", "install", f"paramdelta=={__version__}"),
             ("paramdelta", "mix", "--delta", out.name, "--new-base", "NEW_BASE", "--out", "DIR"),
         ),
         "",
@@ -276,13 +344,15 @@ def adapter_card(
     the other files of the folder.
     """
     metadata: dict[str, Any] = {
-        "base_model": [origins[-1].name if made.base.is_path else made.base.name],
-        "base_model_relation": "adapter",
+        **_bases(
+            [replace(origins[-1], repo=None if made.base.is_path else made.base.name)], "adapter"
+        ),
         "library_name": "peft",
         "tags": ["lora", "delta", "paramdelta"],
+        **_licenses(origins),
     }
     kept = origins[0].metadata
-    metadata |= {key: kept[key] for key in _KEPT if key in kept}
+    metadata |= {key: kept[key] for key in _TOPICS if key in kept}
     least = next((rank for rank in ranks if rank >= made.rank), None)
     served = "BASE" if made.base.is_path else made.base.name
     vllm = (
@@ -348,7 +418,6 @@ def adapter_card(
         "Onto another base, exactly and streaming:",
         "",
         *_commands(
-            ("pip", "install", f"paramdelta=={__version__}"),
             ("paramdelta", "mix", "--post", out.name, "--new-base", "NEW_BASE", "--out", "DIR"),
         ),
         "",

@@ -43,7 +43,7 @@ class Place:
     position: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Layout:
     """All weight files of an output, in order, and the indexes that name them.
 
@@ -54,6 +54,12 @@ class Layout:
     streams: tuple[Stream, ...]
     shards: tuple[Shard, ...]
     indexes: Mapping[str, str] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        return (
+            f"<Layout {len(self.streams)} tensors in {len(self.shards)} files, "
+            f"{show_size(self.size)}>"
+        )
 
     @property
     def size(self) -> int:

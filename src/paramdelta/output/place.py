@@ -14,12 +14,12 @@ from paramdelta.errors import MisfitError, StorageError, UsageError
 from paramdelta.output.rename import exchange, rename_new
 from paramdelta.storage.files import parse_json
 from paramdelta.storage.local import storage_error, sync_folder, write_text
-from paramdelta.storage.store import LOCAL, scheme_of
+from paramdelta.storage.store import LOCAL, is_known, scheme_of
 from paramdelta.units import show_size
 
 MOST_LOCK = 64_000_000  # bytes of a lock that are read to see what an old output holds
 _HIDDEN = tuple(f".paramdelta-{kind}" for kind in ("partial", "lock", "journal", "moving", "parts"))
-_OURS = ("README.md",)  # in every output, and not in its lock
+_OURS = ("README.md", "recipe.yaml")  # in every output, and not in its lock
 
 
 @dataclass(frozen=True)
@@ -271,6 +271,22 @@ def check_local(out: str | Path) -> None:
             code="output-not-local",
             got=str(out) or "an empty path",
             expected="a path such as ./mixed",
+            remedy="write to a folder here, and copy it when it is complete",
+        )
+
+
+def check_out(out: str | Path) -> None:
+    """Raise UsageError if an output can be neither a folder here nor one in an object store."""
+    scheme = scheme_of(str(out))
+    if scheme == LOCAL:
+        check_local(out)
+    elif not is_known(scheme) or scheme in ("http", "https"):
+        raise UsageError(
+            f"an output cannot be written to {scheme}://",
+            code="output-not-local",
+            got=str(out),
+            expected="a folder, or a URL that starts with s3://, gs://, az:// or hf://",
+            remedy="write to a folder here, and copy it when it is complete",
         )
 
 

@@ -27,11 +27,20 @@ def _alphabet() -> list[str]:
 
 ALPHABET = tuple(_alphabet())
 """The character for each byte: ``bytes_to_unicode`` of GPT-2."""
+_BYTES = {character: byte for byte, character in enumerate(ALPHABET)}
 
 
 def spelled(token: bytes) -> str:
     """A byte string with one character a byte."""
     return "".join([ALPHABET[byte] for byte in token])
+
+
+def read_out(token: str) -> str:
+    """The text that a token stands for, if it is spelled with one character a byte; else itself."""
+    try:
+        return bytes(_BYTES[character] for character in token).decode()
+    except (KeyError, UnicodeDecodeError):
+        return token
 
 
 def is_tiktoken(data: bytes) -> bool:

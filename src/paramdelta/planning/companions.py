@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any
 
 from paramdelta.dtypes import torch_name
-from paramdelta.errors import UsageError
+from paramdelta.errors import ParamDeltaError, UsageError
 from paramdelta.formats.checkpoint import Checkpoint
 from paramdelta.formats.components import PIPELINE, SENTENCES, Component
 from paramdelta.planning.code import GENERATE, code_files, references
@@ -152,6 +152,29 @@ def choose(
         chosen += _inside(inner, found.may, owner, giver, dtypes)
     unique = {each.name: each for each in reversed(chosen)}
     return Choice(tuple(sorted(unique.values(), key=_by_name)), left)
+
+
+def terms_of_use(sources: Sequence[Checkpoint], chosen: Sequence[Companion]) -> list[Companion]:
+    """Licenses and terms of use of all sources, beside those that are ``chosen``.
+
+    They go to a folder for each source. A text that the output has already is not repeated.
+    """
+    held = {each.source: each.name for each in chosen if is_license(each.name)}
+    found: list[Companion] = []
+    texts: set[bytes] = set()
+    for source in sorted(sources, key=lambda source: not held.keys() & {*source.folder.values()}):
+        for name in filter(is_license, source.folder):
+            try:
+                text = source.folder.bytes(name, MOST)
+            except ParamDeltaError:  # the card says that it cannot be read
+                continue
+            blob = source.folder[name]
+            if blob not in held and text not in texts:
+                folder = f"licenses/{source.role.replace(' ', '-')}"
+                why = f"terms of use of {source.role}"
+                found.append(Companion(f"{folder}/{name}", blob, source.role, why))
+            texts.add(text)
+    return found
 
 
 def _never(name: str) -> bool:

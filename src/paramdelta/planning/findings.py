@@ -1,12 +1,11 @@
 """What the user should know before the mix: severity, place, remedy."""
 
-import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any
 
-from paramdelta.errors import UsageError
+from paramdelta.errors import UsageError, did_you_mean
 
 
 class Severity(str, Enum):
@@ -44,12 +43,12 @@ def check_allowed(codes: Iterable[str]) -> None:
     """Raise UsageError if a code is not the code of a finding that can be accepted."""
     for code in codes:
         if code not in ALLOWABLE:
-            near = difflib.get_close_matches(code, ALLOWABLE, 1)
             raise UsageError(
                 f"{code!r} is not the code of a finding that can be accepted",
                 code="unknown-allow",
                 expected=f"one of {', '.join(sorted(ALLOWABLE))}",
-                remedy=f"did you mean {near[0]}?" if near else None,
+                remedy=did_you_mean(code, sorted(ALLOWABLE))
+                or "plan prints the code of each finding in brackets",
             )
 
 

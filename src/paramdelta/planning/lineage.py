@@ -17,6 +17,8 @@ ELEMENTS = 65536  # at most this many numbers of each, in one run from the middl
 Samples = Mapping[str, npt.NDArray[np.float64]]
 """Numbers of some tensors of one checkpoint, by name."""
 RELATED = 0.5  # a cosine below this: no common ancestor
+CLOSE = 0.9  # continued and post-trained models are seldom below this
+ACROSS = 0.3  # |cosine| of shift and Δ below which they are called independent
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,15 @@ class Likeness:
     cosine: float
     distance: float
     tensors: int
+
+    @property
+    def reading(self) -> str:
+        """What the cosine means, in words."""
+        if self.distance == 0:
+            return "the same weights"
+        if self.cosine >= CLOSE:
+            return "close relatives"
+        return "relatives" if self.cosine >= RELATED else "no common ancestor"
 
 
 @dataclass(frozen=True)
@@ -39,6 +50,13 @@ class Shift:
     ratio: float
     cosine: float
     nearness: float
+
+    @property
+    def reading(self) -> str:
+        """What the cosine means, in words."""
+        if abs(self.cosine) < ACROSS:
+            return "in another direction"
+        return "partly in its direction" if self.cosine > 0 else "partly against it"
 
 
 def sample(tensors: Sequence[str], checkpoints: Sequence[Mapping[str, View]]) -> list[str]:

@@ -25,6 +25,8 @@ from paramdelta.schemes.scheme import Scheme
 from paramdelta.schemes.sum import SUM
 from paramdelta.storage.blob import Blob
 from paramdelta.storage.store import is_far
+from paramdelta.text import shown
+from paramdelta.units import show_count
 
 
 @dataclass(frozen=True)
@@ -142,7 +144,7 @@ class OutputTensor:
         return sum(stream.nbytes for stream in self.streams)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Plan:
     """Everything that a mix will do, decided before a weight is read.
 
@@ -167,6 +169,13 @@ class Plan:
     components: tuple[Component, ...] = WHOLE
     account: tuple[FileFate, ...] = ()
     fetched: int = field(default=0, compare=False)
+
+    def __repr__(self) -> str:
+        return (
+            f"<Plan {shown(self.recipe.symbols)}: {self.mixed} tensors mixed, {self.copied} copied,"
+            f" {show_count(self.parameters)} parameters, {len(self.findings)} findings,"
+            f" {len(self.refused)} refused>"
+        )
 
     @property
     def sources(self) -> tuple[Checkpoint, ...]:

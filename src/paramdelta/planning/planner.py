@@ -137,6 +137,7 @@ def _make_plan(recipe: Recipe, opener: Opener, whole: bool) -> Plan:
         for each in sources.lineages
     )
     opened = [new, *(each for pair in lineages for each in pair if each is not None)]
+    small = (*chosen.companions, *companions.terms_of_use(opened, chosen.companions))
 
     return Plan(
         recipe,
@@ -144,13 +145,13 @@ def _make_plan(recipe: Recipe, opener: Opener, whole: bool) -> Plan:
         lineages,
         # Wider elements first, as the format's own writer does: every tensor stays aligned.
         tuple(sorted(tensors, key=lambda tensor: -DTYPES[tensor.dtype].size)),
-        chosen.companions,
+        small,
         findings.all(recipe.allow),
         likeness,
         shifts,
         rows,
         assembly.components,
-        account(opened, chosen.companions, assembly.components, chosen.left),
+        account(opened, small, assembly.components, chosen.left),
     )
 
 

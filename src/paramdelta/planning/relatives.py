@@ -127,7 +127,8 @@ def _report_shift(
             f"the new base differs from {each.base} in the direction of the Δ (cosine "
             f"{moved.cosine:.2f}): another base, or another post, seems to stand in its place",
             each.post,
-            remedy="check that base is what post was trained from",
+            remedy="check that base is what post was trained from, and that post and base are not "
+            "swapped",
         )
     if moved.ratio >= FAR:
         findings.add(

@@ -7,6 +7,7 @@ import numpy as np
 from paramdelta.errors import parameter
 from paramdelta.formats.view import Fetch
 from paramdelta.planning import lineage
+from paramdelta.planning.bytelevel import read_out
 from paramdelta.planning.findings import Findings, Severity
 from paramdelta.planning.roles import needed
 from paramdelta.planning.settlement import Case, Settlement
@@ -32,7 +33,7 @@ def with_rows(vocabulary: Vocabulary, source: Source, findings: Findings) -> Voc
         Severity.NOTE,
         "tokens-without-rows",
         f"the tokenizer has {len(beyond)} tokens for which there is no row (first "
-        f"{', '.join(first_tokens(vocabulary, beyond))}); they are left out",
+        f"{', '.join(map(read_out, first_tokens(vocabulary, beyond)))}); they are left out",
         source,
     )
     kept = {i: token for i, token in vocabulary.tokens.items() if i < rows}
@@ -179,7 +180,7 @@ def tell_rowless(
             Severity.REFUSED,
             "tokens-without-rows",
             f"the new base's embedding has {rows} rows and none for {len(vital)} tokens that "
-            f"post's conversations need: {', '.join(first_tokens(post, vital))}",
+            f"post's conversations need: {', '.join(map(read_out, first_tokens(post, vital)))}",
             each.post,
             remedy=f"{options}: adds post's rows",
             allowed="the output's tokenizer has tokens that the model cannot read",
@@ -189,7 +190,7 @@ def tell_rowless(
             Severity.NOTE,
             "tokens-without-rows",
             f"the tokenizer has {len(beyond)} tokens for which there is no row (first "
-            f"{', '.join(first_tokens(new, beyond))}); the model cannot read them",
+            f"{', '.join(map(read_out, first_tokens(new, beyond)))}); the model cannot read them",
             base,
         )
 
@@ -207,7 +208,7 @@ def tell_missing(settlement: Settlement, each: Lineage, findings: Findings) -> N
             Severity.REFUSED,
             "post-only-tokens",
             f"the new base lacks {len(vital)} tokens that post's conversations need: "
-            + ", ".join(first_tokens(post, vital)),
+            + ", ".join(map(read_out, first_tokens(post, vital))),
             each.post,
             remedy=options,
             allowed="left out: chat template and ends of turns will not work as in post",
@@ -218,7 +219,7 @@ def tell_missing(settlement: Settlement, each: Lineage, findings: Findings) -> N
             Severity.NOTE,
             "tokens-left",
             f"{len(rest)} tokens that the new base lacks are left out (first "
-            + ", ".join(first_tokens(post, rest))
+            + ", ".join(map(read_out, first_tokens(post, rest)))
             + ")",
             each.post,
             remedy="`graft` adds one with post's row",

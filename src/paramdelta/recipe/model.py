@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from numbers import Real
 from typing import Any, TypeAlias
@@ -17,6 +17,7 @@ from paramdelta.schemes.filter import Filter
 from paramdelta.schemes.scheme import Scheme, from_plain
 from paramdelta.schemes.sum import SUM
 from paramdelta.schemes.trim import Trim, check_density
+from paramdelta.text import shown
 
 Address: TypeAlias = str | os.PathLike[str]
 """A folder, a weight file, or a Hub id with an optional @revision."""
@@ -164,7 +165,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "new_base", os.fspath(self.new_base))
-        object.__setattr__(self, "deltas", tuple(self.deltas))
+        object.__setattr__(self, "deltas", _deltas(self.deltas))
         for name, each in options(Recipe).items():
             object.__setattr__(self, name, each.checked(name, getattr(self, name)))
         if not self.deltas:
@@ -240,6 +241,20 @@ class Recipe:
         from paramdelta.documents.yaml import to_yaml  # keeps yaml out of the start
 
         return to_yaml(self.to_dict())
+
+
+def _deltas(given: Any) -> tuple[Delta, ...]:
+    several = isinstance(given, Iterable) and not isinstance(given, str)
+    found = tuple(given) if several else (given,)
+    wrong = next((each for each in found if not isinstance(each, Delta)), None)
+    if wrong is not None or not several:
+        raise UsageError(
+            "`deltas` is not a sequence of Delta",
+            code="invalid-delta-entry",
+            expected="[Delta(post, base)]",
+            got=shown(repr(given if wrong is None else wrong)),
+        )
+    return found
 
 
 def _number(given: Any) -> float:

@@ -1,11 +1,10 @@
 """Options of a recipe: one field each, for Python, YAML and the command line."""
 
-import difflib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from paramdelta.errors import UsageError
+from paramdelta.errors import UsageError, did_you_mean
 
 
 @dataclass(frozen=True)
@@ -53,10 +52,3 @@ def options(kind: type) -> Mapping[str, Option]:
     return {
         each.name: each.metadata["option"] for each in fields(kind) if "option" in each.metadata
     }
-
-
-def did_you_mean(text: str, known: Iterable[str]) -> str | None:
-    """A remedy for a mistyped name: the nearest known one; None if none is near."""
-    near = difflib.get_close_matches(text.replace("-", "_"), list(known), 1, 0.5)
-    near = near or difflib.get_close_matches(text, list(known), 1, 0.5)
-    return f"did you mean {near[0]!r}?" if near else None

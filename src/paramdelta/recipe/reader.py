@@ -8,9 +8,9 @@ from dataclasses import MISSING, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from paramdelta.errors import UsageError
+from paramdelta.errors import UsageError, did_you_mean
 from paramdelta.recipe.model import Address, Delta, Recipe
-from paramdelta.recipe.option import did_you_mean, options
+from paramdelta.recipe.option import options
 from paramdelta.recipe.schedule import PRESETS, Rule, Schedule, Span, preset
 from paramdelta.recipe.yaml import Node, PlainNode, read_document
 from paramdelta.schemes.dare import Dare
@@ -53,7 +53,18 @@ def read_scale(plain: Any) -> float | Schedule:
 
 
 def _recipe(node: Node) -> Recipe:
+    """The recipe of a document, or of the lock that `mix` wrote."""
     known = schemes()
+    lock = {key.scalar: value for key, value in node.pairs or ()}
+    if "lock_version" in lock and "recipe" in lock:
+        node = lock["recipe"]
+    if any(key.scalar == "merge_method" for key, _ in node.pairs or ()):
+        raise node.error(
+            "this is a configuration of mergekit, not a recipe",
+            "a recipe with new_base and deltas",
+            code="mergekit-configuration",
+            remedy="convert it with paramdelta recipe import",
+        )
     given = node.fields((*RECIPE_KEYS, *known), "a recipe")
     new_base = _address(node.required(given, "new_base"))
     listed = node.required(given, "deltas")

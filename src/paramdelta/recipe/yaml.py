@@ -3,18 +3,20 @@
 import math
 import numbers
 import os
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from paramdelta.errors import StorageError, UsageError
-from paramdelta.recipe.option import did_you_mean
+from paramdelta.errors import StorageError, UsageError, did_you_mean
 from paramdelta.storage.local import File
+from paramdelta.storage.location import nearest_path
 from paramdelta.text import shown
 from paramdelta.units import show_size
 
 MOST = 1_000_000  # bytes of a file; a recipe has some hundred
+STDIN = Path("-")
 Made = TypeVar("Made")
 
 
@@ -164,12 +166,14 @@ class YamlNode(Node):
     @property
     def where(self) -> str:
         """See `Node.where`."""
-        return f"{self._path}, line {self._node.start_mark.line + 1}"
+        return f"{place(self._path)}, line {self._node.start_mark.line + 1}"
 
     def beside(self, address: str) -> str:
         """See `Node.beside`."""
         path = self._path.parent / address
-        return str(path) if os.path.exists(path) else address  # noqa: PTH110 - takes any text
+        file = str(path).rpartition("#")[0]  # a branch of a file may follow
+        there = os.path.exists(path) or (file and os.path.exists(file))  # noqa: PTH110 - any text
+        return str(path) if there else address
 
 
 class PlainNode(Node):
@@ -232,13 +236,18 @@ def parse(path: Path, what: str) -> Any:
     else:
         if node is not None:
             return node
-        raise UsageError(f"the {what} is empty", code="not-yaml", where=str(path))
+        raise UsageError(f"the {what} is empty", code="not-yaml", where=place(path))
     raise UsageError(
         f"the {what} cannot be read as YAML",
         code="not-yaml",
-        where=str(path) if line is None else f"{path}, line {line}",
+        where=place(path) if line is None else f"{place(path)}, line {line}",
         got=shown(problem),
     )
+
+
+def place(path: Path) -> str:
+    """A path as messages name it."""
+    return "standard input" if path == STDIN else str(path)
 
 
 def read_text(path: Path, what: str) -> str:
@@ -247,6 +256,16 @@ def read_text(path: Path, what: str) -> str:
     Raises:
         UsageError: it cannot be read, or is larger than `MOST`.
     """
+    if path == STDIN:
+        return _standard_input(what)
+    if path.is_dir():
+        raise UsageError(
+            f"this is a folder, not a {what}",
+            code="unreadable-file",
+            where=str(path),
+            expected="a YAML file",
+            remedy="name models by `post`, `base` and `new_base`",
+        )
     try:
         file = File(path)  # refuses a FIFO, which can block, and a device, which can be endless
         try:
@@ -267,5 +286,24 @@ def read_text(path: Path, what: str) -> str:
     except ValueError as error:
         problem = str(error)
     raise UsageError(
-        f"cannot read the {what}", code="unreadable-file", where=str(path), got=problem
+        f"cannot read the {what}",
+        code="unreadable-file",
+        where=str(path),
+        got=problem,
+        remedy=None if path.exists() else nearest_path(str(path)),
+    )
+
+
+def _standard_input(what: str) -> str:
+    problem = "nothing is connected to it"
+    if sys.stdin is not None:
+        data = sys.stdin.buffer.read(MOST + 1)
+        try:
+            if len(data) <= MOST:
+                return data.decode()
+            problem = f"more than {show_size(MOST)}"
+        except ValueError as error:
+            problem = str(error)
+    raise UsageError(
+        f"cannot read the {what}", code="unreadable-file", where="standard input", got=problem
     )

@@ -110,7 +110,10 @@ class Scheme(ABC):
 _SCHEMES: dict[str, type[Scheme]] = {}
 
 
-def register(scheme: type[Scheme]) -> type[Scheme]:
+Registered = TypeVar("Registered", bound=type[Scheme])
+
+
+def register(scheme: Registered) -> Registered:
     """Make a scheme known under its name; usable as a class decorator."""
     _SCHEMES[scheme.name] = scheme
     return scheme

@@ -1,5 +1,6 @@
 """An address as the user writes it, and the place that it stands for."""
 
+import difflib
 import os
 import re
 from dataclasses import dataclass, replace
@@ -79,6 +80,7 @@ def locate(address: str, download: bool = True, keep: bool = False) -> Location:
                 where=address,
                 expected="an existing folder or weight file, or a Hub id (name, org/name@revision "
                 "or hf://org/name@revision/folder)",
+                remedy=nearest_path(address) if scheme == LOCAL else None,
             )
         return hub.find(address, name, online=download, keep=keep)
     if is_known(scheme) and not download:
@@ -92,6 +94,29 @@ def locate(address: str, download: bool = True, keep: bool = False) -> Location:
         expected="a folder, a weight file (.safetensors, .bin, .pt) or a Hub id",
         remedy="download it to a folder first",
     )
+
+
+def is_here(address: str) -> bool:
+    """Whether an address is a path that exists on this machine."""
+    return _exists(_expanded(address))
+
+
+def nearest_path(address: str) -> str | None:
+    """A remedy for a mistyped path: the path that exists and is nearest to it, if there is one."""
+    path = _expanded(address)
+    for above in path.parents:
+        if _exists(above):
+            wrong = path.relative_to(above).parts[0]
+            try:
+                names = [each.name for each in above.iterdir()]
+            except OSError:
+                return None
+            near = difflib.get_close_matches(wrong, names, 1, 0.6)
+            if near:
+                rest = path.relative_to(above).parts[1:]
+                return f"did you mean {str(Path(above, near[0], *rest))!r}?"
+            return None if above == Path() else f"{str(above)!r} is there, {wrong!r} is not in it"
+    return None
 
 
 def not_here(address: str) -> MisfitError:

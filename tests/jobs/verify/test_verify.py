@@ -384,9 +384,11 @@ def test_a_place_behind_a_network_is_not_read_unless_asked_for(out, monkeypatch)
 
 def test_only_outputs_are_verified(tmp_path, lineage):
     """A folder without a lock, an absent one and a file."""
-    for folder in (lineage.post, tmp_path / "absent", lineage.base / "model.safetensors"):
+    for folder in (lineage.post, lineage.base / "model.safetensors"):
         with pytest.raises(MisfitError, match="did not write"):
             verify(folder)
+    with pytest.raises(UsageError, match="no such folder"):
+        verify(tmp_path / "absent")
 
 
 # -- how it runs -----------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 from collections import Counter
 
-from paramdelta.check.report import Report
+from paramdelta.checks.report import Report
 from paramdelta.cli.show.events import emit
 from paramdelta.cli.show.findings import show_findings
 from paramdelta.cli.show.terminal import say

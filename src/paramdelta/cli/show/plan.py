@@ -13,6 +13,7 @@ from paramdelta.formats.components import component_of_file
 from paramdelta.formats.view import View
 from paramdelta.output.layout import Layout
 from paramdelta.planning.account import Fate
+from paramdelta.planning.bytelevel import read_out
 from paramdelta.planning.plan import Plan
 from paramdelta.units import show_count, show_size
 
@@ -69,13 +70,13 @@ def _show_sources(plan: Plan) -> None:
         )
     for pair, like in plan.likeness.items():
         say(
-            f"  {pair}: cosine {like.cosine:.4f}, relative distance {like.distance:.4f}"
-            f" (on {like.tensors} matrices)"
+            f"  {pair}: {like.reading} (cosine {like.cosine:.4f}, relative distance "
+            f"{like.distance:.4f}, on {like.tensors} matrices)"
         )
     for role, shift in plan.shifts.items():
         say(
-            f"  the new base moved {shift.ratio:.2f} times as far from base as {role} did "
-            f"(cosine {shift.cosine:.2f}); less comes across the farther it moved",
+            f"  the new base moved {shift.ratio:.2f} times as far from base as {role} did, "
+            f"{shift.reading} (cosine {shift.cosine:.2f}); less comes across the farther it moved",
             *([f"    {known}"] if (known := known_cases(shift.ratio)) else []),
         )
 
@@ -114,7 +115,7 @@ def _show_rows(plan: Plan) -> None:
     if plan.vocabulary:
         say("", "rows of tokens")
     for case in plan.vocabulary:
-        shown = ", ".join(repr(token) for token in case.tokens)
+        shown = ", ".join(repr(read_out(token)) for token in case.tokens)
         rest = " …" if case.count > len(case.tokens) else ""
         say(f"  {case.name:<18} {case.count:>8}" + (f"  {shown}{rest}" if case.tokens else ""))
 

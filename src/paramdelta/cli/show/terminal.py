@@ -12,22 +12,43 @@ from typing import TextIO
 import typer
 
 from paramdelta.errors import StorageError
+from paramdelta.progress import paused
 from paramdelta.text import line as escaped
 from paramdelta.text import spoken
 
+_quiet = False
+
+
+def be_quiet(quiet: bool) -> None:
+    """Whether `say` leaves out what is not asked for: progress and what goes well."""
+    global _quiet
+    _quiet = quiet
+
+
+def is_quiet() -> bool:
+    """See `be_quiet`."""
+    return _quiet
+
 
 def say(
-    *lines: str, head: str = "", color: str | None = None, bold: bool = False, err: bool = False
+    *lines: str,
+    head: str = "",
+    color: str | None = None,
+    bold: bool = False,
+    err: bool = False,
+    asked: bool = False,
 ) -> None:
     """Print lines. Line feeds and all other unsafe characters in a line become escapes.
 
     ``head``: the start of the first line, which alone is styled; without it, all lines are styled.
-    ``err``: print to standard error. If the reader of a pipe has gone, the line is dropped and the
-    work goes on.
+    ``err``: print to standard error. ``asked``: print even with --quiet. If the reader of a pipe
+    has gone, the line is dropped and the work goes on.
 
     Raises:
         StorageError: the line cannot be written, for example because the disk is full.
     """
+    if _quiet and not (err or asked):
+        return
     styled = color is not None or bold
     for number, text in enumerate(lines or ("",)):
         safe, start = escaped(text), escaped(head) if number == 0 else ""
@@ -48,7 +69,8 @@ def stream(text: str) -> None:
 
 def _write(text: str, err: bool, end: str = "\n") -> None:
     try:
-        typer.echo(text + end, err=err, nl=False)
+        with paused():
+            typer.echo(text + end, err=err, nl=False)
     except OSError as error:
         stream = sys.stderr if err else sys.stdout
         _silence(stream)  # or the same failure comes again when Python flushes it at the end

@@ -92,7 +92,9 @@ def architecture_of(metadata: Mapping[str, Any], where: str) -> Architecture:
     if found is None or metadata.get(f"{name}.expert_count"):
         experts = " with experts" if found is not None else ""
         raise CheckpointError(
-            f"a GGUF file of the architecture {shown(str(name))}{experts} cannot be read",
+            f"a GGUF file of the architecture {shown(str(name))}{experts} cannot be read"
+            if name is not None
+            else "a GGUF file that does not state its architecture cannot be read",
             code="gguf-architecture",
             where=where,
             expected="one of " + ", ".join(ARCHITECTURES) + ", without experts",

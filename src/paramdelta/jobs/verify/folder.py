@@ -11,7 +11,7 @@ from paramdelta.jobs.verify.mix import verify_mix
 from paramdelta.jobs.verify.verification import Options, Verification
 from paramdelta.output.lock import LOCK
 from paramdelta.storage.files import Files
-from paramdelta.storage.location import locate
+from paramdelta.storage.location import is_here, locate, nearest_path
 from paramdelta.storage.reader import Reader
 from paramdelta.storage.store import LOCAL, scheme_of
 
@@ -25,6 +25,14 @@ KINDS: Mapping[str, Callable[[Files, Options], Verification]] = {
 
 def verify_folder(address: str, options: Options) -> Verification:
     """Verify whatever a folder holds; see `api.verify`."""
+    if scheme_of(address) == LOCAL and not is_here(address):
+        raise UsageError(
+            "no such folder",
+            code="no-such-folder",
+            where=address,
+            expected="a folder that paramdelta wrote",
+            remedy=nearest_path(address),
+        )
     with Reader() as reader:
         try:
             files = Files(locate(address, options.download or scheme_of(address) != LOCAL), reader)

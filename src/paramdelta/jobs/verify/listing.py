@@ -12,6 +12,7 @@ from paramdelta.storage.files import Files
 from paramdelta.text import shown
 
 CARD = "README.md"
+RECIPE = "recipe.yaml"  # says where the sources are, seen from the output
 MOST = 6  # problems that an error names
 OUTPUT = "the files of the output are not those that were written"
 SOURCES = "the sources are not those that the output was made from"
@@ -34,7 +35,7 @@ def check_names(files: Files, listed: Mapping[str, ListedFile], mark: str) -> tu
         elif files[name].size != file.size:
             wrong.append(f"{shown(name)} has {files[name].size} bytes, not {file.size}")
     for name in files:
-        if name in listed or name in (mark, CARD):
+        if name in listed or name in (mark, CARD, RECIPE):
             continue
         if _INERT.fullmatch(name):
             notes.append(f"{shown(name)} was added")
