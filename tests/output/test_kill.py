@@ -60,7 +60,8 @@ def kill_and_resume(tmp_path: Path, runs: int, seed: int, dtype: str = "auto") -
     """``runs`` times: kill, later ones of a run at random, until it ends by itself; compare."""
     command = ["mix", *lineage(tmp_path, dtype), "--dtype", dtype, "--out"]
     chance = random.Random(seed)
-    out, staging = tmp_path / "out", tmp_path / ".out.paramdelta-partial"
+    out, staging = tmp_path / "run" / "out", tmp_path / "run" / ".out.paramdelta-partial"
+    out.parent.mkdir()  # as deep as the other one: recipe.yaml names sources as seen from there
     kills = resumed = 0
     with Program(tmp_path / "said", OFTEN) as program:
         program.warm_up([*command, str(tmp_path / "first" / "out")])
