@@ -188,7 +188,7 @@ def _plan(path: Path) -> Any:
 
     plan = api.plan(_lineage({name: path / name for name in ("post", "base", "new")}))
     plan.check()
-    return api._small_files(plan, path / "out")
+    return api._small_files(plan, path / "out", None)
 
 
 def _lineage(folders: Any) -> Any:

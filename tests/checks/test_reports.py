@@ -43,7 +43,7 @@ MADE |= {"link-outside", "not-a-file", "not-finite", "negative-variance", "negat
 def test_page_has_the_codes():
     """Every code that the package can give, and no other."""
     given = set(MADE)
-    for path in (ROOT / "src" / "paramdelta" / "check").glob("*.py"):
+    for path in (ROOT / "src" / "paramdelta" / "checks").glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and len(node.args) > 2:
                 code = node.args[1]
