@@ -153,6 +153,7 @@ if os.geteuid() == 0:
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         with contextlib.suppress(SystemExit):
             main()  # imports what another user may not be able to read
+    import paramdelta.storage.hub  # asked about folders that this user cannot see
     os.setgroups([])
     os.setegid(65534)
     os.seteuid(65534)

@@ -181,7 +181,8 @@ def test_stopped_anywhere_and_resumed_is_the_whole(tmp_path, recipe, monkeypatch
             left -= 1
             return write(self, stream, offset, data)
 
-        out = tmp_path / "out"
+        out = tmp_path / "run" / "out"
+        out.parent.mkdir(exist_ok=True)
         monkeypatch.setattr(FolderWriter, "write", failing)
         with pytest.raises(StorageError, match="stopped"):
             mix(recipe, out, shard_size="1MB", workers=1)

@@ -61,7 +61,7 @@ def test_metadata_and_empty_tensors(tmp_path):
 
 def test_absent_addresses_are_usage_errors(tmp_path):
     """No folder, no Hub id, and an address that cannot be read yet."""
-    for address in (str(tmp_path / "absent"), "a/b/c", "./absent", "s3://bucket/model"):
+    for address in (str(tmp_path / "absent"), "a/b/c", "./absent", "ftp://host/model"):
         with pytest.raises(UsageError):
             opening.checkpoint(address, "post")
 

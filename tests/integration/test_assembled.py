@@ -9,6 +9,7 @@ from safetensors.numpy import load_file
 
 from paramdelta import Delta, Recipe, Severity, extract, mix, plan, sweep, verify
 from paramdelta.checks import check
+from paramdelta.errors import Interrupted
 from tests.assembled import KINDS, embedder, pipeline, put, weights
 from tests.checkpoints import encode, save
 
@@ -201,7 +202,7 @@ def test_a_killed_mix_of_a_pipeline_goes_on(tmp_path):
     def stop(now):
         raise KeyboardInterrupt
 
-    with pytest.raises(Exception, match="stopped"):
+    with pytest.raises(Interrupted, match="stopped"):
         mix(made, tmp_path / "out", progress=stop)
     out = mix(made, tmp_path / "out").folder
     for path in whole.rglob("*.safetensors"):

@@ -16,6 +16,7 @@ from paramdelta.errors import MisfitError, StorageError
 from paramdelta.formats.view import Tensor
 from paramdelta.jobs import measure
 from paramdelta.jobs.mix import Worker
+from paramdelta.jobs.verify.formula import MERGED
 from paramdelta.schemes.dare import Dare, Drop
 from paramdelta.schemes.filter import Filter
 from paramdelta.schemes.pair import Pair
@@ -247,7 +248,10 @@ def finite(dtype):
 @pytest.mark.parametrize("scheme", [SUM, Ties(0.5, 0.75), Ties(normalize=False)], ids=str)
 @pytest.mark.parametrize("dtype", ["BF16", "F32"])
 def test_any_filters_in_any_order(scheme, dtype):
-    """Against exact fractions: filters that the compiled code knows, others, and some twice."""
+    """Against exact fractions: filters that the compiled code knows, others, and some twice.
+
+    An election may round its result as far as `verify` allows.
+    """
     drops = [Drop(0.5, 3), Drop(0.25, 4), Trim(0.5, 0.5), Trim(0.5, 2.0), Even()]
 
     @settings(max_examples=100)
@@ -271,8 +275,11 @@ def test_any_filters_in_any_order(scheme, dtype):
             for pair, post, base in zip(pairs, others[::2], others[1::2], strict=True):
                 kept = all(f.keep(np.array([float(post - base)]), start + at) for f in pair.filters)
                 terms.append(kept * Fraction(pair.coefficient) * (post - base))
-            exact = new + scheme.exact(terms, pairs)
+            merged = scheme.exact(terms, pairs)
+            exact = new + merged
             found = Fraction(decode(int(out.view(BITS[dtype])[at]), dtype))
-            assert abs(found - exact) <= Fraction(51, 100) * ulp(exact, dtype), row
+            # An election divides in double-double, of which the new base can leave only the end.
+            share = 0 if scheme == SUM else MERGED * abs(merged)
+            assert abs(found - exact) <= Fraction(51, 100) * ulp(exact, dtype) + share, row
 
     check()

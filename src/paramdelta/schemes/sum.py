@@ -45,6 +45,7 @@ class Sum(Scheme):
 
         from paramdelta.arithmetic import kernels
         from paramdelta.arithmetic.finite import not_finite_mask
+        from paramdelta.formats.view import float64
         from paramdelta.schemes import sparse
 
         if any(pair.filters for pair in pairs):
@@ -70,7 +71,11 @@ class Sum(Scheme):
                 kernels.add(post[block], base[block], pair.scale, high, low)
             finite &= kernels.finish(high[:size], low[:size], out[block])
         if broken is not None:
-            whole[broken] = out[broken]
+            places = np.flatnonzero(broken)
+            found, before = (float64(array[places], dtype) for array in (out, whole))
+            # Infinities of the new base and of what is subtracted cancel only in mix_exact.
+            places = places[~np.isnan(found) | np.isnan(before)]
+            whole[places] = out[places]
         return finite
 
     def combine_packed(

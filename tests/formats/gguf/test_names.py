@@ -126,7 +126,7 @@ def test_other_tensors_are_refused(name, what):
         ({"general.architecture": "mamba"}, "mamba"),
         ({"general.architecture": "llama", "llama.expert_count": 8}, "with experts"),
         ({"general.architecture": "llama", "general.type": "adapter"}, "adapter"),
-        ({}, "None"),
+        ({}, "does not state its architecture"),
     ],
 )
 def test_other_architectures_are_refused(said, what):
