@@ -464,9 +464,9 @@ def add(post: Array, base: Array, scale: float, high: Array, low: Array) -> None
     for i in range(post.size):
         p = _widen(post[i], F64(0))
         b = _widen(base[i], F64(0))
-        if p == b:
-            continue  # infinities cancel, and a negative zero stays in the accumulator
         difference, error = _two_sum(p, -b)
+        if difference == 0.0 or p == b:
+            continue  # equal infinities cancel, and a negative zero stays in the accumulator
         product, error = scaled(difference, error, scale, scale_high, scale_low)
         high[i], low[i] = increased(high[i], low[i], product, error)
 
