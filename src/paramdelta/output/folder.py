@@ -308,6 +308,8 @@ class FolderSink:
             if self._made is not None and os.path.samestat(found, self._made):
                 shutil.rmtree(self.place.staging, ignore_errors=True)
                 self.place.journal.unlink(missing_ok=True)
+            elif self._made is None and self._guard is not None:
+                self.place.staging.rmdir()  # stopped before it was looked at: it is empty, or stays
         self._made = None
         self._release()
 
