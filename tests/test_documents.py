@@ -137,6 +137,7 @@ PARSERS = {"loads", "load", "JSONDecoder", "safe_load", "full_load", "compose", 
 OWN = {
     "documents/json.py": "the parser of JSON",
     "documents/yaml.py": "the parser of YAML",
+    "output/journal.py": "its short lines, of which there may be many; long ones go through here",
     "formats/safetensors.py": "headers, which have a parser of their own",
 }
 

@@ -11,7 +11,7 @@ import dataclasses
 import gc
 import json
 import resource
-import select
+import selectors
 import subprocess
 import sys
 import time
@@ -82,7 +82,10 @@ class Worker:
         assert stdout is not None
         stdin.write(json.dumps([action, str(path)]) + "\n")
         stdin.flush()
-        if not select.select([stdout], [], [], HANG)[0]:
+        with selectors.DefaultSelector() as selector:  # for descriptors of any number
+            selector.register(stdout, selectors.EVENT_READ)
+            ready = selector.select(HANG)
+        if not ready:
             self._stop()
             return Cost("hang", f"no answer within {HANG:.0f} s", HANG, 0)
         answer = stdout.readline()

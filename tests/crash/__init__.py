@@ -9,7 +9,7 @@ changes of the disk can be tried, however fast the machine is and whatever else 
 
 import json
 import os
-import select
+import selectors
 import signal
 import subprocess
 import sys
@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import IO, Any
 
 import pytest
 
@@ -44,6 +44,13 @@ class Ended:
     def killed(self) -> bool:
         """Whether SIGKILL ended it."""
         return self.code == -signal.SIGKILL
+
+
+def is_ready(stream: IO[str], seconds: float) -> bool:
+    """Whether something can be read within a time, whatever the number of the descriptor."""
+    with selectors.DefaultSelector() as selector:
+        selector.register(stream, selectors.EVENT_READ)
+        return bool(selector.select(seconds))
 
 
 class Program:
@@ -133,7 +140,7 @@ class Program:
                 time.sleep(0.001)
             self._server.stdin.write("\n")
             self._server.stdin.flush()
-            if not select.select([self._server.stdout], [], [], HANG)[0]:
+            if not is_ready(self._server.stdout, HANG):
                 os.kill(int(child), signal.SIGABRT)  # the caller sees how it ended
         code = self._server.stdout.readline()
         if tracer is not None:

@@ -1,12 +1,12 @@
 """What transfer this project's study leads one to expect, and where it says nothing."""
 
-import json
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from typing import Any
 
 from paramdelta.analysis.measures import DeltaMeasures
+from paramdelta.documents import parse_json
 
 FIT = "fit.json"  # written by `python -m studies.transfer.fit`
 
@@ -56,8 +56,8 @@ class Prediction:
 @cache
 def fit() -> dict[str, Any]:
     """The study's fit."""
-    text = files("paramdelta.analysis").joinpath(FIT).read_text(encoding="utf-8")
-    return dict(json.loads(text))
+    data = files("paramdelta.analysis").joinpath(FIT).read_bytes()
+    return dict(parse_json(data))
 
 
 def predict(found: DeltaMeasures, parameters: int, scale: float | None, deltas: int) -> Prediction:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from paramdelta.documents import parse_json
 from paramdelta.errors import StorageError
 
 Rows = list[dict[str, Any]]
@@ -68,7 +69,7 @@ def lines(path: Path) -> Iterator[dict[str, Any]]:
     text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8")
     for line in io.StringIO(text):
         if line.strip():
-            row = json.loads(line)
+            row = parse_json(line.encode())
             if not isinstance(row, dict):
                 raise ValueError("a line is not a JSON object")
             yield row

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from paramdelta.documents import parse_json
 from paramdelta.errors import UsageError
 from paramdelta.evaluation import calls
 from paramdelta.evaluation.execution import passes
@@ -83,7 +84,7 @@ def questions(path: Path, sets: tuple[str, ...]) -> list[dict[str, Any]]:
         UsageError: the file is not of this form, or lacks a set.
     """
     try:
-        read = json.loads(path.read_bytes())
+        read = parse_json(path.read_bytes())
         parts = [read[name] for name in sets or read] if isinstance(read, dict) else [read]
         return [
             {"question": str(r["question"]), "answer": str(r["answer"])} for p in parts for r in p
@@ -115,9 +116,9 @@ def _mbpp_prompt(document: Document) -> str:
 
 
 def _calls_prompt(document: Document) -> str:
-    messages = json.loads(document["messages"])
+    messages = parse_json(document["messages"].encode())
     said = "\n\n".join(str(message["content"]) for message in messages)
-    functions = json.dumps(json.loads(document["functions"]), indent=4, ensure_ascii=False)
+    functions = json.dumps(parse_json(document["functions"].encode()), indent=4, ensure_ascii=False)
     return f"{calls.SYSTEM}{functions}\n\n{said}"
 
 
@@ -195,7 +196,7 @@ def mbpp(document: Document, text: str) -> float:
 
 def made_calls(document: Document, text: str) -> float:
     """1 if the completion makes the right calls."""
-    functions, answers = json.loads(document["functions"]), json.loads(document["answers"])
+    functions, answers = (parse_json(document[key].encode()) for key in ("functions", "answers"))
     return float(calls.is_right(text, functions, answers))
 
 

@@ -7,13 +7,13 @@ predictions are apart. Texts are cut into short pieces that lie evenly over all 
 
 import gzip
 import io
-import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from paramdelta.documents import parse_json
 from paramdelta.errors import UsageError
 from paramdelta.evaluation.models import Model, models_of, release
 from paramdelta.evaluation.statistics import Mean, Table
@@ -223,7 +223,7 @@ def _parts(file: Path, objects: bool) -> Iterator[str]:
             if not objects:
                 yield line.rstrip("\n")
             elif line.strip():
-                read = json.loads(line)
+                read = parse_json(line.encode())
                 values = read.values() if isinstance(read, dict) else [read]
                 yield from (value for value in values if isinstance(value, str))
 
