@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from paramdelta.documents import parse_json
-from paramdelta.errors import MisfitError
+from paramdelta.output.journal import damaged_journal
 from paramdelta.output.sink import NotFinite
 from paramdelta.storage.digest import Leaves
 
@@ -105,11 +105,6 @@ class Record:
             }
             not_finite = {(str(t), str(w)): int(count) for t, w, count in plain["not_finite"]}
         except (ValueError, KeyError, TypeError, AttributeError):
-            raise MisfitError(
-                "the journal of the unfinished run is damaged",
-                code="damaged-journal",
-                where=where,
-                remedy="pass `fresh=True` to start again",
-            ) from None
+            raise damaged_journal(where) from None
         examined = plain.get("examined") is True
         return cls(plain["size"], plain["digest"], leaves, not_finite, examined)

@@ -14,7 +14,7 @@ from typing import Any
 from paramdelta.documents import parse_json
 from paramdelta.errors import MisfitError, StorageError, UsageError
 from paramdelta.output.destination import RUN
-from paramdelta.output.journal import compare_runs
+from paramdelta.output.journal import compare_runs, damaged_journal
 from paramdelta.output.place import written_by
 from paramdelta.storage.hub import Listing, Name, parse
 from paramdelta.storage.hubrepo import Repository
@@ -196,12 +196,7 @@ class HubDestination:
         )
 
     def _damaged(self) -> MisfitError:
-        return MisfitError(
-            "the journal of the unfinished run is damaged",
-            code="damaged-journal",
-            where=f"{self.name.repo}@{self._work}",
-            remedy="pass `fresh=True` to start again",
-        )
+        return damaged_journal(f"{self.name.repo}@{self._work}")
 
 
 def work_branch(digest: str) -> str:

@@ -137,12 +137,7 @@ class Journal:
                         known.update({int(n): bytes.fromhex(leaf) for n, leaf in leaves.items()})
             self.done = Ranges(done)
         except (ValueError, KeyError, TypeError, AttributeError):
-            raise MisfitError(
-                "the journal of the unfinished run is damaged",
-                code="damaged-journal",
-                where=str(self.path),
-                remedy="pass `fresh=True` to start again",
-            ) from None
+            raise damaged_journal(str(self.path)) from None
 
     def _write(self, text: str) -> None:
         try:
@@ -151,6 +146,16 @@ class Journal:
             os.fsync(self._file.fileno())
         except OSError as error:
             raise storage_error(error, self.path, "write") from None
+
+
+def damaged_journal(where: str) -> MisfitError:
+    """The error for records of an unfinished run that cannot be read. ``where``: the records."""
+    return MisfitError(
+        "the journal of the unfinished run is damaged",
+        code="damaged-journal",
+        where=where,
+        remedy="pass `fresh=True` to start again",
+    )
 
 
 def compare_runs(found: Mapping[str, Any], identity: Mapping[str, Any], where: str) -> None:

@@ -27,7 +27,7 @@ from typing import Any
 from paramdelta.documents import parse_json
 from paramdelta.errors import MisfitError, StorageError, UsageError
 from paramdelta.output.destination import RUN
-from paramdelta.output.journal import compare_runs
+from paramdelta.output.journal import compare_runs, damaged_journal
 from paramdelta.output.place import Place
 from paramdelta.storage.local import storage_error, sync_folder, write_bytes
 
@@ -174,12 +174,7 @@ class SharedFolder:
         try:
             compare_runs(parse_json(data), self._run, str(self.work))
         except (ValueError, KeyError, TypeError):
-            raise MisfitError(
-                "the journal of the unfinished run is damaged",
-                code="damaged-journal",
-                where=str(self.work / RUN),
-                remedy="pass `fresh=True` to start again",
-            ) from None
+            raise damaged_journal(str(self.work / RUN)) from None
 
     def _check_shards(self, small: set[str]) -> None:
         """Raise MisfitError unless the folder holds the run's shards, whole, and nothing else."""
